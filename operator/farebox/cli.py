@@ -1,0 +1,208 @@
+"""The command line of all processes (`farebox --help` lists them). Parses, wires, nothing else.
+
+Each command imports what it runs only when it runs: `farebox crds` need not load a web server.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from farebox import __version__
+from farebox.errors import FareboxError
+from farebox.reports import commands as reports
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="farebox")
+def cli() -> None:
+    """Sells LLM inference on your own Kubernetes cluster."""
+
+
+cli.add_command(reports.statement)
+cli.add_command(reports.usage)
+
+
+def main() -> None:
+    """The entry point: errors that Farebox raises on purpose are one line, not a traceback."""
+    try:
+        cli()
+    except FareboxError as error:
+        click.echo(f"farebox: {error}", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+def operator() -> None:
+    """Turn kinds, balances and Deployments into phases and replicas. Settings: FAREBOX_* variables."""
+    from farebox.controller.operator import Operator
+    from farebox.kube.client import KubeClient
+    from farebox.ledger.remote import RemoteLedger
+    from farebox.logs import configure
+    from farebox.settings import OperatorSettings
+
+    settings = OperatorSettings()
+    configure(settings.log_level, settings.log_format)
+
+    async def run() -> None:
+        client = await KubeClient.connect(settings.kubeconfig)
+        ledger = RemoteLedger(settings.meter_url, settings.meter_token_file)
+        try:
+            await Operator(settings, client, ledger).run()
+        finally:
+            await ledger.close()
+            await client.close()
+
+    _run(run())
+
+
+@cli.command()
+def meter() -> None:
+    """Serve the ledger: usage, top-ups, balances, the feed of changes. Settings: FAREBOX_* variables."""
+    from farebox.logs import configure
+    from farebox.meter.server import run
+    from farebox.settings import MeterSettings
+
+    settings = MeterSettings()
+    configure(settings.log_level, settings.log_format)
+    _run(_until_signal(lambda stop: run(settings, stop)))
+
+
+@cli.command()
+@click.option("--write-envoy-config", is_flag=True, help="Write Envoy's configuration and end.")
+def gateway(write_envoy_config: bool) -> None:
+    """Decide each call that Envoy asks about, and report its usage. Settings: FAREBOX_* variables."""
+    from farebox.gateway import process
+    from farebox.logs import configure
+    from farebox.settings import GatewaySettings
+
+    settings = GatewaySettings()
+    configure(settings.log_level, settings.log_format)
+    if write_envoy_config:
+        click.echo(process.write_envoy_config(settings))
+    else:
+        _run(_until_signal(lambda stop: process.run(settings, stop)))
+
+
+@cli.command()
+@click.option("--concurrency", default=2, show_default=True, help="Worker threads.")
+def envoy(concurrency: int) -> None:
+    """Become the Envoy of the gateway in FAREBOX_GATEWAY_DIRECTORY, whose configuration was written there."""
+    import os
+
+    from farebox.gateway import process
+    from farebox.gateway.envoy import command
+    from farebox.gateway.envoy_process import find
+    from farebox.settings import GatewaySettings
+
+    arguments = command(find(), process.config_path(GatewaySettings()), concurrency)
+    os.execv(arguments[0], arguments)
+
+
+@cli.command()
+def up() -> None:
+    """All of Farebox on a laptop: your kubeconfig, an SQLite file, loopback; calls if there is an Envoy."""
+    from farebox.logs import configure
+    from farebox.up import UpSettings, run
+
+    settings = UpSettings()
+    configure(settings.log_level, settings.log_format)
+    _run(run(settings))
+
+
+@cli.command()
+@click.option("--host", default="0.0.0.0", show_default=True)
+@click.option("--port", default=8000, show_default=True)
+@click.option("--model", default="simulated", show_default=True, help="The model to play; * for any.")
+@click.option("--ttft-ms", default=20.0, show_default=True, help="Milliseconds to the first token.")
+@click.option("--tokens-per-second", default=200.0, show_default=True, help="0: as fast as it can.")
+def simulator(host: str, port: int, model: str, ttft_ms: float, tokens_per_second: float) -> None:
+    """Stand in for a model server: OpenAI-compatible, with honest usage, without a GPU."""
+    from farebox.logs import configure
+    from farebox.simulator import run
+
+    configure("INFO", "json")
+    _run(
+        _until_signal(
+            lambda stop: run(
+                host=host,
+                port=port,
+                model=model,
+                ttft_ms=ttft_ms,
+                tokens_per_second=tokens_per_second,
+                stop=stop,
+            )
+        )
+    )
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option("--check", is_flag=True, help="Change nothing; fail when the files differ.")
+def crds(directory: Path | None, check: bool) -> None:
+    """Print the CustomResourceDefinitions, or write them to DIRECTORY."""
+    from farebox.api import schema
+
+    if directory is None:
+        click.echo("".join(schema.render_all().values()), nl=False)
+    elif check:
+        if differences := schema.check(directory):
+            raise FareboxError("; ".join(differences) + f"; run: farebox crds {directory}")
+    else:
+        schema.write(directory)
+
+
+@cli.group()
+def ledger() -> None:
+    """Work on a ledger's database."""
+
+
+@ledger.command()
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--url", envvar="FAREBOX_LEDGER_URL", default="sqlite:////var/lib/farebox/ledger.db", show_default=True
+)
+def backup(destination: Path, url: str) -> None:
+    """Copy an SQLite ledger to the new file DESTINATION while a meter writes to it, and verify the copy."""
+    from farebox.ledger.backup import backup as run_backup
+
+    report = run_backup(url, destination)
+    click.echo(f"{destination}: {report}")
+    if not report.ok:
+        sys.exit(1)
+
+
+@ledger.command()
+@click.option(
+    "--url", envvar="FAREBOX_LEDGER_URL", default="sqlite:////var/lib/farebox/ledger.db", show_default=True
+)
+def verify(url: str) -> None:
+    """Recompute every balance from the first entry; fail on any difference."""
+    from farebox.ledger.verify import verify as run_verify
+
+    report = run_verify(url)
+    click.echo(str(report))
+    if not report.ok:
+        sys.exit(1)
+
+
+def _run(main_coroutine: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    try:
+        uvloop.run(main_coroutine)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def _until_signal(serve: Any) -> None:
+    """Run a server until SIGTERM or SIGINT; it then finishes what runs."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(stop)

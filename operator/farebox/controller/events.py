@@ -1,0 +1,100 @@
+"""Events about transitions (events.k8s.io), for `kubectl describe` and `kubectl events`. Best effort.
+
+They are rate-limited, each kind by itself: what happens to thousands of services at once is told by their
+account's Event, and by metrics. Losing an Event loses nothing but a line for people.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import structlog
+
+from farebox.api import API_VERSION, APIObject
+from farebox.controller.queue import TokenBucket
+from farebox.errors import KubeError, KubeUnreachable
+from farebox.kube.client import JSONObject, KubeClient
+from farebox.kube.names import event_path
+from farebox.metrics import EVENTS_DROPPED
+
+log = structlog.get_logger(__name__)
+_CONTROLLER = "farebox.dev/operator"
+_MESSAGE_LIMIT = 1024
+_WAITING = 256
+
+
+@dataclass
+class Recorder:
+    """Sends Events one after another: of each kind at most `rate` a second and `burst` at once.
+
+    The rest is dropped and counted.
+    """
+
+    client: KubeClient
+    identity: str
+    rate: float = 20.0
+    burst: int = 100
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _buckets: dict[str, TokenBucket] = field(default_factory=dict)
+    _queue: asyncio.Queue[JSONObject] = field(default_factory=lambda: asyncio.Queue(_WAITING))
+
+    def event(
+        self, regarding: APIObject, kind: Literal["Normal", "Warning"], reason: str, action: str, note: str
+    ) -> None:
+        """Tell what happened to an object: `reason` and `action` are CamelCase words, `note` a sentence."""
+        bucket = self._buckets.setdefault(regarding.KIND, TokenBucket(self.rate, self.burst))
+        if not bucket.try_take():
+            EVENTS_DROPPED.inc()
+            return
+        try:
+            self._queue.put_nowait(self._body(regarding, kind, reason, action, note))
+        except asyncio.QueueFull:
+            EVENTS_DROPPED.inc()
+
+    async def run(self) -> None:
+        """Send what was told, for ever."""
+        while True:
+            body = await self._queue.get()
+            await self._send(body)
+
+    async def flush(self) -> None:
+        """Send what is left, without waiting for more."""
+        with contextlib.suppress(asyncio.QueueEmpty):
+            while True:
+                await self._send(self._queue.get_nowait())
+
+    async def _send(self, body: JSONObject) -> None:
+        try:
+            await self.client.create(event_path(body["metadata"]["namespace"]), body)
+        except (KubeError, KubeUnreachable) as error:
+            EVENTS_DROPPED.inc()
+            log.debug("event.not_sent", error=str(error))
+
+    def _body(self, regarding: APIObject, kind: str, reason: str, action: str, note: str) -> JSONObject:
+        metadata = regarding.metadata
+        # Events about cluster-scoped objects live in "default", as those of Nodes do.
+        namespace = metadata.namespace or "default"
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": f"{metadata.name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
+            "eventTime": self.clock().strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "reportingController": _CONTROLLER,
+            "reportingInstance": self.identity[:128],
+            "action": action,
+            "reason": reason,
+            "type": kind,
+            "note": note[:_MESSAGE_LIMIT],
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": regarding.KIND,
+                "name": metadata.name,
+                "uid": metadata.uid,
+                "resourceVersion": metadata.resource_version,
+            }
+            | ({"namespace": metadata.namespace} if metadata.namespace else {}),
+        }

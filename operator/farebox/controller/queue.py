@@ -1,0 +1,197 @@
+"""The work queue: every key at most once, never two workers on one key, single edits before bulk work.
+
+It holds keys, not changes: whoever takes a key reads the newest facts, so ten changes cost one pass. A key
+that is added while a worker has it comes again afterwards. The design is that of client-go's workqueue.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+
+from farebox.controller.keys import Key, Kind
+from farebox.metrics import QUEUE_ADDS, QUEUE_DEPTH, QUEUE_LATENCY, QUEUE_RETRIES
+
+
+class Lane(IntEnum):
+    """The small number is served first."""
+
+    FAST = 0
+    BULK = 1
+
+
+class WorkQueue:
+    """Keys to reconcile.
+
+    Args:
+        jitter: random number in [0, 1) for backoff; tests fix it.
+        base_delay, max_delay: seconds of backoff after the first and after many failures.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_delay: float = 0.005,
+        max_delay: float = 60.0,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._lanes: tuple[deque[Key], deque[Key]] = (deque(), deque())
+        self._queued: dict[Key, tuple[Lane, float]] = {}
+        self._working: dict[Key, Lane] = {}
+        self._again: dict[Key, Lane] = {}
+        self._failures: dict[Key, int] = {}
+        self._timers: dict[Key, tuple[float, asyncio.TimerHandle]] = {}
+        self._waiters: tuple[deque[asyncio.Future[None]], deque[asyncio.Future[None]]] = (deque(), deque())
+        self._turns = (asyncio.Lock(), asyncio.Lock())
+        self._base_delay = base_delay
+        self._max_delay = max_delay
+        self._jitter = jitter
+        for kind in Kind:
+            # Counted from 0 on: a counter that comes into being with its first retry shows no increase.
+            QUEUE_RETRIES.labels(kind)
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+    def idle(self) -> bool:
+        """Nothing waits and nothing is being worked on; delayed keys do not count."""
+        return not self._queued and not self._working
+
+    def add(self, key: Key, lane: Lane = Lane.FAST) -> None:
+        """Ask for a pass over the key; one that already waits in a slower lane overtakes."""
+        QUEUE_ADDS.labels(key.kind).inc()
+        if key in self._working:
+            self._again[key] = min(lane, self._again.get(key, lane))
+            return
+        waiting = self._queued.get(key)
+        if waiting is not None and waiting[0] <= lane:
+            return
+        # A key that moves to the fast lane leaves its old place behind; `_next` skips it there.
+        self._queued[key] = (lane, waiting[1] if waiting else time.monotonic())
+        self._lanes[lane].append(key)
+        QUEUE_DEPTH.set(len(self._queued))
+        self._wake(lane)
+
+    def add_after(self, key: Key, seconds: float, lane: Lane = Lane.BULK) -> None:
+        """Ask for a pass in a while; of several such requests for a key the earliest counts."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        pending = self._timers.get(key)
+        if pending is not None:
+            if pending[0] <= due:
+                return
+            pending[1].cancel()
+        self._timers[key] = (due, loop.call_at(due, self._due, key, lane))
+
+    def retry(self, key: Key, lane: Lane) -> float:
+        """Ask for a pass after the key's next backoff; returns the seconds until then."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        QUEUE_RETRIES.labels(key.kind).inc()
+        delay: float = min(self._max_delay, self._base_delay * 2 ** min(failures, 30))
+        delay *= 0.5 + self._jitter() / 2
+        self.add_after(key, delay, lane)
+        return delay
+
+    def forget(self, key: Key) -> None:
+        """The key was reconciled: its next failure starts with the shortest backoff."""
+        self._failures.pop(key, None)
+
+    async def get(self, slowest: Lane = Lane.BULK) -> tuple[Key, Lane]:
+        """Wait for a key of a lane up to `slowest`; the caller must call `done` with it.
+
+        Others get their turn first: passes that find nothing to write never wait for anything, and thousands
+        of them in a row (a start, a sweep) would hold up watches, probes and the Lease for seconds. Workers
+        of a lane come one at a time, or a single edit would wait for a pass of each at each of its steps.
+        """
+        async with self._turns[slowest]:
+            await asyncio.sleep(0)
+        while True:
+            taken = self._next(slowest)
+            if taken is not None:
+                return taken
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters[slowest].append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                # A wake-up that this waiter can no longer use must not be lost.
+                if waiter.done() and not waiter.cancelled():
+                    self._wake(slowest)
+                raise
+
+    def done(self, key: Key) -> None:
+        """The worker is through with the key."""
+        del self._working[key]
+        lane = self._again.pop(key, None)
+        if lane is not None:
+            self.add(key, lane)
+
+    def _due(self, key: Key, lane: Lane) -> None:
+        self._timers.pop(key, None)
+        self.add(key, lane)
+
+    def _next(self, slowest: Lane) -> tuple[Key, Lane] | None:
+        for lane in Lane:
+            if lane > slowest:
+                break
+            keys = self._lanes[lane]
+            while keys:
+                key = keys.popleft()
+                waiting = self._queued.get(key)
+                if waiting is None or waiting[0] is not lane:
+                    continue
+                del self._queued[key]
+                self._working[key] = lane
+                QUEUE_DEPTH.set(len(self._queued))
+                QUEUE_LATENCY.observe(time.monotonic() - waiting[1])
+                return key, lane
+        return None
+
+    def _wake(self, lane: Lane) -> None:
+        """Wake one worker that may take the lane; those that may take only the fast one come first."""
+        for slowest in Lane:
+            if slowest < lane:
+                continue
+            waiters = self._waiters[slowest]
+            while waiters:
+                waiter = waiters.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    return
+
+
+class TokenBucket:
+    """At most `rate` tokens a second on average, `burst` at once. Waiters are served in order."""
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._tokens = float(burst)
+        self._at = clock()
+
+    async def take(self) -> None:
+        """Take a token, waiting until there is one: debts are paid by those who come later."""
+        if (debt := self._spend()) > 0:
+            await asyncio.sleep(debt / self._rate)
+
+    def try_take(self) -> bool:
+        """Take a token if there is one now."""
+        self._refill()
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _spend(self) -> float:
+        self._refill()
+        self._tokens -= 1
+        return -self._tokens
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now

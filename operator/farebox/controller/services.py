@@ -1,0 +1,144 @@
+"""One pass over an InferenceService: gather facts, decide, apply the difference."""
+
+from farebox.api import ConditionType, InferenceService, Phase, StopReason
+from farebox.controller.backends import ensure_backend, remove_backend, scale_to_zero
+from farebox.controller.cache import account_of
+from farebox.controller.context import COUNTS_SECONDS, Context
+from farebox.controller.gather import backend_name, gather
+from farebox.controller.keys import Key, model_key
+from farebox.controller.queue import Lane
+from farebox.controller.reservations import release, reserve, tell_renewal
+from farebox.controller.resources import dedicated_backend, endpoint_url, selector_text
+from farebox.controller.status import service_status
+from farebox.domain.facts import MISSING, BackendFacts, Facts
+from farebox.domain.keys import ObjectKey
+from farebox.domain.lifecycle import Verdict, decide, desired_replicas
+from farebox.ledger.port import Binding
+from farebox.metrics import TRANSITIONS
+
+# On the way up every write but the last one would be about a replica more.
+_COUNTS_ON_THE_WAY_SECONDS = 5.0
+
+
+async def reconcile_service(context: Context, key: Key, lane: Lane) -> None:
+    """Bring one service to what its facts say. Safe to repeat and to cut off anywhere (B20)."""
+    service = context.cache.services.get(key.object)
+    if service is None:
+        await _forget(context, key, lane)
+        return
+    _bind(context, key, service)
+    target = ObjectKey(context.backend_namespace, backend_name(service))
+    facts = gather(
+        context.cache,
+        context.balances,
+        context.terms,
+        context.backend_namespace,
+        service,
+        context.backend_errors.get(target, ""),
+    )
+    verdict = decide(facts, context.now())
+    reserve(context, key, service, facts)
+    _note_demand(context, key, service, verdict)
+    if verdict.wanted:
+        # Up: first what runs, then the word that it does.
+        await _apply_backend(context, key, lane, service, verdict, target)
+        await _report(context, key, lane, service, facts, verdict)
+    else:
+        # Down: first the word, so that calls are refused before the pods go (B18).
+        await _report(context, key, lane, service, facts, verdict)
+        await _apply_backend(context, key, lane, service, verdict, target)
+
+
+async def _apply_backend(
+    context: Context, key: Key, lane: Lane, service: InferenceService, verdict: Verdict, target: ObjectKey
+) -> None:
+    """A dedicated backend follows its service; a shared one is the Model's pass."""
+    if not service.spec.dedicated:
+        return
+    if not verdict.wanted:
+        await scale_to_zero(context, target, lane)
+        return
+    model = context.cache.models.get(ObjectKey("", service.model_name))
+    if model is None or model.spec.serving.deployment is None:
+        return
+    replicas = desired_replicas(verdict.wanted, service.spec.replicas)
+    serving = model.spec.serving.deployment
+    deployment = dedicated_backend(context.backend_namespace, service, serving, replicas)
+    await ensure_backend(context, key, lane, deployment, serving)
+
+
+async def _report(
+    context: Context, key: Key, lane: Lane, service: InferenceService, facts: Facts, verdict: Verdict
+) -> None:
+    """Write the status, and tell of a new phase."""
+    backend = facts.backend if isinstance(facts.backend, BackendFacts) else None
+    name = backend_name(service)
+    model = context.cache.models.get(ObjectKey("", service.model_name))
+    serving = model.spec.serving if model is not None else None
+    endpoint = service.status.endpoint
+    if serving is not None and serving.deployment is not None:
+        endpoint = endpoint_url(context.backend_namespace, name, serving.deployment)
+    elif serving is not None and serving.external is not None:
+        endpoint = serving.external.base_url
+    status = service_status(
+        service.status,
+        verdict,
+        backend if verdict.wanted or service.spec.dedicated else None,
+        facts.quota,
+        facts.reservation if service.spec.reservation is not None else MISSING,
+        generation=service.metadata.generation,
+        selector=selector_text(name),
+        endpoint=endpoint,
+        now=context.now(),
+    )
+    on_the_way = verdict.wanted and verdict.phase is not Phase.RUNNING
+    rest = _COUNTS_ON_THE_WAY_SECONDS if on_the_way else COUNTS_SECONDS
+    if await context.write_status(key, lane, service, service.status, status, rest):
+        _tell(context, service, verdict)
+        tell_renewal(context, service, facts)
+
+
+def _tell(context: Context, service: InferenceService, verdict: Verdict) -> None:
+    """An Event and a count for a service that came to another phase, or to other reasons."""
+    before = (service.status.phase, tuple(service.status.stop_reasons))
+    if before == (verdict.phase, verdict.stop_reasons) or verdict.phase is None:
+        return
+    TRANSITIONS.labels(verdict.phase).inc()
+    if verdict.phase is Phase.NOT_ENABLED:
+        return
+    serving = next(c for c in verdict.conditions if c.type is ConditionType.SERVING)
+    if verdict.stop_reasons:
+        reason = verdict.stop_reasons[0]
+        by_owner = reason is StopReason.POSTPAID_DISABLED
+        context.recorder.event(service, "Normal" if by_owner else "Warning", reason, "Stop", serving.message)
+    else:
+        action = "Resume" if verdict.phase is Phase.STOPPED else "Start"
+        context.recorder.event(service, "Normal", serving.reason, action, serving.message)
+
+
+def _note_demand(context: Context, key: Key, service: InferenceService, verdict: Verdict) -> None:
+    if service.spec.dedicated:
+        context.demand.hold(key.object, verdict.decided)
+    elif context.demand.decide(service.model_name, key.object, verdict.wanted, verdict.decided):
+        context.queue.add(model_key(service.model_name), Lane.FAST)
+
+
+def _bind(context: Context, key: Key, service: InferenceService) -> None:
+    """Tell the ledger who pays for the service from its creation on, or bills otherwise from now on."""
+    created = service.metadata.generation == 1
+    since = service.metadata.creation_timestamp if created else context.now()
+    context.records.offer(
+        key, Binding(key.object, account_of(service), service.model_name, since, service.spec.trial)
+    )
+
+
+async def _forget(context: Context, key: Key, lane: Lane) -> None:
+    """The service is gone: its dedicated backend goes too; the ledger keeps what it owes (B11)."""
+    for model in context.demand.models_of(key.object):
+        context.demand.forget(model, key.object)
+        context.queue.add(model_key(model), lane)
+    if not release(context, key):
+        context.forget(key)
+    cache = context.cache
+    for target in cache.backends_of_service.of(key.object) | cache.endpoints_of_service.of(key.object):
+        await remove_backend(context, target, lane)

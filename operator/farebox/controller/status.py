@@ -1,0 +1,163 @@
+"""Turns verdicts into status patches: what changed, and whether it can wait. Pure.
+
+A status has states and figures. States (phase, reasons, conditions' status) are written at once; figures
+(replica counts, balances, the wording of messages) go with the next state, or by themselves when the status
+has rested for a while, so that traffic does not become writes (product.md, Decisions).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from typing import Any, Final
+
+from farebox.api import (
+    Condition,
+    FreeQuotaStatus,
+    InferenceServiceStatus,
+    ReservationStatus,
+    Status,
+)
+from farebox.domain.conditions import ConditionVerdict
+from farebox.domain.facts import (
+    MISSING,
+    UNKNOWN,
+    BackendFacts,
+    Missing,
+    QuotaFacts,
+    ReservationFacts,
+    Unknown,
+)
+from farebox.domain.lifecycle import Verdict
+
+JSONObject = dict[str, Any]
+
+
+class Urgency(IntEnum):
+    """When a change has to be written: the most urgent part decides."""
+
+    NOW = 0
+    """A state: phase, reasons, what conditions say."""
+    SOON = 1
+    """Counts, which move with other objects' states."""
+    LATER = 2
+    """Figures that move with traffic, and the wording of messages."""
+
+
+_SOON: Final = frozenset({"replicas", "readyReplicas", "services"})
+_LATER: Final = frozenset({"balance", "available", "ledgerSequence", "freeQuota"})
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChange:
+    """A merge patch of the status (null removes a field), and when it is due."""
+
+    patch: JSONObject
+    urgency: Urgency
+
+
+def service_status(
+    previous: InferenceServiceStatus,
+    verdict: Verdict,
+    backend: BackendFacts | None,
+    quota: QuotaFacts | Missing | Unknown,
+    reservation: ReservationFacts | Missing | Unknown,
+    *,
+    generation: int,
+    selector: str | None,
+    endpoint: str | None,
+    now: datetime,
+) -> InferenceServiceStatus:
+    """The status of a service after a verdict. `backend` is None where it has no pods to report."""
+    moved = verdict.phase != previous.phase or verdict.stop_reasons != tuple(previous.stop_reasons)
+    return InferenceServiceStatus(
+        observed_generation=generation,
+        conditions=conditions(previous, verdict.conditions, generation, now),
+        phase=verdict.phase,
+        billing_mode=verdict.billing_mode,
+        stop_reasons=verdict.stop_reasons,
+        replicas=backend.replicas if backend else 0,
+        ready_replicas=backend.ready if backend else 0,
+        selector=selector,
+        endpoint=endpoint,
+        enabled_at=verdict.enabled_at,
+        first_running_at=verdict.first_running_at,
+        last_transition_time=now if moved else previous.last_transition_time,
+        free_quota=previous.free_quota if quota is UNKNOWN else _quota_status(quota),
+        reservation=previous.reservation if reservation is UNKNOWN else _reservation_status(reservation),
+    )
+
+
+def _quota_status(quota: QuotaFacts | Missing) -> FreeQuotaStatus | None:
+    if quota is MISSING:
+        return None
+    return FreeQuotaStatus(total=quota.total, used=quota.used, expires_at=quota.expires_at)
+
+
+def _reservation_status(reservation: ReservationFacts | Missing) -> ReservationStatus | None:
+    if reservation is MISSING:
+        return None
+    return ReservationStatus(
+        state=reservation.state,
+        period_start=reservation.period_start,
+        period_end=reservation.period_end,
+        message=reservation.message or None,
+    )
+
+
+def conditions(
+    previous: Status, verdicts: Iterable[ConditionVerdict], generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    """Conditions with their times: lastTransitionTime moves only when the status does."""
+    return tuple(
+        Condition(
+            type=verdict.type,
+            status=verdict.status,
+            reason=verdict.reason,
+            message=verdict.message,
+            observed_generation=generation,
+            last_transition_time=(
+                before.last_transition_time
+                if (before := previous.condition(verdict.type)) is not None
+                and before.status == verdict.status
+                else now
+            ),
+        )
+        for verdict in verdicts
+    )
+
+
+def status_change(old: Status, new: Status) -> StatusChange | None:
+    """What has to be written to come from one status to another; None when nothing."""
+    fields = type(new).model_fields
+    if old.observed_generation:
+        moved = {name for name in fields if getattr(old, name) != getattr(new, name)}
+        removed = {fields[name].alias or name: None for name in moved if getattr(new, name) is None}
+    else:
+        # Before the first write even zeros are news: columns and autoscalers read them.
+        moved, removed = set(fields), {}
+    if not moved:
+        return None
+    # Only what moved becomes JSON: most passes change nothing.
+    patch = removed | new.model_dump(by_alias=True, exclude_none=True, mode="json", include=moved)
+    return StatusChange(patch, min(_urgency(field, old, new) for field in patch))
+
+
+def _urgency(field: str, old: Status, new: Status) -> Urgency:
+    if field == "conditions":
+        return Urgency.LATER if _states(old) == _states(new) else Urgency.NOW
+    if field == "freeQuota" and _has_quota_left(old) != _has_quota_left(new):
+        return Urgency.NOW
+    if field in _LATER:
+        return Urgency.LATER
+    return Urgency.SOON if field in _SOON else Urgency.NOW
+
+
+def _has_quota_left(status: Status) -> bool | None:
+    """Whether some of the free quota is left; None where there is none. Its end is a state, not a figure."""
+    quota = status.free_quota if isinstance(status, InferenceServiceStatus) else None
+    return None if quota is None else quota.used < quota.total
+
+
+def _states(status: Status) -> list[tuple[str, str, str, int | None]]:
+    return [(c.type, c.status, c.reason, c.observed_generation) for c in status.conditions]

@@ -1,0 +1,168 @@
+"""Lists everything: once before the first decision, and again and again to find what watches missed.
+
+Kopf does not tell when a first list is complete, and deletions can be lost when a watch starts anew
+(docs/decisions/001); both are found by comparing the cache with a list. The backends' own watches begin where
+their first list ended, and come here for another when that is too long ago.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from farebox.controller.cache import Cache, Change, is_farebox_backend
+from farebox.controller.keys import Kind
+from farebox.domain.keys import ObjectKey
+from farebox.errors import KubeError, KubeUnreachable, NotFound
+from farebox.kube.client import KubeClient
+from farebox.kube.names import core_path, deployment_path, resource_path
+from farebox.metrics import SWEEP_REPAIRS
+
+log = structlog.get_logger(__name__)
+_DEAF_AFTER = 2
+
+
+@dataclass
+class Sweep:
+    """Compares the cache with the cluster.
+
+    Args:
+        on_change: called with every change that is found.
+        grace_seconds: how far a healthy watch may lag behind a list.
+    """
+
+    client: KubeClient
+    cache: Cache
+    backend_namespace: str
+    on_change: Callable[[Change[Any]], None]
+    grace_seconds: float = 5.0
+    primed_at: dict[Kind, str] = field(default_factory=dict)
+    """The resourceVersion of each kind's first list: a watch that begins there misses nothing."""
+    _missed_in_a_row: dict[Kind, int] = field(default_factory=dict)
+
+    @property
+    def deaf(self) -> list[Kind]:
+        """Kinds whose watch missed changes in one sweep after the other."""
+        return [kind for kind, count in self._missed_in_a_row.items() if count >= _DEAF_AFTER]
+
+    async def prime(self) -> None:
+        """Fill the cache with everything there is.
+
+        Raises:
+            KubeError, KubeUnreachable: a kind cannot be listed; NotFound means that its CRD is missing.
+        """
+        for kind in Kind:
+            store = self.cache.store(kind)
+            async for page in self.client.pages(self.path(kind)):
+                self.primed_at[kind] = str(page["metadata"]["resourceVersion"])
+                for raw in page["items"]:
+                    if self._concerns(kind, raw):
+                        store.put(raw)
+
+    async def relist(self, kind: Kind) -> str:
+        """Take in one kind as it is now, for a watch that lost its place; returns the list's resourceVersion.
+
+        Raises:
+            KubeError, KubeUnreachable: it cannot be listed; what was taken in so far stays.
+        """
+        store = self.cache.store(kind)
+        listed: set[ObjectKey] = set()
+        version = ""
+        async for page in self.client.pages(self.path(kind)):
+            if (begun := str(page["metadata"]["resourceVersion"])) != version:
+                # A list that began anew: what only the one before has may be gone by now.
+                version = begun
+                listed.clear()
+            for raw in page["items"]:
+                listed.add(_key(raw))
+                if self._concerns(kind, raw) and (change := store.put(raw)) is not None:
+                    self.on_change(change)
+        for key in [key for key in store if key not in listed]:
+            # What is newer than the list was made after it; `remove` leaves that alone.
+            if (change := store.remove(key, int(version))) is not None:
+                self.on_change(change)
+        return version
+
+    async def run(self, seconds: float, on_swept: Callable[[], None]) -> None:
+        """Sweep every so often, for ever; an API server that is away is asked again next time."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                for kind in Kind:
+                    await self._compare(kind)
+            except (KubeError, KubeUnreachable) as error:
+                log.warning("sweep.failed", error=str(error))
+                continue
+            on_swept()
+
+    async def _compare(self, kind: Kind) -> None:
+        """Put right what the watch of one kind missed."""
+        store = self.cache.store(kind)
+        before = {key: store.version(key) for key in store}
+        listed: set[ObjectKey] = set()
+        newer: list[dict[str, Any]] = []
+        async for raw in self.client.list(self.path(kind)):
+            if not self._concerns(kind, raw):
+                continue
+            key = _key(raw)
+            listed.add(key)
+            if store.version(key) < int(raw["metadata"]["resourceVersion"]):
+                newer.append(raw)
+        absent = [key for key in before if key not in listed]
+        if newer or absent:
+            await asyncio.sleep(self.grace_seconds)
+        missed = sum(self._repair(kind, raw) for raw in newer)
+        for key in absent:
+            if store.version(key) == before[key]:
+                await self._confirm_gone(kind, key)
+        self._missed_in_a_row[kind] = self._missed_in_a_row.get(kind, 0) + 1 if missed else 0
+        if before:
+            store.forget_deletions(min(before.values()))
+
+    def _repair(self, kind: Kind, raw: dict[str, Any]) -> bool:
+        """Take in an object that the watch has still not told of."""
+        change = self.cache.store(kind).put(raw)
+        if change is None:
+            return False
+        SWEEP_REPAIRS.labels(kind).inc()
+        log.warning("sweep.missed_change", kind=kind, object=str(change.key))
+        self.on_change(change)
+        return True
+
+    async def _confirm_gone(self, kind: Kind, key: ObjectKey) -> None:
+        """Ask for one object that a list did not have before believing that it is gone."""
+        try:
+            await self.client.get(f"{self._collection(kind, key.namespace)}/{key.name}")
+        except NotFound:
+            store = self.cache.store(kind)
+            change = store.remove(key, store.version(key))
+            if change is not None:
+                SWEEP_REPAIRS.labels(kind).inc()
+                log.warning("sweep.missed_deletion", kind=kind, object=str(key))
+                self.on_change(change)
+
+    def path(self, kind: Kind) -> str:
+        """The collection of a kind, as far as the operator looks at it."""
+        backend = kind in (Kind.DEPLOYMENT, Kind.ENDPOINT)
+        return self._collection(kind, self.backend_namespace if backend else "")
+
+    def _collection(self, kind: Kind, namespace: str) -> str:
+        match kind:
+            case Kind.DEPLOYMENT:
+                return deployment_path(namespace)
+            case Kind.ENDPOINT:
+                return core_path("services", namespace)
+            case Kind.NAMESPACE:
+                return core_path("namespaces")
+            case _:
+                return resource_path(kind, namespace)
+
+    @staticmethod
+    def _concerns(kind: Kind, raw: dict[str, Any]) -> bool:
+        return kind not in (Kind.DEPLOYMENT, Kind.ENDPOINT) or is_farebox_backend(raw)
+
+
+def _key(raw: dict[str, Any]) -> ObjectKey:
+    return ObjectKey(raw["metadata"].get("namespace", ""), raw["metadata"]["name"])

@@ -1,0 +1,170 @@
+"""One pass over a TopUp: booked once for its account and reference, and the receipt written (B10).
+
+A ledger that was restored from an older backup lacks the top-ups that came after it. Those with a receipt are
+then asked for again: the ledger books what it lacks, and until all are in it the balance is unknown, so that
+money which is only missing from a backup stops nobody.
+"""
+
+from collections.abc import Iterator
+
+import structlog
+
+from farebox.api import ConditionType, TopUp, TopUpPhase, TopUpStatus
+from farebox.controller.balances import Balances
+from farebox.controller.cache import Cache
+from farebox.controller.context import Context
+from farebox.controller.keys import Key, topup_key
+from farebox.controller.queue import Lane
+from farebox.controller.routing import Work
+from farebox.controller.status import conditions
+from farebox.domain.account import missing_sentence
+from farebox.domain.conditions import ConditionVerdict, false, kstatus, true
+from farebox.domain.keys import ObjectKey
+from farebox.domain.money import available, format_amount, is_overdue, parse_amount
+from farebox.errors import LedgerRefused, LedgerUnavailable
+from farebox.ledger.port import Posted, TopUpOrder
+from farebox.metrics import LEDGER_TOPUP_SECONDS
+
+log = structlog.get_logger(__name__)
+
+
+def doubt_balances(cache: Cache, balances: Balances) -> Iterator[Work]:
+    """Ask again for all top-ups that have a receipt: the ledger is another one, or an older one."""
+    owners = {
+        ObjectKey(key.namespace, topup.spec.billing_account_ref.name) for key, topup in cache.topups.items()
+    }
+    for account in owners.union(cache.accounts):
+        yield from doubt_balance(cache, balances, account)
+
+
+def doubt_balance(cache: Cache, balances: Balances, account: ObjectKey) -> Iterator[Work]:
+    """Ask again for the top-ups of one account that have a receipt."""
+    found = cache.accounts.get(account)
+    topups = [
+        key
+        for key in cache.topups_of_account.of(account)
+        if (topup := cache.topups.get(key)) is not None and topup.status.phase is TopUpPhase.POSTED
+    ]
+    sequence = 0 if found is None else found.status.ledger_sequence or 0
+    balances.doubt(account, topups, sequence)
+    for key in topups:
+        yield Work(topup_key(key), Lane.BULK)
+
+
+async def reconcile_topup(context: Context, key: Key, lane: Lane) -> None:
+    """Book a TopUp that has no receipt yet. Cut off anywhere, the next pass gets the same receipt (B20)."""
+    topup = context.cache.topups.get(key.object)
+    if topup is None:
+        context.forget(key)
+        _settle(context, key)
+        return
+    account = ObjectKey(key.namespace, topup.spec.billing_account_ref.name)
+    if topup.status.phase is not None:
+        context.forget(key)
+        if context.balances.doubted(account, key.object):
+            await _book_again(context, key, account, topup)
+        return
+    if account not in context.cache.accounts:
+        message = f"BillingAccount {account} does not exist: create it, and this is booked"
+        await _wait(context, key, lane, topup, "AccountNotFound", message)
+        return
+    try:
+        with LEDGER_TOPUP_SECONDS.time():
+            receipt = await context.ledger.post_topup(_order(key, account, topup))
+    except LedgerRefused as refusal:
+        if refusal.reason == "AccountNotFound":
+            # The ledger has not been told of the account yet; its record is on the way.
+            raise LedgerUnavailable(refusal.message) from refusal
+        ready = false(ConditionType.READY, refusal.reason, refusal.message)
+        await _finish(context, key, lane, topup, TopUpPhase.REJECTED, kstatus(ready, stalled=refusal.reason))
+        context.recorder.event(topup, "Warning", refusal.reason, "Reject", refusal.message)
+        return
+    # The receipt says what the feed will say a moment later; the services need not wait for it.
+    context.balances_learned(receipt.account)
+    message = _receipt_message(context, account, receipt)
+    ready = true(ConditionType.READY, "Posted", message)
+    await _finish(context, key, lane, topup, TopUpPhase.POSTED, kstatus(ready), receipt)
+    context.recorder.event(topup, "Normal", "Posted", "Post", message)
+
+
+async def _book_again(context: Context, key: Key, account: ObjectKey, topup: TopUp) -> None:
+    """Make sure that the ledger has a top-up whose receipt was written; the receipt stays as it is."""
+    try:
+        receipt = await context.ledger.post_topup(_order(key, account, topup))
+    except LedgerRefused as refusal:
+        if refusal.reason == "AccountNotFound":
+            if account in context.cache.accounts:
+                raise LedgerUnavailable(refusal.message) from refusal
+            # Its BillingAccount is gone as well; this is done when it is made again.
+            return
+        log.error("topup.not_restored", topup=str(key), reason=refusal.reason, message=refusal.message)
+    else:
+        context.balances_learned(receipt.account)
+        if not receipt.duplicate:
+            message = f"the ledger had lost it; {_receipt_message(context, account, receipt)}"
+            log.warning("topup.booked_again", topup=str(key), account=str(account))
+            context.recorder.event(topup, "Warning", "BookedAgain", "Post", message)
+    _settle(context, key)
+
+
+def _settle(context: Context, key: Key) -> None:
+    for account in context.balances.settle(key.object):
+        context.balance_settled(account)
+
+
+def _order(key: Key, account: ObjectKey, topup: TopUp) -> TopUpOrder:
+    return TopUpOrder(
+        account=account,
+        reference=topup.spec.reference,
+        kind=topup.spec.kind.value,
+        amount=parse_amount(topup.spec.amount),
+        source=str(key.object),
+    )
+
+
+def _receipt_message(context: Context, account: ObjectKey, receipt: Posted) -> str:
+    """What was booked, and how much is missing where it was too little (B3)."""
+    found = context.cache.accounts.get(account)
+    currency = receipt.account.currency
+    message = f"balance {format_amount(receipt.balance_after)} {currency}"
+    if receipt.duplicate:
+        message = f"this reference was booked before and counts once; {message} after it"
+    if found is None:
+        return message
+    credit_limit = parse_amount(found.spec.credit_limit)
+    if is_overdue(receipt.balance_after, credit_limit):
+        left = available(receipt.balance_after, credit_limit)
+        message += f"; BillingAccount {account} is still overdue: {missing_sentence(left, currency)}"
+    return message
+
+
+async def _wait(context: Context, key: Key, lane: Lane, topup: TopUp, reason: str, message: str) -> None:
+    ready = false(ConditionType.READY, reason, message)
+    generation = topup.metadata.generation
+    status = TopUpStatus(
+        observed_generation=generation,
+        conditions=conditions(topup.status, kstatus(ready, stalled=reason), generation, context.now()),
+        message=message,
+    )
+    await context.write_status(key, lane, topup, topup.status, status)
+
+
+async def _finish(
+    context: Context,
+    key: Key,
+    lane: Lane,
+    topup: TopUp,
+    phase: TopUpPhase,
+    verdicts: tuple[ConditionVerdict, ...],
+    receipt: Posted | None = None,
+) -> None:
+    generation = topup.metadata.generation
+    status = TopUpStatus(
+        observed_generation=generation,
+        conditions=conditions(topup.status, verdicts, generation, context.now()),
+        phase=phase,
+        posted_at=receipt.posted_at if receipt else None,
+        balance_after=format_amount(receipt.balance_after) if receipt else None,
+        message=verdicts[0].message,
+    )
+    await context.write_status(key, lane, topup, topup.status, status)

@@ -1,0 +1,167 @@
+"""A call with all that is known about it, and what is said of it in the end. Pure values: no rule is here."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from msgspec import Struct
+
+from farebox.api import Enforcement
+from farebox.domain.caller import Call, FreeTokens, Funds, KeyTerms, ModelTerms, ServiceTerms, View
+from farebox.domain.estimates import bound_input, bound_output, most_expensive
+from farebox.domain.facts import UNKNOWN, Unknown
+from farebox.domain.keys import ObjectKey
+from farebox.domain.limits import Demand, Standing
+from farebox.domain.money import Nano
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a call is refused.
+
+    Args:
+        status: of HTTP.
+        code: a word for machines.
+        message: a sentence for people.
+        standings: of all limits that the call would have counted on, where one refused it.
+        exceeded: that one.
+    """
+
+    status: int
+    code: str
+    message: str
+    standings: tuple[Standing, ...] = ()
+    exceeded: Standing | None = None
+
+
+class Grant(Struct, frozen=True):
+    """A call that may be made as soon as its demands are met and its commitment is made.
+
+    Args:
+        demands: on limits, taken together or not at all.
+        hold: money that the account must have beforehand, all of it (Hard); None: nothing is held.
+        committed: money that is spent for sure, and counts as spent until the call's usage is known.
+        covered: free tokens or a reservation pay for the call, as it seems.
+        free_tokens: of the account's free quota, that count as used until the call's usage is known.
+        input_estimate: tokens.
+        output_bound: tokens of all answers together; None: nothing bounds them.
+    """
+
+    key: KeyTerms
+    service: ServiceTerms
+    model: ModelTerms
+    demands: tuple[Demand, ...]
+    hold: Nano | None
+    committed: Nano
+    covered: bool
+    free_tokens: int
+    input_estimate: int
+    output_bound: int | None
+
+
+class Case(Struct, frozen=True):
+    """A call with all that is known about it. Checks come in an order in which what they look at is there.
+
+    `reserved` says that a reservation is in force: it is paid, and outlives an empty account (B9).
+    """
+
+    call: Call
+    now: datetime
+    key_: KeyTerms | None
+    service_: ServiceTerms | None
+    model_: ModelTerms | None
+    funds_: Funds | None
+    free: FreeTokens | Unknown
+    reserved: bool = False
+
+    @classmethod
+    def of_caller(cls, call: Call, view: View, now: datetime) -> "Case":
+        """With the key alone."""
+        return cls(call, now, view.key(call.key_hash), None, None, None, UNKNOWN)
+
+    @classmethod
+    def of(cls, call: Call, key: KeyTerms, view: View, now: datetime) -> "Case":
+        """With what the call names, in the key's namespace."""
+        service = view.service(ObjectKey(key.key.namespace, call.model))
+        if service is None:
+            return cls(call, now, key, None, None, None, UNKNOWN)
+        return cls(
+            call=call,
+            now=now,
+            key_=key,
+            service_=service,
+            model_=view.model(service.model),
+            funds_=view.funds(service.account),
+            free=view.free_tokens(service.account, service.model),
+            reserved=service.reservation is not None and service.reservation.in_force(now),
+        )
+
+    @property
+    def key(self) -> KeyTerms:
+        """Known after `key_known`."""
+        assert self.key_ is not None
+        return self.key_
+
+    @property
+    def service(self) -> ServiceTerms:
+        """Known after `service_known`."""
+        assert self.service_ is not None
+        return self.service_
+
+    @property
+    def model(self) -> ModelTerms:
+        """Known after `service_active`."""
+        assert self.model_ is not None
+        return self.model_
+
+    @property
+    def funds(self) -> Funds:
+        """What the account has. Known after `service_known`."""
+        assert self.funds_ is not None
+        return self.funds_
+
+    @property
+    def needs_money(self) -> bool:
+        """Whether nothing but money, in the end, pays for the call."""
+        return self.service.postpaid and not self.reserved
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether nothing but the free quota pays for the call."""
+        service = self.service
+        return service.trial and not service.postpaid and not service.reserves
+
+    @property
+    def solvent(self) -> bool:
+        """Whether it is known that the account has something left to spend."""
+        return self.funds.fresh and self.funds.available is not UNKNOWN and self.funds.available > 0
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether the account has what has to be held of it before the call: nothing, if it is Soft."""
+        funds = self.funds
+        if funds.enforcement is Enforcement.SOFT:
+            return True
+        return self.most is not None and funds.available is not UNKNOWN and self.most <= funds.available
+
+    @property
+    def excess_is_paid(self) -> bool:
+        """Whether something pays for what a reservation in force does not cover (B9)."""
+        if self.service.postpaid:
+            return self.solvent and self.can_hold
+        return self.funds.fresh and self.free is not UNKNOWN and self.free.usable(self.now) > 0
+
+    @property
+    def output_bound(self) -> int | None:
+        """What all answers of the call together cannot exceed."""
+        call, model = self.call, self.model
+        return bound_output(call.asked_output, call.choices, model.max_output_tokens, model.context_tokens)
+
+    @property
+    def most(self) -> Nano | None:
+        """The most that the call can cost; None where nothing bounds it."""
+        context = self.model.context_tokens
+        inputs = bound_input(self.call.body_bytes, text_only=self.call.text_only(), context_tokens=context)
+        outputs = self.output_bound
+        if inputs is None or outputs is None:
+            return None
+        return most_expensive(self.model.tiers, inputs, outputs)

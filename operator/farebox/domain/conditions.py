@@ -1,0 +1,51 @@
+"""Conditions as a decision states them: without times and generations, which the writer adds."""
+
+from dataclasses import dataclass
+
+from farebox.api import ConditionStatus, ConditionType
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionVerdict:
+    """One condition: `reason` is a CamelCase word for machines, `message` a sentence for people."""
+
+    type: ConditionType
+    status: ConditionStatus
+    reason: str
+    message: str
+
+
+def true(type_: ConditionType, reason: str, message: str = "") -> ConditionVerdict:
+    """The condition holds."""
+    return ConditionVerdict(type_, ConditionStatus.TRUE, reason, message)
+
+
+def false(type_: ConditionType, reason: str, message: str = "") -> ConditionVerdict:
+    """The condition does not hold."""
+    return ConditionVerdict(type_, ConditionStatus.FALSE, reason, message)
+
+
+def unknown(type_: ConditionType, reason: str, message: str = "") -> ConditionVerdict:
+    """It cannot be told now."""
+    return ConditionVerdict(type_, ConditionStatus.UNKNOWN, reason, message)
+
+
+def kstatus(
+    ready: ConditionVerdict, *, reconciling: str | None = None, stalled: str | None = None
+) -> tuple[ConditionVerdict, ConditionVerdict, ConditionVerdict]:
+    """Ready with its Reconciling and Stalled, by the kstatus rules: at most one of those is True.
+
+    `reconciling` and `stalled` are the reason of the one that is True; its message is Ready's.
+    """
+    assert reconciling is None or stalled is None, "progress and standstill exclude each other"
+    return (
+        ready,
+        _abnormal(ConditionType.RECONCILING, reconciling, ready.message),
+        _abnormal(ConditionType.STALLED, stalled, ready.message),
+    )
+
+
+def _abnormal(type_: ConditionType, reason: str | None, message: str) -> ConditionVerdict:
+    if reason is None:
+        return false(type_, f"Not{type_.value}")
+    return true(type_, reason, message)

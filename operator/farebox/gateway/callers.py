@@ -1,0 +1,87 @@
+"""Who calls, from where, and with what: the head of a call as admission sees it. Pure.
+
+Headers that two readers may understand in two ways are refused, and no header of the client's that means
+something between the gateway's own parts, or to a provider, goes any further.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from farebox.domain.addresses import Address, Network, client_address
+from farebox.errors import InvalidCall
+from farebox.gateway.exchange import Head
+
+_BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+_TOKEN: Final = re.compile(r"fbx_[A-Za-z0-9_-]{43}")
+_JSON: Final = re.compile(r'application/json *(; *charset *= *"?utf-8"? *)?', re.IGNORECASE)
+_ONCE: Final = ("authorization", "x-api-key", "content-type", "content-encoding", "content-length", "host")
+
+_REMOVED: Final = frozenset(
+    {
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "proxy-authorization",
+        "cookie",
+        "forwarded",
+        "via",
+        "x-real-ip",
+        "openai-organization",
+        "openai-project",
+        "baggage",
+        "expect",
+    }
+)
+_KEPT: Final = "x-forwarded-proto"
+"""Without it Envoy finds no route."""
+_REMOVED_PREFIXES: Final = ("x-gw-", "x-envoy-", "x-forwarded-", "x-farebox-")
+
+
+def key_hash(head: Head) -> str | None:
+    """The hash of the caller's key; None if it sent none that could be one.
+
+    `Authorization: Bearer` as OpenAI's clients send it, or `x-api-key` as Anthropic's; both if they agree.
+    """
+    bearer, api_key = head.headers.get("authorization"), head.headers.get("x-api-key")
+    tokens = set()
+    if bearer is not None:
+        match = _BEARER.fullmatch(bearer)
+        tokens.add(match.group(1) if match else "")
+    if api_key is not None:
+        tokens.add(api_key.strip())
+    if len(tokens) != 1 or not _TOKEN.fullmatch(token := tokens.pop()):
+        return None
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def address_of(head: Head, trusted: Sequence[Network]) -> Address | None:
+    """Where the client is, by the trusted-hop rule (`farebox.domain.addresses`)."""
+    name = "x-forwarded-for"
+    return client_address(head.peer, head.headers.get(name), trusted, repeated=name in head.repeated)
+
+
+def check_headers(head: Head) -> None:
+    """Raises InvalidCall for headers that make the body another than it seems."""
+    for name in _ONCE:
+        if name in head.repeated:
+            raise InvalidCall("ambiguous_header", f"the header {name} came more than once")
+    if "," in head.headers.get("host", ""):
+        # Envoy joins several to one.
+        raise InvalidCall("ambiguous_header", "the header host came more than once")
+    encoding = head.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise InvalidCall("unsupported_encoding", "a compressed body is not read here: send it as it is")
+    content_type = head.headers.get("content-type", "application/json")
+    if not _JSON.fullmatch(content_type.strip()):
+        raise InvalidCall("unsupported_type", "the body must be JSON: Content-Type: application/json")
+
+
+def removed_headers(headers: Mapping[str, str], kept: Mapping[str, str]) -> tuple[str, ...]:
+    """The client's headers that go no further, but for those that are `kept` with another value."""
+    return tuple(
+        name
+        for name in headers
+        if (name in _REMOVED or name.startswith(_REMOVED_PREFIXES)) and name not in kept and name != _KEPT
+    )

@@ -1,0 +1,39 @@
+"""Follows the kinds that the gateway goes by, into its view, for ever."""
+
+import asyncio
+from collections.abc import Callable
+
+from farebox.gateway.view import GatewayView
+from farebox.kube.client import KubeClient
+from farebox.kube.informer import Informer, Sink
+from farebox.kube.names import resource_path
+
+
+class ClusterWatch:
+    """Informers of keys, services, models and accounts, in all namespaces."""
+
+    def __init__(self, client: KubeClient, view: GatewayView, sweep_seconds: float = 30.0) -> None:
+        shelves: dict[str, Sink] = {
+            "APIKey": view.keys,
+            "InferenceService": view.services,
+            "Model": view.models,
+            "BillingAccount": view.accounts,
+        }
+        self.informers = {
+            kind: Informer(client, resource_path(kind), shelf, sweep_seconds)
+            for kind, shelf in shelves.items()
+        }
+
+    @property
+    def age(self) -> float:
+        """Seconds since the API server was heard, of the kind for which it is longest; for metrics."""
+        return max(informer.age for informer in self.informers.values())
+
+    async def run(self, on_synced: Callable[[], None] = lambda: None) -> None:
+        """Follow all kinds; `on_synced` is called once, when each was listed."""
+        async with asyncio.TaskGroup() as tasks:
+            for informer in self.informers.values():
+                tasks.create_task(informer.run())
+            for informer in self.informers.values():
+                await informer.synced.wait()
+            on_synced()

@@ -1,0 +1,18 @@
+"""Words that all parts of Envoy's configuration share."""
+
+from typing import Any, Final
+
+TYPES: Final = "type.googleapis.com/envoy.extensions."
+FILTERS: Final = f"{TYPES}filters.http."
+
+Json = dict[str, Any]
+
+
+def http_filter(name: str, kind: str, config: Json) -> Json:
+    """A filter of HTTP; `kind` is its message behind FILTERS."""
+    return {"name": f"envoy.filters.http.{name}", "typed_config": {"@type": FILTERS + kind, **config}}
+
+
+def seconds(value: float) -> str:
+    """A duration."""
+    return f"{value:g}s"

@@ -1,0 +1,75 @@
+"""What the transport and the rules say to each other about one call.
+
+Nothing of Envoy, HTTP/2 or protobuf comes through here, and no rule goes the other way.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import Struct, field
+
+NO: Final = frozenset({"", "0", "false", "no"})
+"""Values of a label that mean no, as its absence does."""
+
+
+class Head(Struct, frozen=True):
+    """A call without its body.
+
+    Args:
+        method: in capitals.
+        path: with the query.
+        headers: by lower-case name, the first value of a header that came more than once; "host" too. None
+            that begins with "x-gw-", whoever sent it.
+        repeated: the names of the headers that came more than once.
+        peer: the address that the connection came from, without the port; never from X-Forwarded-For.
+        request_id: made by Envoy for this call alone; a client's own X-Request-Id is not believed.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    repeated: frozenset[str]
+    peer: str
+    request_id: str
+
+
+class Forward(Struct, frozen=True):
+    """The call goes to an upstream.
+
+    Args:
+        upstream: "host:port"; the Host header too.
+        tls: with TLS, and the certificate checked for that host.
+        path: with the query.
+        body: None leaves it as it came, b"" is an empty one.
+        set_headers: replace those of the client.
+        remove_headers: names.
+        labels: are written in the log beside the usage, and come back in its UsageLine. The transport itself
+            reads "service" ("namespace/name"), "model" and "api_key", which the meter is told; "stream" and
+            "continuous_usage" (each event of the stream has the usage so far), on unless NO has the value;
+            "estimate_input" and "max_output", whole numbers of tokens, for calls that end early.
+    """
+
+    upstream: str
+    tls: bool
+    path: str
+    body: bytes | None = None
+    set_headers: Mapping[str, str] = field(default_factory=dict)
+    remove_headers: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The call is answered here, with this."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+Handler = Callable[[Head, bytes | None], Awaitable[Forward | Refuse]]
+"""Decides a call. The body is None when the request has none, and is whole otherwise.
+
+When it raises, Envoy answers as if the decision process were away (503), and the call goes nowhere.
+"""

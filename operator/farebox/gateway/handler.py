@@ -1,0 +1,234 @@
+"""The Handler: from the head and body of a call to where it goes, or why it does not.
+
+    head -> who calls -> body -> admit (pure) -> hold money -> count -> forward
+
+It holds no rule of its own: those are in `farebox.domain.admission`. A call that is refused after money was
+held gets it back; what follows a call's end is in `settling`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from farebox.domain.addresses import Network
+from farebox.domain.admission import admit_known, identify, limit_refusal, may_list
+from farebox.domain.caller import Call
+from farebox.domain.cases import Grant, Refusal
+from farebox.domain.limits import Taken
+from farebox.errors import InvalidCall, LedgerUnavailable
+from farebox.gateway.bodies import Body, parse
+from farebox.gateway.budgets import Budgets
+from farebox.gateway.callers import address_of, check_headers, key_hash, removed_headers
+from farebox.gateway.counters import Counters
+from farebox.gateway.credentials import Credentials, CredentialsUnavailable
+from farebox.gateway.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, Endpoint
+from farebox.gateway.exchange import Forward, Head, Refuse
+from farebox.gateway.purse import Purse
+from farebox.gateway.refusals import of_rule, refuse
+from farebox.gateway.settling import Settling, labels_of, milliseconds
+from farebox.gateway.view import GatewayView
+from farebox.kube.names import dedicated_backend_name, shared_backend_name
+from farebox.metrics import GATEWAY_DECISIONS
+
+log = structlog.get_logger(__name__)
+_FORWARDED: Final = GATEWAY_DECISIONS.labels("")
+_NO_KEY: Final = ""
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+@dataclass
+class Gate:
+    """Decides calls. `handle` is the transport's Handler.
+
+    Args:
+        backend_address: "host:port" of a backend, from the name of its Service and its port.
+        trusted_proxies: whose X-Forwarded-For is believed.
+        ready: set once the cluster was read; calls before are refused with 503.
+    """
+
+    view: GatewayView
+    purse: Purse
+    budgets: Budgets
+    counters: Counters
+    settling: Settling
+    credentials: Credentials
+    backend_address: Callable[[str, int], str]
+    trusted_proxies: Sequence[Network] = ()
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    clock: Callable[[], datetime] = utc_now
+
+    async def handle(self, head: Head, body: bytes | None) -> Forward | Refuse:
+        """Decide one call (B13-B18)."""
+        path = head.path.partition("?")[0]
+        try:
+            if not self.ready.is_set():
+                return refuse(503, "starting", "the gateway has not read the cluster yet", head.request_id)
+            if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
+                return self._list_models(head, path)
+            endpoint = ENDPOINTS.get(path)
+            if endpoint is None:
+                known = ", ".join((*ENDPOINTS, MODELS_PATH))
+                message = f"there is nothing at this path: the gateway serves {known}"
+                return refuse(404, "unknown_url", message, head.request_id)
+            if head.method != "POST":
+                message = f"{path} takes POST alone"
+                return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "POST"})
+            return await self._decide(head, body, endpoint)
+        except InvalidCall as error:
+            return refuse(400, error.code, error.message, head.request_id)
+        except LedgerUnavailable:
+            message = "the balance is not known now: try again in a moment"
+            return refuse(503, "balance_unknown", message, head.request_id)
+        except CredentialsUnavailable as error:
+            # Which Secret is the admin's business, not the caller's.
+            log.error("credentials.unavailable", request_id=head.request_id, error=str(error))
+            message = "the provider's credentials are not available: tell the cluster's admin"
+            return refuse(503, "credentials_unavailable", message, head.request_id)
+
+    async def _decide(self, head: Head, body: bytes | None, endpoint: Endpoint) -> Forward | Refuse:
+        check_headers(head)
+        now = self.clock()
+        caller = self._caller(head)
+        known = identify(caller, self.view, now)
+        if isinstance(known, Refusal):
+            return of_rule(known, head.request_id)
+        if body is None:
+            raise InvalidCall("missing_body", "the request has no body: send JSON")
+        request = parse(endpoint, body)
+        call = Call(
+            key_hash=caller.key_hash,
+            address=caller.address,
+            model=request.model,
+            body_bytes=request.length,
+            asked_output=request.asked_output,
+            choices=request.choices,
+            text_only=request.text_only,
+        )
+        answer = admit_known(call, known, self.view, now)
+        if isinstance(answer, Refusal):
+            return of_rule(answer, head.request_id)
+        return await self._make(head, request, answer, milliseconds(now))
+
+    async def _make(self, head: Head, request: Body, grant: Grant, now: int) -> Forward | Refuse:
+        """Hold and count what was granted, and send the call on its way; or undo it all."""
+        request_id, account = head.request_id, grant.service.account
+        if grant.hold is not None and not await self.budgets.hold(request_id, account, grant.hold):
+            message = "the balance does not cover what the call may cost: lower max_tokens, or top it up"
+            return refuse(402, "insufficient_balance", message, request_id)
+        self.purse.commit(request_id, account, grant.committed, grant.service.model, grant.free_tokens)
+        taken: tuple[Taken, ...] = ()
+        try:
+            if grant.demands:
+                answer = await self.counters.take(grant.demands, now)
+                refusal = limit_refusal(answer.standings)
+                if refusal is not None:
+                    self._take_back(request_id)
+                    return of_rule(refusal, request_id)
+                taken = answer.taken
+            forward = await self._forward(head, request, grant, taken)
+        except BaseException:
+            self._take_back(request_id)
+            self.settling.give_back(taken, now)
+            raise
+        self.settling.admitted(request_id, taken)
+        _FORWARDED.inc()
+        return forward
+
+    def _take_back(self, request_id: str) -> None:
+        """What was held and committed for a call that is not made."""
+        self.budgets.settle([request_id])
+        self.purse.release(request_id)
+
+    async def _forward(self, head: Head, request: Body, grant: Grant, taken: tuple[Taken, ...]) -> Forward:
+        route = self.view.route(grant.service.model)
+        assert route is not None, "a model that was granted is there"
+        operation, headers = request.endpoint.operation, {"accept-encoding": "identity"}
+        if route.provider is not None:
+            upstream, tls = route.provider.upstream, route.provider.tls
+            path = route.provider.base_path + operation
+            if route.provider.secret is not None:
+                token = await self.credentials.token(route.provider.secret)
+                headers["authorization"] = f"Bearer {token}"
+                if request.endpoint is MESSAGES:
+                    headers["x-api-key"] = token
+        else:
+            service = grant.service
+            name = (
+                dedicated_backend_name(service.key)
+                if service.dedicated
+                else shared_backend_name(service.model)
+            )
+            upstream, tls, path = self.backend_address(name, route.port), False, request.endpoint.path
+        ours = route.provider is None
+        per_answer = None
+        if grant.hold is not None and grant.output_bound is not None:
+            # What is held is what may be used: the upstream must not go by a longer default of its own.
+            per_answer = grant.output_bound // request.choices
+        continuous = ours and request.stream and request.endpoint.asks_for_usage
+        return Forward(
+            upstream=upstream,
+            tls=tls,
+            path=path,
+            body=request.rewritten(route.served_name, continuous_usage=ours, max_output=per_answer),
+            set_headers=headers,
+            remove_headers=removed_headers(head.headers, headers),
+            labels=labels_of(grant, request, taken, continuous=continuous) | {"source": self.budgets.source},
+        )
+
+    def _caller(self, head: Head) -> Call:
+        """The call, as far as its head tells."""
+        return Call(key_hash(head) or _NO_KEY, address_of(head, self.trusted_proxies), "", 0, None)
+
+    def _list_models(self, head: Head, path: str) -> Refuse:
+        """GET /v1/models, and one of them: what the key may call, and whether it is active now."""
+        if head.method not in ("GET", "HEAD"):
+            message = f"{path} takes GET alone"
+            return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "GET, HEAD"})
+        check_headers(head)
+        caller = self._caller(head)
+        key = identify(caller, self.view, self.clock())
+        if isinstance(key, Refusal):
+            return of_rule(key, head.request_id)
+        services = self.view.services_in(key.key.namespace)
+        listed = [
+            {
+                "id": service.key.name,
+                "object": "model",
+                "created": 0,
+                "owned_by": service.key.namespace,
+                "active": not service.inactive,
+            }
+            for service in services
+            if may_list(key, caller, service)
+        ]
+        if path == MODELS_PATH:
+            return _answer(head, {"object": "list", "data": listed})
+        name = path.removeprefix(f"{MODELS_PATH}/")
+        for each in listed:
+            if each["id"] == name:
+                return _answer(head, each)
+        return refuse(404, "model_not_found", f"there is no model {name!r}", head.request_id)
+
+
+def _answer(head: Head, value: Any) -> Refuse:
+    headers = {"content-type": "application/json", "x-request-id": head.request_id}
+    return Refuse(200, headers, b"" if head.method == "HEAD" else _encode(value))
+
+
+def service_address(namespace: str) -> Callable[[str, int], str]:
+    """Addresses of backends as the cluster's DNS has them."""
+
+    def address(name: str, port: int) -> str:
+        return f"{name}.{namespace}.svc:{port}"
+
+    return address

@@ -1,0 +1,222 @@
+"""`farebox gateway`: puts the parts together, starts them, and ends them without losing a call.
+
+cluster and meter -> view, purse -> Gate.handle <- Envoy;  Envoy's log -> settling and the meter.
+"""
+
+import asyncio
+import gc
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from farebox import metrics
+from farebox.domain.addresses import Network, parse_networks
+from farebox.errors import ConfigurationError
+from farebox.gateway import envoy_process, transport
+from farebox.gateway.budgets import Budgets
+from farebox.gateway.cluster import ClusterWatch
+from farebox.gateway.counters import Counters
+from farebox.gateway.counters_degrading import DegradingCounters, DividedCounters
+from farebox.gateway.counters_valkey import ValkeyCounters
+from farebox.gateway.credentials import Credentials
+from farebox.gateway.envoy import DECISION_SOCKET, EnvoySettings
+from farebox.gateway.feed import Feed
+from farebox.gateway.handler import Gate, service_address, utc_now
+from farebox.gateway.purse import Purse
+from farebox.gateway.quotas import Quotas
+from farebox.gateway.settling import Settling
+from farebox.gateway.view import GatewayView
+from farebox.health import serve_health
+from farebox.kube.client import KubeClient
+from farebox.ledger.remote import RemoteLedger
+from farebox.settings import GatewaySettings
+
+log = structlog.get_logger(__name__)
+_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path, on Linux."""
+_GARBAGE_THRESHOLDS = (50_000, 20, 50)
+"""Calls make no cycles; looking for some among thousands of services would hold up all that are under way."""
+_SILENT_SECONDS = 120.0
+"""An API server that was not heard for longer: what the gateway knows of keys and services may be old."""
+
+
+def envoy_settings(settings: GatewaySettings) -> EnvoySettings:
+    """What this gateway's Envoy is told.
+
+    Raises:
+        ConfigurationError: the directory's name is too long for a socket in it.
+    """
+    if len(str(settings.gateway_directory / DECISION_SOCKET)) > _SOCKET_PATH:
+        raise ConfigurationError(
+            f"FAREBOX_GATEWAY_DIRECTORY={settings.gateway_directory} is too long for a socket in it: use a "
+            f"path of at most {_SOCKET_PATH - len(DECISION_SOCKET) - 1} characters"
+        )
+    return EnvoySettings(
+        directory=settings.gateway_directory,
+        listen_host=settings.listen_host,
+        listen_port=settings.listen_port,
+        max_body_bytes=settings.max_body_bytes,
+        ca_file=settings.ca_file,
+        certificate=settings.tls_certificate,
+        key=settings.tls_key,
+    )
+
+
+async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set; then drain Envoy, send the rest of the usage, and return.
+
+    Raises:
+        ConfigurationError: a setting cannot work, or there is no Envoy where one was asked for.
+        OSError: a port or a socket cannot be had.
+    """
+    identity = settings.identity or socket.gethostname()
+    # Another process is another source: what an earlier one held for its calls is not this one's to spend.
+    source = f"{identity}/{uuid.uuid4().hex[:12]}"
+    async with AsyncExitStack() as stack:
+        client = await KubeClient.connect(settings.kubeconfig)
+        stack.push_async_callback(client.close)
+        ledger = await stack.enter_async_context(RemoteLedger(settings.meter_url, settings.meter_token_file))
+        counters = _counters(settings)
+        stack.push_async_callback(counters.close)
+        purse = Purse(settings.balance_max_age_seconds)
+        view = GatewayView(purse)
+        budgets = Budgets(source, ledger.claim_budget)
+        settling = Settling(view, purse, budgets, counters, utc_now)
+        gate = Gate(
+            view=view,
+            purse=purse,
+            budgets=budgets,
+            counters=counters,
+            settling=settling,
+            credentials=Credentials(client, settings.backend_namespace),
+            backend_address=_backend_address(settings),
+            trusted_proxies=_trusted(settings.trusted_proxies),
+        )
+        watch, feed = ClusterWatch(client, view), Feed(ledger, purse, budgets.forget)
+        quotas = Quotas(ledger, view, counters, utc_now)
+        _show(purse, budgets, watch, counters)
+        health = await serve_health(
+            settings.listen_host,
+            settings.health_port,
+            list,
+            lambda: _unready(gate, feed, watch),
+        )
+        stack.push_async_callback(health.cleanup)
+        if settings.run_envoy:
+            await stack.enter_async_context(envoy_process.running(envoy_settings(settings)))
+        works = (
+            watch.run(lambda: primed(gate)),
+            feed.run(),
+            settling.run(),
+            budgets.run(),
+            quotas.run(gate.ready),
+        )
+        async with _working(*works, stop=stop):
+            log.info("gateway.started", source=source, meter=settings.meter_url)
+            await transport.serve(
+                gate.handle,
+                _transport_settings(settings, identity),
+                stop,
+                on_usage=settling.on_usage,
+                on_acknowledged=settling.acknowledged,
+            )
+            await budgets.close()
+    log.info("gateway.stopped")
+
+
+def _transport_settings(settings: GatewaySettings, identity: str) -> transport.TransportSettings:
+    return transport.TransportSettings(
+        envoy=envoy_settings(settings),
+        source=identity,
+        meter_url=settings.meter_url,
+        meter_token_file=settings.meter_token_file,
+        linger_seconds=settings.linger_seconds,
+        drain_seconds=settings.drain_seconds,
+    )
+
+
+def primed(gate: Gate) -> None:
+    """The cluster was read. What is known now stays, and need not be looked at by the garbage collector."""
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
+    gc.collect()
+    gc.freeze()
+    gate.ready.set()
+
+
+@asynccontextmanager
+async def _working(*works: Any, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Run these inside the `async with`. One that ends by itself has a fault: then all is stopped."""
+    tasks = [asyncio.create_task(work) for work in works]
+    for task in tasks:
+        task.add_done_callback(lambda _: stop.set())
+    try:
+        yield
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _show(purse: Purse, budgets: Budgets, watch: ClusterWatch, counters: Counters) -> None:
+    """Let /metrics ask what this process holds, and how old is what it knows."""
+
+    def feed_age() -> float:
+        return -1.0 if purse.heard_at is None else purse.clock() - purse.heard_at
+
+    metrics.GATEWAY_HOLDS.set_function(lambda: budgets.open_holds)
+    metrics.GATEWAY_FEED_AGE.set_function(feed_age)
+    metrics.GATEWAY_WATCH_AGE.set_function(lambda: watch.age)
+    metrics.GATEWAY_COUNTERS_AWAY.set_function(
+        lambda: float(isinstance(counters, DegradingCounters) and counters.away)
+    )
+
+
+def _unready(gate: Gate, feed: Feed, watch: ClusterWatch) -> list[str]:
+    """What keeps this replica from deciding calls as it should; others are better then."""
+    problems = []
+    if not gate.ready.is_set():
+        problems.append("keys, services and models were not listed yet")
+    elif watch.age > _SILENT_SECONDS:
+        problems.append(f"the API server was not heard for {watch.age:.0f} s")
+    if not feed.current.is_set():
+        problems.append("the meter was not heard yet")
+    return problems
+
+
+def _counters(settings: GatewaySettings) -> Counters:
+    if not settings.valkey_url:
+        return DividedCounters(settings.replicas)
+    shared = ValkeyCounters(settings.valkey_url, settings.valkey_timeout_seconds)
+    return DegradingCounters(shared, settings.replicas)
+
+
+def _backend_address(settings: GatewaySettings) -> Callable[[str, int], str]:
+    if not settings.backend_address:
+        return service_address(settings.backend_namespace)
+    return lambda name, port: settings.backend_address
+
+
+def _trusted(text: str) -> Sequence[Network]:
+    ranges = [part.strip() for part in text.split(",") if part.strip()]
+    networks = parse_networks(ranges)
+    if networks is None:
+        raise ConfigurationError(f"FAREBOX_TRUSTED_PROXIES={text!r} is no list of address ranges")
+    return networks
+
+
+def write_envoy_config(settings: GatewaySettings) -> str:
+    """Write Envoy's configuration into the shared directory; returns its path."""
+    return str(envoy_process.write_config(envoy_settings(settings)))
+
+
+def config_path(settings: GatewaySettings) -> Path:
+    """Where it was written."""
+    return envoy_process.config_path(envoy_settings(settings))

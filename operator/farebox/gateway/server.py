@@ -1,0 +1,217 @@
+"""Serves Envoy's questions on a Unix socket: HTTP/2, gRPC's framing, one exchange for each call.
+
+It asks the handler and passes on what it says. It never decides by itself but for two things: a body over
+the limit is refused, and a handler that raises is an error for the client, never an open door.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+import structlog
+
+from farebox.gateway import extproc
+from farebox.gateway.exchange import Forward, Handler, Head, Refuse
+from farebox.gateway.extproc import BodyMessage, HeadersMessage, InvalidMessage
+from farebox.gateway.frames import Headers, literal_block
+from farebox.gateway.http2 import Connection
+from farebox.gateway.refusals import too_large
+from farebox.gateway.streams import Stream
+from farebox.metrics import GATEWAY_DECISION_SECONDS
+
+PATH: Final = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+CLOSE_SECONDS: Final = 5.0
+"""Decisions under way get so long when the server is closed."""
+_HEAD_ROOM: Final = 256 * 1024
+"""What a message may have beside a body of the greatest size."""
+_RESPONSE: Final = literal_block([(b":status", b"200"), (b"content-type", b"application/grpc")])
+_OK: Final = literal_block([(b"grpc-status", b"0")])
+_CANCELLED: Final = literal_block([(b"grpc-status", b"1")])
+_INVALID: Final = literal_block([(b"grpc-status", b"3")])
+_INTERNAL: Final = literal_block([(b"grpc-status", b"13")])
+_UNIMPLEMENTED: Final = literal_block(
+    [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"12")]
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class Decisions:
+    """What all exchanges share: the handler, the limit, and the decisions under way."""
+
+    def __init__(self, handler: Handler, max_body_bytes: int) -> None:
+        self.handler = handler
+        self.max_body_bytes = max_body_bytes
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    def accept(self, stream: Stream, headers: Headers) -> "Exchange | Unimplemented":
+        """The receiver of a new stream."""
+        if (b":path", PATH) in headers:
+            return Exchange(self, stream)
+        return Unimplemented(stream)
+
+    def begin(self, exchange: "Exchange", head: Head, body: bytes | None) -> asyncio.Task[None]:
+        """Decide in a task of its own."""
+        task = self._loop.create_task(exchange.decide(head, body))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+class Unimplemented:
+    """A call of another method."""
+
+    def __init__(self, stream: Stream) -> None:
+        stream.finish(_UNIMPLEMENTED)
+
+    def data(self, chunk: bytes) -> None:
+        """Not read."""
+
+    def ended(self) -> None:
+        """Nothing to do."""
+
+    def gone(self) -> None:
+        """Nothing to do."""
+
+
+class Exchange:
+    """One call: its head comes, then its body if there is one; a decision goes back and ends the stream."""
+
+    __slots__ = ("_buffer", "_decisions", "_head", "_stream", "_task")
+
+    def __init__(self, decisions: Decisions, stream: Stream) -> None:
+        self._decisions = decisions
+        self._stream = stream
+        self._buffer = bytearray()
+        self._head: Head | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def data(self, chunk: bytes) -> None:
+        """See Receiver: the messages in what came."""
+        buffer = self._buffer
+        try:
+            if not buffer and len(chunk) >= 5 and len(chunk) == 5 + int.from_bytes(chunk[1:5], "big"):
+                self._check(chunk[0], len(chunk) - 5)
+                self._message(chunk[5:])
+                return
+            buffer += chunk
+            while len(buffer) >= 5:
+                size = int.from_bytes(buffer[1:5], "big")
+                self._check(buffer[0], size)
+                if len(buffer) < 5 + size:
+                    return
+                message = bytes(buffer[5 : 5 + size])
+                del buffer[: 5 + size]
+                self._message(message)
+        except InvalidMessage as error:
+            _log.warning("ext_proc message cannot be read", error=str(error))
+            self._fail(_INVALID)
+
+    def ended(self) -> None:
+        """See Receiver. Envoy closes its side when the call is over, or when it has the answer."""
+        if self._task is None:
+            self._fail(_CANCELLED)
+
+    def gone(self) -> None:
+        """See Receiver: the client has left, so nobody needs the decision."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def decide(self, head: Head, body: bytes | None) -> None:
+        """Ask the handler and answer."""
+        began = perf_counter()
+        try:
+            decision = await self._decisions.handler(head, body)
+            GATEWAY_DECISION_SECONDS.observe(perf_counter() - began)
+            self._answer(decision, on_headers=body is None)
+        except Exception:
+            _log.exception("the handler failed", request_id=head.request_id)
+            self._fail(_INTERNAL)
+
+    def _check(self, compressed: int, size: int) -> None:
+        if compressed or size > self._decisions.max_body_bytes + _HEAD_ROOM:
+            raise InvalidMessage("a message is compressed, or larger than a body may be")
+
+    def _message(self, message: bytes) -> None:
+        request = extproc.read_request(message)
+        if self._task is not None:
+            raise InvalidMessage("a message after the last")
+        if isinstance(request, BodyMessage):
+            self._on_body(request.body)
+        else:
+            self._on_headers(request)
+
+    def _on_headers(self, message: HeadersMessage) -> None:
+        if self._head is not None:
+            raise InvalidMessage("headers twice")
+        self._head = message.head
+        self._stream.start(_RESPONSE)
+        # CONNECT has none, and no end either: what follows would be the tunnel.
+        if not message.has_body or message.head.method == "CONNECT":
+            self._task = self._decisions.begin(self, message.head, None)
+        elif _announced(message.head) > self._decisions.max_body_bytes:
+            self._answer(self._too_large(message.head), on_headers=True)
+        else:
+            self._send(extproc.CONTINUE)
+
+    def _on_body(self, body: bytes) -> None:
+        if self._head is None:
+            raise InvalidMessage("a body without headers")
+        if len(body) > self._decisions.max_body_bytes:
+            self._answer(self._too_large(self._head), on_headers=False)
+        else:
+            self._task = self._decisions.begin(self, self._head, body)
+
+    def _too_large(self, head: Head) -> Refuse:
+        return too_large(head, self._decisions.max_body_bytes)
+
+    def _answer(self, decision: Forward | Refuse, on_headers: bool) -> None:
+        if isinstance(decision, Refuse):
+            self._send(extproc.refuse(decision))
+        else:
+            self._send(extproc.forward(decision, on_headers))
+        self._stream.finish(_OK)
+
+    def _send(self, message: bytes) -> None:
+        self._stream.send(b"\x00" + len(message).to_bytes(4, "big") + message)
+
+    def _fail(self, trailers: bytes) -> None:
+        """End the exchange without a decision: Envoy answers with its own error."""
+        if self._head is None:
+            self._stream.start(_RESPONSE)
+        self._stream.finish(trailers)
+
+
+def _announced(head: Head) -> int:
+    """The Content-Length, 0 without one. Envoy has checked that it is a number."""
+    value = head.headers.get("content-length", "0")
+    return int(value) if value.isdecimal() else 0
+
+
+@asynccontextmanager
+async def listening(path: Path, handler: Handler, max_body_bytes: int) -> AsyncIterator[None]:
+    """Answer Envoys on this socket inside the `async with`.
+
+    The socket is for the user and the group of this process. One that a dead process left is replaced. At
+    the end, decisions under way get CLOSE_SECONDS.
+
+    Raises:
+        OSError: the socket cannot be made.
+    """
+    decisions = Decisions(handler, max_body_bytes)
+    connections: set[Connection] = set()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_unix_server(lambda: Connection(decisions.accept, connections), str(path))
+    await asyncio.to_thread(path.chmod, 0o660)
+    try:
+        yield
+    finally:
+        server.close()
+        if decisions.tasks:
+            await asyncio.wait(set(decisions.tasks), timeout=CLOSE_SECONDS)
+        for connection in list(connections):
+            connection.close()

@@ -1,0 +1,36 @@
+"""/healthz, /readyz and /metrics of operator and gateway. They tell the truth: a deaf watch is unhealthy."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+Problems = Callable[[], list[str]]
+"""Returns sentences about what is wrong now; none when all is well."""
+
+
+async def serve_health(host: str, port: int, unhealthy: Problems, unready: Problems) -> web.AppRunner:
+    """Start the server; the caller cleans the runner up.
+
+    /healthz answers 503 with what is wrong when only a restart helps, /readyz while the replica could not
+    take over at once. Raises OSError when the port is taken.
+    """
+
+    def answer(problems: list[str]) -> web.Response:
+        return web.Response(text="\n".join(problems) or "ok", status=503 if problems else 200)
+
+    async def healthz(_: web.Request) -> web.Response:
+        return answer(unhealthy())
+
+    async def readyz(_: web.Request) -> web.Response:
+        return answer(unhealthy() + unready())
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner

@@ -1,0 +1,185 @@
+"""Leader election by a Lease (B21): one replica acts, the others wait.
+
+An elector of its own because the one of the `kubernetes` package keeps leading after it lost the lease
+(docs/decisions/004). The rules: a holder that could not renew for `renew_deadline` seconds of its own clock
+stops acting before anybody may take over; nobody trusts another machine's clock, only how long the record
+has not changed here; every write carries the resourceVersion it is based on; every error is a failure.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from farebox.errors import Conflict, KubeError, KubeUnreachable, NotFound
+from farebox.kube.client import JSONObject, KubeClient
+from farebox.kube.names import NOTE_ANNOTATION, lease_path
+
+log = structlog.get_logger(__name__)
+
+
+class _TakenByAnother(Exception):
+    """The lease that this replica held has another holder."""
+
+
+@dataclass
+class Elector:
+    """Takes and keeps a Lease for `identity`.
+
+    Args:
+        duration: seconds without a renewal after which others may take the lease.
+        clock: monotonic seconds; tests drive it.
+        note: what the holder leaves for its successors with each renewal; None: what is noted stays.
+    """
+
+    client: KubeClient
+    namespace: str
+    name: str
+    identity: str
+    duration: float = 10.0
+    clock: Callable[[], float] = time.monotonic
+    note: Callable[[], str | None] = lambda: None
+    leading: asyncio.Event = field(default_factory=asyncio.Event)
+    _observed: tuple[str, float] | None = None
+    _lease: JSONObject | None = None
+    _renewed: float = 0.0
+    _lost: bool = False
+
+    @property
+    def renew_deadline(self) -> float:
+        """A holder that could not renew for so long has lost: a third of the duration is the margin."""
+        return self.duration * 2 / 3
+
+    @property
+    def period(self) -> float:
+        """Seconds between two attempts."""
+        return self.duration / 6
+
+    def healthy(self) -> bool:
+        """Whether the last renewal is recent enough to act on; a standby is healthy, who lost it is not."""
+        if not self.leading.is_set():
+            return not self._lost
+        return self.clock() - self._renewed < self.renew_deadline
+
+    async def run(self) -> None:
+        """Take the lease, set `leading`, keep renewing; return when the lease is lost.
+
+        The caller must stop acting at once: the process exits and starts again as a standby.
+        """
+        while not await self._attempt():  # noqa: ASYNC110 - the lease is in the cluster, no local event tells of it
+            await asyncio.sleep(self.period)
+        log.info("lease.acquired", lease=self.name, identity=self.identity)
+        self.leading.set()
+        while (left := self._renewed + self.renew_deadline - self.clock()) > 0:
+            await asyncio.sleep(min(self.period, left))
+            try:
+                async with asyncio.timeout(self._renewed + self.renew_deadline - self.clock()):
+                    await self._attempt()
+            except (TimeoutError, _TakenByAnother):
+                break
+        self._lost = True
+        self.leading.clear()
+        log.error("lease.lost", lease=self.name, identity=self.identity)
+
+    async def noted(self) -> str:
+        """What the last holder noted; "" if nobody did."""
+        try:
+            lease = await self.client.request("GET", lease_path(self.namespace, self.name))
+        except NotFound:
+            return ""
+        return str((lease["metadata"].get("annotations") or {}).get(NOTE_ANNOTATION, ""))
+
+    async def release(self) -> None:
+        """Give the lease back so that a standby need not wait for it to run out."""
+        if not self.leading.is_set() or self._lease is None:
+            return
+        self.leading.clear()
+        try:
+            await self._write(self._lease, holder="", transitions=_transitions(self._lease))
+        except (KubeError, KubeUnreachable) as error:
+            log.warning("lease.release_failed", error=str(error))
+
+    async def _attempt(self) -> bool:
+        """One try to take or renew; True when this replica holds the lease for sure."""
+        started = self.clock()
+        try:
+            held = await self._take_or_renew()
+        except (KubeError, KubeUnreachable) as error:
+            if not isinstance(error, Conflict):
+                log.warning("lease.attempt_failed", error=str(error))
+            self._lease = None
+            return False
+        if held:
+            # Counted from before the request: the record cannot be older than this.
+            self._renewed = started
+        return held
+
+    async def _take_or_renew(self) -> bool:
+        if self._lease is not None and self.leading.is_set():
+            self._lease = await self._write(self._lease, self.identity, _transitions(self._lease))
+            return True
+        path = lease_path(self.namespace, self.name)
+        try:
+            lease = await self.client.request("GET", path, timeout=self.period * 2)
+        except NotFound:
+            self._lease = await self._create()
+            return True
+        holder = lease["spec"].get("holderIdentity") or ""
+        if holder != self.identity and self.leading.is_set():
+            # Somebody acted in between: it must not be taken back as if nothing had happened.
+            raise _TakenByAnother
+        if holder and holder != self.identity and not self._expired(lease):
+            return False
+        transitions = _transitions(lease) + (holder != self.identity)
+        self._lease = await self._write(lease, self.identity, transitions)
+        return True
+
+    def _expired(self, lease: JSONObject) -> bool:
+        """Whether the record has not changed here for the duration that its holder promised."""
+        version = lease["metadata"]["resourceVersion"]
+        if self._observed is None or self._observed[0] != version:
+            self._observed = (version, self.clock())
+            return False
+        promised = float(lease["spec"].get("leaseDurationSeconds") or self.duration)
+        return self.clock() - self._observed[1] >= promised
+
+    async def _create(self) -> JSONObject:
+        body = self._body(self.identity, 0)
+        body["metadata"] = {"name": self.name, "namespace": self.namespace}
+        return await self.client.request(
+            "POST", lease_path(self.namespace), body=body, timeout=self.period * 2
+        )
+
+    async def _write(self, lease: JSONObject, holder: str, transitions: int) -> JSONObject:
+        body = self._body(holder, transitions)
+        body["metadata"] = lease["metadata"]
+        note = self.note()
+        if note is not None:
+            annotations = lease["metadata"].get("annotations") or {}
+            body["metadata"] = {**lease["metadata"], "annotations": annotations | {NOTE_ANNOTATION: note}}
+        if holder == (lease["spec"].get("holderIdentity") or ""):
+            body["spec"]["acquireTime"] = lease["spec"].get("acquireTime") or body["spec"]["acquireTime"]
+        return await self.client.request(
+            "PUT", lease_path(self.namespace, self.name), body=body, timeout=self.period * 2
+        )
+
+    def _body(self, holder: str, transitions: int) -> JSONObject:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "spec": {
+                "holderIdentity": holder,
+                "leaseDurationSeconds": max(1, round(self.duration)),
+                "acquireTime": now,
+                "renewTime": now,
+                "leaseTransitions": transitions,
+            },
+        }
+
+
+def _transitions(lease: JSONObject) -> int:
+    return int(lease["spec"].get("leaseTransitions") or 0)

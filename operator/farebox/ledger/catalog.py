@@ -1,0 +1,369 @@
+"""What the writer remembers between transactions: accounts, books, bindings, prices, quotas, reservations.
+
+Everything in it is committed, or about to be by the transaction that changes it: when that fails, the
+whole catalog is thrown away and read again. Other processes' writes are read incrementally, by their
+sequence numbers and ids. It decides nothing about money.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Row, bindparam, select
+
+from farebox.api import ReservationState
+from farebox.domain.keys import ObjectKey
+from farebox.domain.money import Nano
+from farebox.domain.reservation import Buying, Offer, Outcome, Plan, Term
+from farebox.ledger import tables
+from farebox.ledger.database import Prepared
+from farebox.ledger.port import AccountBalance, FreeQuota, PriceTier
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class AccountState:
+    """An account as of the transaction under way. Amounts in nano-units of `currency`."""
+
+    id: int
+    key: ObjectKey
+    currency: str
+    credit_limit: int
+    balance: int
+    sequence: int
+
+    def public(self) -> AccountBalance:
+        """The account in the words of the port."""
+        return AccountBalance(
+            self.key, self.currency, Nano(self.balance), Nano(self.credit_limit), self.sequence
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBinding:
+    """A row of `bindings`."""
+
+    id: int
+    account: ObjectKey
+    model: str
+    trial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPrice:
+    """A row of `price_versions` with its tiers."""
+
+    id: int
+    currency: str
+    tiers: tuple[PriceTier, ...]
+    offer: Offer | None = None
+    free_quota: FreeQuota | None = None
+
+
+@dataclass(slots=True)
+class QuotaState:
+    """A row of `quotas` as of the transaction under way. Times in microseconds."""
+
+    id: int
+    account_id: int
+    model: str
+    tokens: int
+    used: int
+    expires_at: int
+    sequence: int
+
+    def left(self, occurred_at: int) -> int:
+        """What is left for a call that ended then; after the quota's date the rest is void (B6)."""
+        return self.tokens - self.used if occurred_at < self.expires_at else 0
+
+
+@dataclass(slots=True)
+class BudgetState:
+    """A row of `budgets` as of the transaction under way."""
+
+    source: str
+    account_id: int
+    granted: int
+    spent: int
+    expires_at: int
+
+
+@dataclass(slots=True)
+class KnownReservation:
+    """A row of `reservations` with its newest change and its terms, as of the transaction under way."""
+
+    id: int
+    service: ObjectKey
+    uid: str
+    account: ObjectKey
+    model: str
+    plan: Plan
+    outcome: Outcome
+    sequence: int
+    terms: list[Term] = field(default_factory=list)
+
+    def term(self, moment: int) -> Term | None:
+        """The term in force at a moment, if one was bought."""
+        return next((term for term in reversed(self.terms) if term.start <= moment < term.end), None)
+
+
+class Timeline(Generic[T]):
+    """Values with the time from which they hold, in microseconds. Of equal times the later added holds."""
+
+    __slots__ = ("_times", "_values")
+
+    def __init__(self) -> None:
+        self._times: list[int] = []
+        self._values: list[T] = []
+
+    def add(self, effective_at: int, value: T) -> None:
+        """Put a value in its place."""
+        place = bisect_right(self._times, effective_at)
+        self._times.insert(place, effective_at)
+        self._values.insert(place, value)
+
+    def at(self, moment: int) -> T:
+        """The value in force; before the first one, the first (docs/decisions/101)."""
+        return self._values[max(bisect_right(self._times, moment) - 1, 0)]
+
+    def newest(self) -> T:
+        """The value whose time is the latest."""
+        return self._values[-1]
+
+    def newest_item(self) -> tuple[int, T]:
+        """The latest time and its value."""
+        return self._times[-1], self._values[-1]
+
+
+class ServiceBindings:
+    """The bindings of one service: all of them, and those of each model."""
+
+    __slots__ = ("all", "by_model")
+
+    def __init__(self) -> None:
+        self.all: Timeline[KnownBinding] = Timeline()
+        self.by_model: dict[str, Timeline[KnownBinding]] = defaultdict(Timeline)
+
+    def add(self, effective_at: int, binding: KnownBinding) -> None:
+        """Put a binding in its place."""
+        self.all.add(effective_at, binding)
+        self.by_model[binding.model].add(effective_at, binding)
+
+
+class Catalog:
+    """All that is needed to charge an event without asking the database."""
+
+    def __init__(self) -> None:
+        self.revision = -1
+        self.head = 0
+        self.accounts: dict[ObjectKey, AccountState] = {}
+        self.account_keys: dict[int, ObjectKey] = {}
+        self.books: dict[tuple[int, str], int] = {}
+        self.bindings: dict[ObjectKey, ServiceBindings] = defaultdict(ServiceBindings)
+        self.prices: dict[str, Timeline[KnownPrice]] = defaultdict(Timeline)
+        self.quotas: dict[tuple[int, str], QuotaState] = {}
+        self.first_bound: dict[ObjectKey, dict[str, int]] = defaultdict(dict)
+        self.accounts_of_model: dict[str, set[ObjectKey]] = defaultdict(set)
+        self.budgets: dict[tuple[str, int], BudgetState] = {}
+        self.budgets_of: dict[int, list[BudgetState]] = {}
+        self.reservations: dict[int, KnownReservation] = {}
+        self.reservations_of: dict[ObjectKey, list[KnownReservation]] = {}
+        self.last_account = self.last_book = self.last_binding = self.last_price = 0
+        self.last_quota = self.last_reservation = 0
+
+    def refresh(self, connection: Connection) -> None:
+        """Lock the ledger for this transaction, and read what other processes wrote since the last one."""
+        row = _LEDGER.run(connection, ()).one()
+        if row.revision == self.revision:
+            return
+        for account in connection.execute(_ACCOUNTS, {"after": self.head}):
+            self.add_account(AccountState(account.id, ObjectKey.parse(account.key), *account[2:]))
+        for book in connection.execute(_BOOKS, {"after": self.last_book}):
+            self.add_book(book.account_id, book.name, book.id)
+        for bound in connection.execute(_BINDINGS, {"after": self.last_binding}):
+            account_key = ObjectKey.parse(bound.account)
+            binding = KnownBinding(bound.id, account_key, bound.model, bool(bound.trial))
+            self.add_binding(ObjectKey.parse(bound.service), bound.effective_at, binding)
+        for model, effective_at, price in read_prices(connection, self.last_price):
+            self.add_price(model, effective_at, price)
+        for quota in connection.execute(_QUOTAS, {"after": self.head}):
+            self.add_quota(QuotaState(*quota))
+        for budget in connection.execute(_BUDGETS, {"after": self.revision}):
+            self.add_budget(BudgetState(*budget))
+        for reservation in read_reservations(connection, self.head):
+            self.add_reservation(reservation)
+        for bought in connection.execute(_TERMS, {"after": self.head}):
+            self.reservations[bought.reservation_id].terms.append(Term(*bought[1:]))
+        self.head, self.revision = row.head, row.revision
+
+    def add_account(self, account: AccountState) -> None:
+        """Remember an account, new or changed."""
+        self.accounts[account.key] = account
+        self.account_keys[account.id] = account.key
+        self.last_account = max(self.last_account, account.id)
+
+    def add_book(self, account_id: int, name: str, book_id: int) -> None:
+        """Remember a book."""
+        self.books[account_id, name] = book_id
+        self.last_book = max(self.last_book, book_id)
+
+    def add_binding(self, service: ObjectKey, effective_at: int, binding: KnownBinding) -> None:
+        """Remember a binding."""
+        self.bindings[service].add(effective_at, binding)
+        of_account = self.first_bound[binding.account]
+        of_account[binding.model] = min(effective_at, of_account.get(binding.model, effective_at))
+        self.accounts_of_model[binding.model].add(binding.account)
+        self.last_binding = max(self.last_binding, binding.id)
+
+    def add_price(self, model: str, effective_at: int, price: KnownPrice) -> None:
+        """Remember a version of a model's prices."""
+        self.prices[model].add(effective_at, price)
+        self.last_price = max(self.last_price, price.id)
+
+    def add_quota(self, quota: QuotaState) -> None:
+        """Remember a quota, new or changed."""
+        self.quotas[quota.account_id, quota.model] = quota
+        self.last_quota = max(self.last_quota, quota.id)
+
+    def add_budget(self, budget: BudgetState) -> None:
+        """Remember a budget, new or changed."""
+        known = self.budgets.get((budget.source, budget.account_id))
+        of_account = self.budgets_of.setdefault(budget.account_id, [])
+        if known is None:
+            of_account.append(budget)
+        else:
+            of_account[of_account.index(known)] = budget
+        self.budgets[budget.source, budget.account_id] = budget
+
+    def add_reservation(self, reservation: KnownReservation) -> None:
+        """Remember a reservation, new or changed; one that is known keeps its terms."""
+        known = self.reservations.get(reservation.id)
+        if known is None:
+            self.reservations_of.setdefault(reservation.service, []).append(reservation)
+        else:
+            siblings = self.reservations_of[reservation.service]
+            siblings[siblings.index(known)] = reservation
+            reservation.terms = known.terms
+        self.reservations[reservation.id] = reservation
+        self.last_reservation = max(self.last_reservation, reservation.id)
+
+
+def read_prices(connection: Connection, after: int) -> Iterator[tuple[str, int, KnownPrice]]:
+    """(model, effective_at, prices) of all versions with an id above `after`, in the order of their ids."""
+    tiers: dict[int, list[PriceTier]] = defaultdict(list)
+    for version_id, up_to, of_input, of_cached, of_output in connection.execute(_TIERS, {"after": after}):
+        tiers[version_id].append(PriceTier(up_to, Nano(of_input), Nano(of_cached), Nano(of_output)))
+    for row in connection.execute(_PRICES, {"after": after}):
+        price = KnownPrice(row.id, row.currency, tuple(tiers[row.id]), _offer(row), _free_quota(row))
+        yield row.model, row.effective_at, price
+
+
+def _offer(row: Row[*tuple[Any, ...]]) -> Offer | None:
+    if row.terms is None:
+        return None
+    return Offer(
+        row.input_unit_tpm,
+        Nano(row.input_unit_price_per_day),
+        row.output_unit_tpm,
+        Nano(row.output_unit_price_per_day),
+        tuple(map(int, row.terms.split(","))),
+    )
+
+
+def _free_quota(row: Row[*tuple[Any, ...]]) -> FreeQuota | None:
+    return None if row.quota_tokens is None else FreeQuota(row.quota_tokens, row.quota_valid_days)
+
+
+def read_reservations(connection: Connection, after: int) -> Iterator[KnownReservation]:
+    """Reservations that changed after a sequence number, without their terms."""
+    for row in connection.execute(_RESERVATIONS, {"after": after}):
+        yield KnownReservation(
+            id=row.id,
+            service=ObjectKey.parse(row.service),
+            uid=row.uid,
+            account=ObjectKey.parse(row.account),
+            model=row.model,
+            plan=Plan(row.input_tpm, row.output_tpm, row.days, Buying(row.buying)),
+            outcome=Outcome(ReservationState(row.state), row.current_term, row.reason, row.message),
+            sequence=row.sequence,
+        )
+
+
+_AFTER = bindparam("after", type_=tables.Int64)
+_LEDGER = Prepared(select(tables.ledger.c.head, tables.ledger.c.revision).with_for_update(), ())
+_accounts = tables.accounts.c
+_ACCOUNTS = select(
+    _accounts.id,
+    _accounts.key,
+    _accounts.currency,
+    _accounts.credit_limit,
+    _accounts.balance,
+    _accounts.sequence,
+).where(_accounts.sequence > _AFTER)
+_books = tables.books.c
+_BOOKS = select(_books.account_id, _books.name, _books.id).where(_books.id > _AFTER)
+_bindings = tables.bindings.c
+_BINDINGS = (
+    select(
+        _bindings.id,
+        _bindings.service,
+        _bindings.account,
+        _bindings.model,
+        _bindings.effective_at,
+        _bindings.trial,
+    )
+    .where(_bindings.id > _AFTER)
+    .order_by(_bindings.id)
+)
+_prices = tables.price_versions.c
+_PRICES = select(tables.price_versions).where(_prices.id > _AFTER).order_by(_prices.id)
+_tiers = tables.price_tiers.c
+_TIERS = (
+    select(
+        _tiers.price_version_id,
+        _tiers.up_to_input_tokens,
+        _tiers.input,
+        _tiers.cached_input,
+        _tiers.output,
+    )
+    .where(_tiers.price_version_id > _AFTER)
+    .order_by(_tiers.price_version_id, _tiers.position)
+)
+_quotas = tables.quotas.c
+_QUOTAS = select(
+    _quotas.id,
+    _quotas.account_id,
+    _quotas.model,
+    _quotas.tokens,
+    _quotas.used,
+    _quotas.expires_at,
+    _quotas.sequence,
+).where(_quotas.sequence > _AFTER)
+_budgets = tables.budgets.c
+_BUDGETS = select(
+    _budgets.source, _budgets.account_id, _budgets.granted, _budgets.spent, _budgets.expires_at
+).where(_budgets.revision > _AFTER)
+_reservations = tables.reservations.c
+_changes = tables.reservation_changes.c
+_RESERVATIONS = (
+    select(
+        tables.reservations,
+        _changes.buying,
+        _changes.state,
+        _changes.current_term,
+        _changes.reason,
+        _changes.message,
+    )
+    .join_from(tables.reservations, tables.reservation_changes, _changes.sequence == _reservations.sequence)
+    .where(_reservations.sequence > _AFTER)
+    .order_by(_reservations.id)
+)
+_terms = tables.reservation_terms.c
+_TERMS = (
+    select(_terms.reservation_id, _terms.number, _terms.start_at, _terms.end_at)
+    .where(_terms.transaction_sequence > _AFTER)
+    .order_by(_terms.transaction_sequence)
+)

@@ -1,0 +1,256 @@
+"""Engines for the ledger's database: how connections are opened, and what a transaction begins with.
+
+A writer takes the write lock when it begins, so it never finds out half-way that somebody else was
+faster; readers see one snapshot and block nobody. Knows nothing of the tables. What only SQLite or only
+PostgreSQL has is in `_sqlite_engine` and `_postgresql_engine`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import (
+    URL,
+    BindParameter,
+    ClauseElement,
+    Connection,
+    CursorResult,
+    Engine,
+    Table,
+    bindparam,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from farebox.errors import ConfigurationError
+
+_BUSY_TIMEOUT_MS: Final = 10_000
+COPY_ROWS: Final = 10
+"""From so many rows on a `BulkInsert` is a COPY."""
+_POSTGRESQL_ARGUMENTS: Final = {
+    "connect_timeout": "5",
+    # A server that is gone without a word is noticed in half a minute, not in two hours.
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+_WRITER_SESSION: Final = (
+    # Whoever holds the ledger's row and stops half-way (a paused process, a lost node) must let go of it, and
+    # those who wait for it must be able to say that they do.
+    "SET idle_in_transaction_session_timeout = '20s'",
+    "SET lock_timeout = '10s'",
+    # What was answered is on the disk, whatever the server's default is. Stricter ones stay.
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') = 'off'",
+)
+_SQLITE_SESSION: Final = (
+    f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    # REPLACE must not get around the triggers that forbid DELETE.
+    "recursive_triggers = ON",
+)
+_SQLITE_WRITER: Final = (
+    # 64 MB: the inner pages of the indexes stay in memory.
+    "cache_size = -65536",
+    # 16 MB of journal instead of 4: pages that many commits changed are written back once.
+    "wal_autocheckpoint = 4096",
+)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970 UTC, exactly. `moment` must be aware."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The moment of `to_micros`, in UTC."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def write_engine(url: str) -> Engine:
+    """An engine with one connection, for the writer. Commits are on the disk when they return."""
+    parsed = ledger_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed, "BEGIN IMMEDIATE", 1, _SQLITE_WRITER)
+    return _postgresql_engine(parsed, "READ COMMITTED", 1, _WRITER_SESSION)
+
+
+def read_engine(url: str, connections: int) -> Engine:
+    """An engine for readers; a transaction of it is one snapshot."""
+    parsed = ledger_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed, "BEGIN", connections, ())
+    return _postgresql_engine(parsed, "REPEATABLE READ", connections, ())
+
+
+def ledger_url(url: str) -> URL:
+    """The URL of a ledger, with its driver.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is of a database that the ledger does not run on.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(f"the ledger's URL cannot be read: {error}") from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+        raise ConfigurationError(
+            f"the ledger does not run on {parsed.drivername}: use a URL that begins with sqlite:/// or "
+            "postgresql+psycopg://"
+        )
+    return parsed
+
+
+def _postgresql_engine(url: URL, isolation: str, pool_size: int, session: Sequence[str]) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        isolation_level=isolation,
+        connect_args=_POSTGRESQL_ARGUMENTS | dict(url.query),
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        for statement in session:
+            connection.execute(statement)
+        connection.commit()
+
+    return engine
+
+
+def _sqlite_engine(parsed: URL, begin: str, pool_size: int, pragmas: Sequence[str]) -> Engine:
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigurationError(
+            "the ledger needs a database file: use a URL such as sqlite:////path/to/ledger.db"
+        )
+    engine = create_engine(
+        parsed, pool_size=pool_size, max_overflow=0, connect_args={"check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        # Without this the driver begins transactions by its own rules, too late for DDL and for readers.
+        connection.isolation_level = None
+        for pragma in (*_SQLITE_SESSION, *pragmas):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+class Prepared:
+    """A statement that SQLAlchemy writes once, and the driver then takes with its values as they are.
+
+    For the few statements that every call runs: SQLAlchemy's own work for a row costs more than the row.
+    """
+
+    def __init__(self, statement: ClauseElement, names: Sequence[str]) -> None:
+        """`names` are the statement's parameters, in the order in which values are given."""
+        self._statement = statement
+        self._names = tuple(names)
+        self._written: dict[str, str] = {}
+
+    @classmethod
+    def insert(cls, table: Table, columns: Sequence[str] | None = None) -> "Prepared":
+        """An INSERT; values in the order of `columns`, by default all of the table's."""
+        parameters: dict[str, BindParameter[Any]] = {
+            name: bindparam(f"new_{name}") for name in columns or table.columns.keys()
+        }
+        return cls(table.insert().values(parameters), [parameter.key for parameter in parameters.values()])
+
+    def run(self, connection: Connection, values: tuple[Any, ...]) -> CursorResult[Any]:
+        """Run it once."""
+        return connection.exec_driver_sql(self._text(connection), self._parameters(connection, values))
+
+    def run_many(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run it for each of `rows`."""
+        parameters = [self._parameters(connection, row) for row in rows]
+        connection.exec_driver_sql(self._text(connection), parameters)
+
+    def _text(self, connection: Connection) -> str:
+        dialect = connection.dialect
+        text = self._written.get(dialect.name)
+        if text is None:
+            compiled = self._statement.compile(dialect=dialect)
+            assert isinstance(compiled, SQLCompiler)
+            if dialect.positional:
+                assert tuple(compiled.positiontup or ()) == self._names, "values are in the driver's order"
+            text = self._written[dialect.name] = str(compiled)
+        return text
+
+    def _parameters(self, connection: Connection, values: tuple[Any, ...]) -> Any:
+        if connection.dialect.positional:
+            return values
+        return dict(zip(self._names, values, strict=True))
+
+
+class BulkInsert(Prepared):
+    """An INSERT of many rows, which PostgreSQL takes as one COPY: no statement and no plan for each."""
+
+    def __init__(self, table: Table, columns: Sequence[str]) -> None:
+        insert = Prepared.insert(table, columns)
+        super().__init__(insert._statement, insert._names)
+        names = ", ".join(f'"{column}"' for column in columns)
+        self._copy = f'COPY "{table.name}" ({names}) FROM STDIN'
+
+    def run_many(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert `rows`."""
+        if connection.dialect.name != "postgresql" or len(rows) < COPY_ROWS:
+            super().run_many(connection, rows)
+            return
+        driver: Any = connection.connection.driver_connection
+        with _translated(connection, self._copy), driver.cursor() as cursor, cursor.copy(self._copy) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+
+@contextmanager
+def one_trip(connection: Connection) -> Iterator[None]:
+    """What is written inside goes to a server in one piece: no wait for the answer to each statement.
+
+    Nothing can be read inside, and no COPY. An error shows at the end, or at a commit inside.
+    """
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    with _translated(connection, "pipeline"), driver.pipeline():
+        yield
+
+
+@contextmanager
+def _translated(connection: Connection, statement: str) -> Iterator[None]:
+    """The driver's errors as SQLAlchemy would raise them, had it sent the statement."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        yield
+    except psycopg.Error as error:
+        lost = bool(driver.closed)
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
+
+
+@contextmanager
+def disposing(engine: Engine) -> Iterator[Engine]:
+    """The engine, and its connections closed at the end."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()

@@ -1,0 +1,317 @@
+"""The ledger on a database: `LedgerPort`, and what the meter needs beyond it.
+
+It joins the parts (writer, usage, top-ups, records, feed) and holds no rule of its own. One process writes
+to an SQLite file; on PostgreSQL several may.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, cast
+
+import structlog
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerRefused, LedgerUnavailable
+from farebox.ledger import tables
+from farebox.ledger.budgets import claim
+from farebox.ledger.database import read_engine, write_engine
+from farebox.ledger.feed import POLL_SECONDS, Bell, read_account, read_changes
+from farebox.ledger.journal import Journal
+from farebox.ledger.listen import OtherWriters
+from farebox.ledger.migrate import is_current, upgrade
+from farebox.ledger.port import (
+    AccountBalance,
+    Budget,
+    BudgetClaim,
+    ChangePage,
+    Posted,
+    Record,
+    RecordRefusal,
+    TopUpOrder,
+)
+from farebox.ledger.records import record
+from farebox.ledger.terms import advance
+from farebox.ledger.topups import post_topup
+from farebox.ledger.usage import PENDING_LIST, IngestResult, PendingEvent, UsageEvent, ingest, pending_event
+from farebox.ledger.writer import Writer
+
+ADVANCE_SECONDS: Final = 5.0
+"""How often a meter looks at what time alone brings: the renewal and the end of reservations."""
+_READERS: Final = 4
+_REPORTERS: Final = 2
+MAX_REPORTS: Final = 32
+"""Reports that run or wait; another one is told to come again."""
+T = TypeVar("T")
+Order = TypeVar("Order")
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ingest:
+    events: Sequence[UsageEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class _TopUp:
+    order: TopUpOrder
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    order: BudgetClaim
+
+
+@dataclass(frozen=True, slots=True)
+class _Advance:
+    pass
+
+
+def utc_now() -> datetime:
+    """The clock on the wall."""
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """A ledger in a database whose schema is current. Make it with `open`, end it with `close`.
+
+    Every method raises LedgerUnavailable when the database fails; then nothing is known of the outcome,
+    and repeating is safe.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        on_commit: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._write_engine = write_engine(url)
+        self._read_engine = read_engine(url, _READERS + _REPORTERS)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-reader")
+        self._reporters = ThreadPoolExecutor(_REPORTERS, thread_name_prefix="ledger-reports")
+        self._reports = 0
+        self._bell = Bell()
+        self._on_commit = on_commit
+        self._writer = Writer(self._write_engine, clock, _perform, self._committed)
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._others: OtherWriters | None = None
+        if self._write_engine.dialect.name == "postgresql":
+            self._others = OtherWriters(self._write_engine, self._bell.ring)
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        on_commit: Callable[[float], None] = lambda seconds: None,
+        advance_seconds: float | None = None,
+    ) -> "Ledger":
+        """Bring the schema up to date and start to work.
+
+        Args:
+            url: SQLAlchemy URL, such as sqlite:////var/lib/farebox/ledger.db.
+            clock: the present, aware UTC.
+            on_commit: told the seconds of each write transaction, from the writer's thread.
+            advance_seconds: how often to `advance` by itself; None: only when asked.
+
+        Raises:
+            ConfigurationError: the URL cannot be a ledger's.
+            LedgerUnavailable: the database cannot be opened or brought up to date.
+        """
+        try:
+            await asyncio.to_thread(upgrade, url)
+        except SQLAlchemyError as error:
+            raise LedgerUnavailable(f"the ledger's database cannot be opened: {error}") from error
+        ledger = cls(url, clock=clock, on_commit=on_commit)
+        ledger._writer.start()
+        if ledger._others is not None:
+            ledger._tasks.append(asyncio.create_task(ledger._others.listen()))
+        if advance_seconds is not None:
+            ledger._tasks.append(asyncio.create_task(ledger._keep_advancing(advance_seconds)))
+        return ledger
+
+    async def close(self) -> None:
+        """Finish the work handed over, then close the database."""
+        self.drain()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._shut_down)
+
+    def _shut_down(self) -> None:
+        self._writer.stop()
+        self._readers.shutdown()
+        self._reporters.shutdown(cancel_futures=True)
+        self._write_engine.dispose()
+        self._read_engine.dispose()
+
+    def drain(self) -> None:
+        """Let nobody wait for changes any more: those who do get what there is."""
+        self._draining = True
+        self._bell.ring()
+
+    def _committed(self, seconds: float) -> None:
+        self._on_commit(seconds)
+        self._bell.ring()
+
+    async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
+        """See LedgerPort. Usage that waited for the records is charged in the same transaction (B12)."""
+        return cast("Sequence[RecordRefusal]", await self._writer.run(_Records(records)))
+
+    async def post_topup(self, order: TopUpOrder) -> Posted:
+        """See LedgerPort (B10)."""
+        return cast("Posted", await self._writer.run(_TopUp(order)))
+
+    async def ingest(self, events: Sequence[UsageEvent]) -> IngestResult:
+        """Store usage and charge it, each event once by (source, id) (B12). Durable when it returns."""
+        return cast("IngestResult", await self._writer.run(_Ingest(events)))
+
+    async def claim_budget(self, order: BudgetClaim) -> Budget:
+        """Set what a gateway may spend of an account, as far as there is (B17).
+
+        Raises:
+            LedgerRefused: AccountNotFound, AmountOutOfRange.
+        """
+        return cast("Budget", await self._writer.run(_Claim(order)))
+
+    async def advance(self) -> None:
+        """Do what time alone brings: renew reservations a day ahead, end those whose term is over (B9).
+
+        Several meters that do so buy each term once.
+        """
+        await self._writer.run(_Advance())
+
+    async def _keep_advancing(self, seconds: float) -> None:
+        while True:
+            try:
+                await self.advance()
+            except LedgerUnavailable as error:
+                _log.warning("reservations were not looked at; will try again", error=str(error))
+            await asyncio.sleep(seconds)
+
+    async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
+        """See LedgerPort."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_seconds
+        while True:
+            bell = self._bell.listen()
+            try:
+                page = await self._read(lambda connection: read_changes(connection, after, limit))
+                left = deadline - loop.time()
+                if page.head != after or left <= 0 or self._draining:
+                    return page
+                await asyncio.wait((bell,), timeout=min(left, POLL_SECONDS))
+            finally:
+                self._bell.leave(bell)
+
+    async def account(self, key: ObjectKey) -> AccountBalance | None:
+        """The account as it is now, or None if it was never recorded."""
+        return await self._read(lambda connection: read_account(connection, key))
+
+    async def pending(self, after: int = 0, limit: int = 1000) -> Sequence[PendingEvent]:
+        """Events not charged yet, in the order of arrival, with a cursor above `after`."""
+
+        def read(connection: Connection) -> list[PendingEvent]:
+            rows = connection.execute(PENDING_LIST, {"after": after, "at_most": limit})
+            return [pending_event(row) for row in rows]
+
+        return await self._read(read)
+
+    async def pending_count(self) -> int:
+        """How many events are not charged yet."""
+        return await self._read(lambda connection: connection.execute(_PENDING_COUNT).scalar_one())
+
+    async def head(self) -> int:
+        """The last sequence number given out."""
+        return await self._read(lambda connection: connection.execute(_HEAD).scalar_one())
+
+    async def ready(self) -> bool:
+        """Whether the database answers, can be written to, and its schema is the one of this code."""
+
+        def writable(connection: Connection) -> bool:
+            standby = connection.dialect.name == "postgresql" and connection.execute(_STANDBY).scalar_one()
+            return not standby and is_current(connection)
+
+        try:
+            return await self._read(writable)
+        except LedgerUnavailable:
+            return False
+
+    async def report(self, read: Callable[[Connection], T]) -> T:
+        """What may read much, in one snapshot; aside from the reads that operators wait for.
+
+        Raises:
+            LedgerRefused: what `read` refuses.
+        """
+        if self._reports >= MAX_REPORTS:
+            raise LedgerUnavailable(f"{MAX_REPORTS} reports are under way already")
+        self._reports += 1
+        try:
+            return await self._read(read, self._reporters)
+        finally:
+            self._reports -= 1
+
+    async def _read(self, read: Callable[[Connection], T], pool: ThreadPoolExecutor | None = None) -> T:
+        def in_snapshot() -> T:
+            with self._read_engine.begin() as connection:
+                return read(connection)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool or self._readers, in_snapshot)
+        except SQLAlchemyError as error:
+            raise LedgerUnavailable(f"the ledger's database failed: {error}") from error
+        except RuntimeError as error:
+            if self._draining:
+                raise LedgerUnavailable("the ledger is shutting down") from error
+            raise
+
+
+def _perform(journal: Journal, works: Sequence[Any]) -> Sequence[Any]:
+    """Do the work that shares a commit. All usage goes as one batch: it costs the same statements."""
+    outcomes: list[Any] = [None] * len(works)
+    ingests: list[int] = []
+    for place, work in enumerate(works):
+        match work:
+            case _Ingest():
+                ingests.append(place)
+            case _Records(records):
+                outcomes[place] = record(journal, records)
+            case _TopUp(order):
+                outcomes[place] = _refusable(journal, post_topup, order)
+            case _Claim(order):
+                outcomes[place] = _refusable(journal, claim, order)
+            case _Advance():
+                advance(journal)
+    if ingests:
+        results = ingest(journal, [works[place].events for place in ingests])
+        for place, result in zip(ingests, results, strict=True):
+            outcomes[place] = result
+    return outcomes
+
+
+def _refusable(journal: Journal, act: Callable[[Journal, Order], T], order: Order) -> T | LedgerRefused:
+    try:
+        return act(journal, order)
+    except LedgerRefused as refusal:
+        return refusal
+
+
+_PENDING_COUNT = (
+    select(func.count())
+    .select_from(tables.usage_events)
+    .where(tables.usage_events.c.transaction_sequence.is_(None))
+)
+_STANDBY = select(func.pg_is_in_recovery())
+_HEAD = select(tables.ledger.c.head)

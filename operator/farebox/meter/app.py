@@ -1,0 +1,296 @@
+"""The meter's HTTP API: routes, permissions, answers. The work is done by `Ledger`; see docs/meter-api.md.
+
+It checks the caller before it reads a body, and answers a write only after the commit.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+
+from farebox.errors import LedgerRefused, LedgerUnavailable
+from farebox.ledger.usage import PendingEvent
+from farebox.ledger.wire import SEQUENCE_HEADER, parse_key
+from farebox.ledger.wire_answers import (
+    WireAccount,
+    WireBudget,
+    WireBudgetClaim,
+    WireChanges,
+    WirePosted,
+    WireTopUp,
+)
+from farebox.ledger.wire_records import WireRefusals, read_records
+from farebox.meter import cloudevents, reports
+from farebox.meter.auth import Permission
+from farebox.meter.calls import METER, ApiError, Meter, authorized, integer
+
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+_LARGE_BODY_BYTES: Final = 64 * 1024
+MAX_WAIT_SECONDS: Final = 60.0
+MAX_PAGE: Final = 10_000
+
+POST_USAGE: Final = Permission("create", "usageevents")
+POST_RECORDS: Final = Permission("create", "ledgerrecords")
+WATCH_ACCOUNTS: Final = Permission("watch", "billingaccounts")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_log = structlog.get_logger(__name__)
+
+
+def create_app(meter: Meter) -> web.Application:
+    """The application; the caller opens and closes `meter.ledger`."""
+    app = web.Application(middlewares=[_measured, _errors], client_max_size=MAX_BODY_BYTES)
+    app[METER] = meter
+    app.add_routes(
+        [
+            web.post("/v1/events", post_events),
+            web.get("/v1/events/pending", get_pending),
+            web.post("/v1/records", post_records),
+            web.post("/v1/topups", post_topup),
+            web.post("/v1/budgets", post_budget),
+            web.get("/v1/changes", get_changes),
+            web.get("/v1/accounts/{namespace}/{name}", get_account),
+            web.get("/v1/accounts/{namespace}/{name}/statement", reports.get_statement),
+            web.get("/v1/usage", reports.get_usage),
+            web.get("/healthz", get_healthz),
+            web.get("/readyz", get_readyz),
+            web.get("/metrics", get_metrics),
+        ]
+    )
+    app.on_shutdown.append(_drain)
+    return app
+
+
+async def post_events(request: web.Request) -> web.Response:
+    """Usage, as CloudEvents: charged exactly once by (source, id) (B12)."""
+    ledger = await authorized(request, POST_USAGE)
+    if request.content_type not in (cloudevents.STRUCTURED, cloudevents.BATCH):
+        raise ApiError(
+            415,
+            "UnsupportedMediaType",
+            f"Content-Type must be {cloudevents.STRUCTURED} or {cloudevents.BATCH}",
+        )
+    try:
+        parsed = await _parsed(await request.read(), request.content_type)
+    except cloudevents.InvalidBody as invalid:
+        status = 413 if invalid.reason == "TooManyEvents" else 400
+        raise ApiError(status, invalid.reason, invalid.message) from invalid
+    result = await ledger.ingest(parsed.events)
+    late = [(parsed.indexes[item.index], item) for item in result.rejected]
+    rejected = sorted([(item.index, item) for item in parsed.rejected] + late, key=lambda indexed: indexed[0])
+    budgets = [WireBudget.of(budget).dump() for budget in result.budgets]
+    counts = request.app[METER].metrics.events
+    counts.labels("charged").inc(result.accepted - result.pending)
+    counts.labels("pending").inc(result.pending)
+    counts.labels("duplicate").inc(result.duplicate)
+    counts.labels("rejected").inc(len(rejected))
+    return web.json_response(
+        {
+            "accepted": result.accepted,
+            "duplicate": result.duplicate,
+            "pending": result.pending,
+            "rejected": [
+                {"index": index, "id": item.id, "reason": item.reason, "message": item.message}
+                for index, item in rejected
+            ],
+        }
+        | ({"budgets": budgets} if budgets else {}),
+        headers={SEQUENCE_HEADER: str(result.sequence)},
+    )
+
+
+async def _parsed(body: bytes, content_type: str) -> cloudevents.Parsed:
+    """Parse large bodies aside, so that other callers need not wait for it."""
+    if len(body) < _LARGE_BODY_BYTES:
+        return cloudevents.parse(body, content_type)
+    return await asyncio.to_thread(cloudevents.parse, body, content_type)
+
+
+async def get_pending(request: web.Request) -> web.Response:
+    """Usage that is not charged yet, and what it waits for."""
+    ledger = await authorized(request, WATCH_ACCOUNTS)
+    after = integer(request, "after", 0)
+    limit = integer(request, "limit", 1000, at_least=1, at_most=MAX_PAGE)
+    events = await ledger.pending(after, limit)
+    return web.json_response(
+        {
+            "events": [_pending(item) for item in events],
+            "next": events[-1].cursor if len(events) == limit else None,
+        }
+    )
+
+
+async def post_records(request: web.Request) -> web.Response:
+    """Accounts, bindings and prices, from the operator; each bad one is refused by itself (B23)."""
+    ledger = await authorized(request, POST_RECORDS)
+    payload = await _json_body(request)
+    try:
+        records, places, unread = read_records(payload)
+    except ValidationError as invalid:
+        raise _invalid_body(invalid) from invalid
+    refusals = await ledger.record(records.values())
+    return web.json_response(WireRefusals.of(refusals, places, unread).dump())
+
+
+async def post_topup(request: web.Request) -> web.Response:
+    """A top-up: booked once by account and reference (B10)."""
+    ledger = await authorized(request, POST_RECORDS)
+    payload = await _json_body(request)
+    try:
+        order = WireTopUp.model_validate_json(payload).value()
+    except ValidationError as invalid:
+        raise _invalid_body(invalid) from invalid
+    return web.json_response(WirePosted.of(await ledger.post_topup(order)).dump())
+
+
+async def post_budget(request: web.Request) -> web.Response:
+    """What a gateway may spend of an account that must never fall below its credit line (B17)."""
+    ledger = await authorized(request, POST_USAGE)
+    payload = await _json_body(request)
+    try:
+        claim = WireBudgetClaim.model_validate_json(payload).value()
+    except ValidationError as invalid:
+        raise _invalid_body(invalid) from invalid
+    return web.json_response(WireBudget.of(await ledger.claim_budget(claim)).dump())
+
+
+async def get_changes(request: web.Request) -> web.Response:
+    """Accounts that changed after a sequence number; a long poll."""
+    ledger = await authorized(request, WATCH_ACCOUNTS)
+    after = integer(request, "after", 0)
+    limit = integer(request, "limit", 1000, at_least=1, at_most=MAX_PAGE)
+    page = await ledger.changes(after, _wait_seconds(request), limit)
+    return web.json_response(WireChanges.of(page).dump())
+
+
+async def get_account(request: web.Request) -> web.Response:
+    """One account as it is now."""
+    namespace, name = request.match_info["namespace"], request.match_info["name"]
+    ledger = await authorized(request, Permission("get", "billingaccounts", namespace))
+    try:
+        key = parse_key(f"{namespace}/{name}")
+    except ValueError as error:
+        raise ApiError(404, "AccountNotFound", str(error)) from error
+    account = await ledger.account(key)
+    if account is None:
+        raise ApiError(404, "AccountNotFound", f"the ledger has no account {key}")
+    return web.json_response(WireAccount.of(account).dump())
+
+
+async def get_healthz(request: web.Request) -> web.Response:
+    """The process runs and its event loop turns."""
+    return web.Response(text="ok\n")
+
+
+async def get_readyz(request: web.Request) -> web.Response:
+    """The database answers, and its schema is the one of this version."""
+    ledger = request.app[METER].ledger
+    if ledger is None:
+        return web.Response(status=503, text="the ledger's database is not open yet\n")
+    if not await ledger.ready():
+        return web.Response(status=503, text="the ledger's database does not answer as it should\n")
+    return web.Response(text="ok\n")
+
+
+async def get_metrics(request: web.Request) -> web.Response:
+    """Prometheus metrics."""
+    meter = request.app[METER]
+    if meter.ledger is not None:
+        try:
+            meter.metrics.pending.set(await meter.ledger.pending_count())
+            meter.metrics.head.set(await meter.ledger.head())
+        except LedgerUnavailable as error:
+            _log.warning("the ledger's figures are missing in /metrics", error=str(error))
+    return web.Response(
+        body=generate_latest(meter.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+async def _json_body(request: web.Request) -> bytes:
+    if request.content_type != "application/json":
+        raise ApiError(415, "UnsupportedMediaType", "Content-Type must be application/json")
+    return await request.read()
+
+
+def _wait_seconds(request: web.Request) -> float:
+    text = request.query.get("wait", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise ApiError(400, "InvalidParameter", f"wait must be seconds from 0 to {MAX_WAIT_SECONDS:g}")
+    return seconds
+
+
+def _invalid_body(invalid: ValidationError) -> ApiError:
+    fault = invalid.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, fault["loc"])) or "the body"
+    return ApiError(400, "InvalidBody", f"{field}: {fault['msg'].removeprefix('Value error, ')}")
+
+
+def _pending(item: PendingEvent) -> dict[str, Any]:
+    event = item.event
+    return {
+        "cursor": item.cursor,
+        "source": event.source,
+        "id": event.id,
+        "service": str(event.service),
+        "time": event.time.isoformat(),
+        "receivedAt": item.received_at.isoformat(),
+        "model": event.model,
+        "inputTokens": event.input_tokens,
+        "cachedInputTokens": event.cached_input_tokens,
+        "outputTokens": event.output_tokens,
+        "reason": item.reason,
+        "waitingFor": item.waiting_for,
+    }
+
+
+async def _drain(app: web.Application) -> None:
+    """Before the server waits for running requests: let none of them wait for changes."""
+    ledger = app[METER].ledger
+    if ledger is not None:
+        ledger.drain()
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error as {"error": {"reason", "message"}}."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _error(error.status, error.reason, error.message)
+    except LedgerRefused as refusal:
+        return _error(409, refusal.reason, refusal.message)
+    except LedgerUnavailable as error:
+        return _error(503, "LedgerUnavailable", f"{error}: try again")
+    except web.HTTPRequestEntityTooLarge:
+        message = f"the body is larger than {MAX_BODY_BYTES} bytes: send less at a time"
+        return _error(413, "BodyTooLarge", message)
+    except web.HTTPException as error:
+        return _error(error.status, error.reason.title().replace(" ", ""), f"{request.method} {request.path}")
+    except Exception:
+        _log.exception("request failed", method=request.method, path=request.path)
+        return _error(500, "InternalError", "the meter has a fault: see its log")
+
+
+def _error(status: int, reason: str, message: str) -> web.Response:
+    return web.json_response({"error": {"reason": reason, "message": message}}, status=status)
+
+
+@web.middleware
+async def _measured(request: web.Request, handler: Handler) -> web.StreamResponse:
+    histogram = request.app[METER].metrics.request_seconds
+    started = asyncio.get_running_loop().time()
+    response = await handler(request)
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "other"
+    method = request.method if resource is not None else "other"
+    histogram.labels(method, route, str(response.status)).observe(asyncio.get_running_loop().time() - started)
+    return response

@@ -1,0 +1,59 @@
+"""What all calls of the meter's API have in common: the caller's right, parameters, and how errors are said.
+
+It knows no route.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from farebox.ledger.engine import Ledger
+from farebox.meter.auth import Authenticator, Decision, Permission
+from farebox.meter.metrics import MeterMetrics
+
+
+@dataclass(slots=True)
+class Meter:
+    """What the routes work with. `ledger` is None until the database is open."""
+
+    authenticator: Authenticator
+    metrics: MeterMetrics
+    ledger: Ledger | None = None
+
+
+METER: Final = web.AppKey("meter", Meter)
+
+
+class ApiError(Exception):
+    """An answer that is not 200: its status, a CamelCase reason, and a sentence for people."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+async def authorized(request: web.Request, permission: Permission) -> Ledger:
+    """The ledger, for a caller who may do this."""
+    meter = request.app[METER]
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise ApiError(401, "Unauthenticated", "send a token: Authorization: Bearer <token>")
+    review = await meter.authenticator.review(token.strip(), permission)
+    if review.decision is not Decision.ALLOWED:
+        raise ApiError(review.decision.value, review.decision.name.capitalize(), review.message)
+    if meter.ledger is None:
+        raise ApiError(503, "NotReady", "the ledger's database is not open yet: try again")
+    return meter.ledger
+
+
+def integer(
+    request: web.Request, name: str, default: int, *, at_least: int = 0, at_most: int = 2**63 - 1
+) -> int:
+    """A parameter that is a whole number."""
+    text = request.query.get(name, str(default))
+    if not (text.isascii() and text.isdigit()) or not at_least <= int(text[:20]) <= at_most:
+        raise ApiError(400, "InvalidParameter", f"{name} must be an integer from {at_least} to {at_most}")
+    return int(text)

@@ -1,0 +1,172 @@
+"""Reads usage from CloudEvents 1.0 in structured mode, one or a batch. Pure: bytes in, values out.
+
+A bad event is refused by itself, with its index, id and what to change; the others of its batch count. Only
+a body that is no batch of events at all is refused as a whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import from_json
+
+from farebox.domain.keys import ObjectKey
+from farebox.domain.pricing import MAX_TOKENS
+from farebox.ledger.usage import Rejection, UsageEvent
+from farebox.ledger.wire import NO_TIME, parse_key, parse_time
+
+STRUCTURED: Final = "application/cloudevents+json"
+BATCH: Final = "application/cloudevents-batch+json"
+EVENT_TYPE: Final = "dev.farebox.usage.v1"
+MAX_EVENTS: Final = 10_000
+"""Events in one request."""
+
+
+class InvalidBody(Exception):
+    """The body is no CloudEvent and no batch of them. `reason` is CamelCase, the message is for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The events that can be stored, with their places in the body, and those that cannot."""
+
+    events: Sequence[UsageEvent]
+    indexes: Sequence[int]
+    rejected: Sequence[Rejection]
+
+
+def parse(body: bytes, content_type: str) -> Parsed:
+    """The usage events of a request; `content_type` is STRUCTURED or BATCH.
+
+    Raises:
+        InvalidBody: InvalidJSON, InvalidBatch or TooManyEvents.
+    """
+    try:
+        decoded = from_json(body)
+    except ValueError as error:
+        raise InvalidBody("InvalidJSON", f"the body is not JSON: {error}") from error
+    if content_type == STRUCTURED:
+        decoded = [decoded]
+    if not isinstance(decoded, list):
+        raise InvalidBody("InvalidBatch", f"the body of {BATCH} must be a list of events")
+    if len(decoded) > MAX_EVENTS:
+        raise InvalidBody(
+            "TooManyEvents", f"{len(decoded)} events in one request: send at most {MAX_EVENTS} at a time"
+        )
+    try:
+        return Parsed([item.event() for item in _MANY.validate_python(decoded)], range(len(decoded)), ())
+    except ValidationError:
+        return _one_by_one(decoded)
+
+
+def _one_by_one(decoded: Sequence[Any]) -> Parsed:
+    events: list[UsageEvent] = []
+    indexes: list[int] = []
+    rejected: list[Rejection] = []
+    for index, item in enumerate(decoded):
+        try:
+            events.append(_Envelope.model_validate(item).event())
+            indexes.append(index)
+        except ValidationError as error:
+            rejected.append(Rejection(index, _id_of(item), "InvalidEvent", _sentence(error)))
+    return Parsed(events, indexes, rejected)
+
+
+def _id_of(item: Any) -> str:
+    """The id as far as there is one, to help the sender find it; it is not trusted."""
+    identifier = item.get("id", "") if isinstance(item, dict) else ""
+    if not isinstance(identifier, str):
+        return ""
+    return identifier[:256].encode(errors="replace").decode()
+
+
+def _sentence(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'event'}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in faults[:5]
+    )
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must not have control characters")
+    return text
+
+
+def _moment(value: Any) -> datetime:
+    if not isinstance(value, str):
+        raise ValueError(NO_TIME)
+    return parse_time(value)
+
+
+def _subject(value: Any) -> ObjectKey:
+    if not isinstance(value, str):
+        raise ValueError("must be the service as namespace/name")
+    return parse_key(value)
+
+
+_Identity = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
+_Name = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_printable)]
+_Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+
+
+class _Usage(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, strict=True)
+
+    model: _Name | None = None
+    api_key: _Name | None = None
+    input_tokens: _Tokens
+    cached_input_tokens: _Tokens = 0
+    output_tokens: _Tokens
+    request_id: _Identity | None = None
+    status: Annotated[int, Field(ge=0, le=999)] | None = None
+
+
+class _Envelope(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    specversion: Literal["1.0"]
+    id: _Identity
+    source: _Identity
+    type: Literal["dev.farebox.usage.v1"]
+    subject: Annotated[ObjectKey, PlainValidator(_subject)]
+    time: Annotated[datetime, PlainValidator(_moment)]
+    datacontenttype: Literal["application/json"] | None = None
+    data: _Usage
+
+    def event(self) -> UsageEvent:
+        """As the ledger's value."""
+        data = self.data
+        return UsageEvent(
+            source=self.source,
+            id=self.id,
+            service=self.subject,
+            time=self.time,
+            input_tokens=data.input_tokens,
+            output_tokens=data.output_tokens,
+            cached_input_tokens=data.cached_input_tokens,
+            model=data.model,
+            api_key=data.api_key,
+            request_id=data.request_id,
+            status=data.status,
+        )
+
+
+_MANY: Final = TypeAdapter(list[_Envelope])

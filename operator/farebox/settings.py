@@ -1,0 +1,109 @@
+"""Settings of the processes, from environment variables that begin with FAREBOX_.
+
+Every field is a variable: `backend_namespace` is FAREBOX_BACKEND_NAMESPACE. Defaults suit the manifests.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CommonSettings(BaseSettings):
+    """What every process has."""
+
+    model_config = SettingsConfigDict(env_prefix="FAREBOX_", extra="ignore", frozen=True)
+
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: str = Field("json", description="json, or console for people")
+    kubeconfig: Path | None = Field(
+        None, description="default: in-cluster, then $KUBECONFIG or ~/.kube/config"
+    )
+
+
+class OperatorSettings(CommonSettings):
+    """Settings of `farebox operator`."""
+
+    backend_namespace: str = Field("farebox-models", description="where all backends live")
+    system_namespace: str = Field("farebox-system", description="where the Lease is")
+    lease_name: str = "farebox-operator"
+    lease_seconds: float = Field(10.0, gt=2, description="a lease not renewed for so long may be taken")
+    identity: str = Field(
+        "", description="name of this replica in the Lease; default: host name and a random part"
+    )
+    meter_url: str = "http://farebox-meter.farebox-system.svc:8090"
+    meter_token_file: Path | None = Field(
+        Path("/var/run/secrets/farebox/meter-token"),
+        description="bearer token for the meter, read anew when it changes",
+    )
+    listen_host: str = "0.0.0.0"
+    listen_port: int = Field(8080, description="/healthz, /readyz, /metrics")
+    workers: int = Field(
+        24, ge=1, le=512, description="bulk writes under way at once; more delay single edits"
+    )
+    write_qps: float = Field(1000.0, gt=0, description="writes per second to the API server")
+    write_burst: int = Field(2000, ge=1)
+    sweep_seconds: float = Field(60.0, gt=0, description="how often everything is listed and compared")
+    figures_seconds: float = Field(
+        10.0, ge=0, description="status figures that move with traffic: at most so often"
+    )
+    balance_max_age_seconds: float = Field(
+        45.0, gt=0, description="a feed silent for longer makes balances unknown"
+    )
+
+
+class MeterSettings(CommonSettings):
+    """Settings of `farebox meter`."""
+
+    ledger_url: str = Field("sqlite:////var/lib/farebox/ledger.db", description="SQLAlchemy URL")
+    listen_host: str = "0.0.0.0"
+    listen_port: int = Field(8090, description="the HTTP API; /healthz, /readyz and /metrics too")
+    token_audience: str = Field("farebox-meter", description="callers' tokens must be for this audience")
+    review_cache_seconds: float = Field(
+        10.0, ge=0, description="how long a TokenReview's answer is used again"
+    )
+
+
+class GatewaySettings(CommonSettings):
+    """Settings of `farebox gateway` and of the Envoy beside it."""
+
+    backend_namespace: str = Field("farebox-models", description="where backends and providers' Secrets are")
+    meter_url: str = "http://farebox-meter.farebox-system.svc:8090"
+    meter_token_file: Path | None = Field(
+        Path("/var/run/secrets/farebox/meter-token"),
+        description="bearer token for the meter, read anew when it changes",
+    )
+    gateway_directory: Path = Field(
+        Path("/var/run/farebox"), description="shared with Envoy: sockets, the log of usage and its bookmark"
+    )
+    identity: str = Field("", description="name of this replica in the ledger; default: the host's name")
+    listen_host: str = "0.0.0.0"
+    listen_port: int = Field(8080, description="where Envoy takes calls")
+    health_port: int = Field(8081, description="/healthz, /readyz, /metrics of the decision process")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="a longer request is refused with 413")
+    tls_certificate: Path | None = Field(None, description="PEM file; with tls_key, Envoy serves TLS")
+    tls_key: Path | None = None
+    ca_file: Path = Field(
+        Path("/etc/ssl/certs/ca-certificates.crt"), description="whom TLS upstreams are trusted by"
+    )
+    trusted_proxies: str = Field(
+        "", description="address ranges, separated by commas, whose X-Forwarded-For is believed"
+    )
+    valkey_url: str = Field(
+        "", description="where replicas count limits together; empty: this one counts by itself"
+    )
+    valkey_timeout_seconds: float = Field(
+        0.25, gt=0, description="a Valkey that takes longer is away: limits are counted without it"
+    )
+    replicas: int = Field(1, ge=1, description="of the gateway: the shares of each limit without Valkey")
+    balance_max_age_seconds: float = Field(
+        60.0, gt=0, description="a meter that is silent for longer: paid calls are refused until it is heard"
+    )
+    backend_address: str = Field(
+        "", description="host:port that takes the place of every backend; for tests and the demo"
+    )
+    linger_seconds: float = Field(
+        5.0, ge=0, description="new calls are taken for so long after the signal to end"
+    )
+    drain_seconds: float = Field(600.0, ge=0, description="how long running calls are waited for at the end")
+    run_envoy: bool = Field(False, description="start Envoy as a child process, as on a laptop")

@@ -1,0 +1,6 @@
+"""`farebox up`: all of Farebox on a laptop."""
+
+from farebox.up.process import run
+from farebox.up.settings import UpSettings, default_ledger_url
+
+__all__ = ["UpSettings", "default_ledger_url", "run"]

@@ -1,0 +1,116 @@
+"""The copy of the balances: what is silent, in doubt or older than what was reported is unknown."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from farebox.controller.balances import Balances
+from farebox.domain.facts import UNKNOWN
+from farebox.domain.keys import ObjectKey
+from farebox.domain.money import Nano
+from farebox.ledger.port import AccountBalance
+
+ACME, OTHER = ObjectKey("billing", "acme"), ObjectKey("billing", "other")
+JULY, AUGUST = ObjectKey("billing", "july"), ObjectKey("billing", "august")
+
+
+@dataclass
+class Time:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def at(sequence: int, account: ObjectKey = ACME, balance: int = 5) -> AccountBalance:
+    return AccountBalance(account, "USD", Nano(balance), Nano(0), sequence)
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def balances(time: Time) -> Balances:
+    """Balances of two accounts, heard just now."""
+    made = Balances(45, time)
+    made.hear([at(7), at(8, OTHER)], complete=True)
+    return made
+
+
+def test_nothing_is_known_before_the_end_of_the_feed(time: Time) -> None:
+    balances = Balances(45, time)
+    assert not balances.known
+    assert balances.age() == float("inf")
+    balances.hear([at(7)], complete=False)
+    assert balances.of(ACME, 0) is UNKNOWN, "more may come"
+    balances.hear([], complete=True)
+    assert balances.of(ACME, 0) == at(7)
+    assert balances.of(ObjectKey("billing", "nobody"), 0) is UNKNOWN
+    balances.hear([at(9)], complete=False)
+    assert balances.known, "once complete, a page of news does not make the rest unknown"
+
+
+def test_silence_makes_everything_unknown_until_the_feed_is_heard_again(
+    balances: Balances, time: Time
+) -> None:
+    time.now += 44.9
+    assert balances.of(ACME, 0) == at(7)
+    time.now += 0.1
+    assert balances.of(ACME, 0) is UNKNOWN
+    balances.hear([], complete=True)
+    assert balances.of(ACME, 0) == at(7)
+
+
+def test_the_newest_counts_whoever_brings_it(balances: Balances) -> None:
+    assert balances.learn(at(9, balance=6)), "a receipt"
+    assert balances.hear([at(8), at(9), at(12, OTHER)], complete=True) == [OTHER]
+    assert balances.of(ACME, 0) == at(9, balance=6)
+
+
+def test_a_ledger_that_is_behind_what_was_reported_is_not_believed(balances: Balances) -> None:
+    assert balances.of(ACME, 7) == at(7)
+    assert balances.of(ACME, 8) is UNKNOWN
+    assert balances.behind(ACME, 8)
+    assert not balances.behind(ACME, 7)
+    assert not balances.behind(ObjectKey("billing", "nobody"), 8), "which the ledger does not have"
+
+
+def test_silence_says_nothing_about_who_is_behind(balances: Balances, time: Time) -> None:
+    """Another replica may have reported what this one did not hear yet."""
+    time.now += 60
+    assert not balances.behind(ACME, 8)
+
+
+def test_a_doubted_balance_is_unknown_until_its_last_top_up_is_in_it(balances: Balances) -> None:
+    balances.doubt(ACME, [JULY, AUGUST], 8)
+    assert balances.doubted(ACME, JULY)
+    assert not balances.doubted(OTHER, JULY)
+    assert balances.of(OTHER, 0) == at(8, OTHER)
+    assert balances.settle(JULY) == []
+    balances.learn(at(9))
+    assert balances.of(ACME, 0) is UNKNOWN
+    assert balances.settle(JULY) == [], "twice is once"
+    assert balances.settle(AUGUST) == [ACME]
+    assert balances.of(ACME, 0) == at(9)
+    assert not balances.doubted(ACME, AUGUST)
+
+
+def test_a_doubt_without_top_ups_is_cleared_at_once(balances: Balances) -> None:
+    """What the ledger lacks is usage alone: it is as it is."""
+    balances.doubt(ACME, [], 20)
+    assert balances.of(ACME, 20) == at(7)
+    assert not balances.behind(ACME, 20)
+    assert balances.behind(ACME, 21), "a later report is another matter"
+
+
+def test_a_restored_ledger_starts_from_nothing(balances: Balances) -> None:
+    balances.forget()
+    balances.doubt(ACME, [JULY], 7)
+    assert not balances.known
+    balances.hear([at(3)], complete=True)
+    assert balances.of(ACME, 7) is UNKNOWN, "its top-ups are not back"
+    assert balances.of(OTHER, 0) is UNKNOWN, "it is not in this ledger yet"
+    balances.settle(JULY)
+    assert balances.of(ACME, 7) == at(3)

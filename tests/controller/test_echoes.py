@@ -1,0 +1,83 @@
+"""Kopf sees every change but those that the operator made itself and knows already."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from farebox.controller.echoes import without_echoes
+from farebox.domain.keys import ObjectKey
+from tests.kube.server import Server, serving
+
+KNOWN = {ObjectKey("a", "x"): 10, ObjectKey("a", "cheat"): 30}
+
+
+def cached(key: ObjectKey) -> int:
+    return KNOWN.get(key, 0)
+
+
+def line(type_: str, name: str, version: str, **metadata: Any) -> bytes:
+    body = {"metadata": metadata | {"name": name, "namespace": "a", "resourceVersion": version}}
+    return json.dumps({"type": type_, "object": body | {"status": {"text": "ü" * 90}}}).encode()
+
+
+async def through_kopfs_eyes(server: Server, lines: list[bytes], cut: int) -> list[bytes]:
+    """What is left of lines that arrive in pieces of `cut` bytes."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        text = b"".join(each + b"\n" for each in lines)
+        for at in range(0, len(text), cut):
+            await response.write(text[at : at + cut])
+            await asyncio.sleep(0)
+        return response
+
+    server.trouble = answer
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/watch") as response:
+        without_echoes(response, cached)
+        left = b"".join([chunk async for chunk in response.content.iter_chunked(1024)])
+    return left.splitlines()
+
+
+async def test_only_what_the_cache_has_is_left_out() -> None:
+    news = [
+        line("MODIFIED", "x", "11"),
+        line("ADDED", "y", "3"),
+        line("DELETED", "x", "10"),
+        line("BOOKMARK", "", "99"),
+        b'{"type":"ERROR","object":{"kind":"Status","code":410}}',
+        b"what is this",
+        # Nobody hides a change behind an annotation that looks like a version.
+        line("MODIFIED", "cheat", "31", annotations={"resourceVersion": "1", "a": '"resourceVersion":"1"'}),
+    ]
+    echoes = [line("MODIFIED", "x", "10"), line("ADDED", "x", "9"), line("MODIFIED", "cheat", "30")]
+    lines = [news[0], echoes[0], *news[1:4], echoes[1], *news[4:6], echoes[2], news[6]]
+    async with serving() as server:
+        for cut in (7, 300, 100_000):
+            assert await through_kopfs_eyes(server, lines, cut) == news
+
+
+async def list_through_kopfs_eyes(server: Server, text: str) -> bytes:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, content_type="application/json")
+
+    server.trouble = answer
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/list") as response:
+        without_echoes(response, cached)
+        return await response.read()
+
+
+async def test_a_list_keeps_what_the_cache_has_not() -> None:
+    def item(name: str, version: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "namespace": "a", "resourceVersion": version}, "spec": {"n": 1.50}}
+
+    head = {"kind": "InferenceServiceList", "metadata": {"resourceVersion": "99", "continue": "token"}}
+    there = [item("x", "10"), item("x", "11"), item("y", "1"), item("cheat", "29")]
+    async with serving() as server:
+        left = await list_through_kopfs_eyes(server, json.dumps(head | {"items": there}))
+        assert json.loads(left) == head | {"items": there[1:3]}
+        for odd in ('{"items": null}', "[]", "<html>", '{"items": [{"metadata": {}}]}', '{"kind": "Status"}'):
+            assert await list_through_kopfs_eyes(server, odd) == odd.encode()

@@ -1,0 +1,231 @@
+"""The reader of the feed: catches up, tells what moved, notices a restored ledger. On a real ledger."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from farebox.controller.balances import Balances
+from farebox.controller.feed import Feed
+from farebox.controller.terms import Terms
+from farebox.domain.facts import UNKNOWN
+from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerUnavailable
+from farebox.ledger.engine import Ledger
+from farebox.ledger.migrate import upgrade
+from farebox.ledger.port import Bookmark, ChangePage, FreeQuota, Posted, Record, TopUpOrder
+from tests.ledger.databases import Database, SqliteDatabases
+from tests.ledger.support import ACME, FACTS, START, Clock, binding, opened, price, terms, topup, usage
+
+SECONDS = 60.0
+
+
+@dataclass
+class Line:
+    """The way to a ledger, which can be exchanged or be away."""
+
+    ledger: Ledger | None
+    asked: list[tuple[int, float]] = field(default_factory=list)
+
+    async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
+        self.asked.append((after, wait_seconds))
+        if self.ledger is None:
+            raise LedgerUnavailable("away")
+        return await self.ledger.changes(after, wait_seconds, limit)
+
+    async def record(self, records: Any) -> Any:
+        raise AssertionError("the reader writes nothing")
+
+    async def post_topup(self, order: TopUpOrder) -> Posted:
+        raise AssertionError("the reader writes nothing")
+
+
+class Reader:
+    """A feed that is being read, and what it told."""
+
+    def __init__(self, ledger: Ledger | None, wait_seconds: float = 0.05) -> None:
+        self.line = Line(ledger)
+        self.told: list[Any] = []
+        self.balances = Balances(45)
+        self.terms = Terms()
+        self.feed = Feed(
+            self.line,
+            self.balances,
+            self.terms,
+            on_changed=lambda account: self.told.append(account),
+            on_quota=lambda quota, turned: self.told.append((quota.used, turned)),
+            on_reservation=lambda service: self.told.append(service),
+            on_known=lambda: self.told.append("known"),
+            on_reset=lambda: self.told.append("reset"),
+            wait_seconds=wait_seconds,
+        )
+
+    async def until(self, what: Any) -> None:
+        """Wait until it told something, and forget all that it told."""
+        async with asyncio.timeout(SECONDS):
+            while what not in self.told:  # noqa: ASYNC110 - a test may look as often as it likes
+                await asyncio.sleep(0.001)
+        self.told.clear()
+
+
+@asynccontextmanager
+async def reading(ledger: Ledger | None, wait_seconds: float = 0.05) -> AsyncIterator[Reader]:
+    reader = Reader(ledger, wait_seconds)
+    task = asyncio.create_task(reader.feed.run())
+    try:
+        yield reader
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_empty_ledger_is_known_at_once(ledger: Ledger) -> None:
+    async with reading(ledger, wait_seconds=600) as reader:
+        async with asyncio.timeout(SECONDS):
+            await reader.feed.current.wait()
+        assert reader.balances.known
+        assert reader.balances.of(ACME, 0) is UNKNOWN
+        await ledger.record(FACTS)
+        await reader.until(ACME)
+        assert [wait for _, wait in reader.line.asked][:2] == [0.0, 600]
+
+
+async def test_what_was_there_is_told_before_it_is_known_and_then_each_change(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    async with reading(ledger) as reader:
+        async with asyncio.timeout(SECONDS):
+            await reader.feed.current.wait()
+        assert reader.told == [ACME, "known"]
+        for change in (ledger.post_topup(topup()), ledger.ingest([usage()])):
+            reader.told.clear()
+            await change
+            await reader.until(ACME)
+        found = reader.balances.of(ACME, 0)
+        assert found is not UNKNOWN
+        assert found.balance == 10_000_000_000 - 80_000
+
+
+async def test_more_than_a_page_is_known_at_its_end(ledger: Ledger) -> None:
+    accounts = [ObjectKey("billing", f"a{number}") for number in range(1500)]
+    await ledger.record([terms(account) for account in accounts])
+    async with reading(ledger) as reader:
+        async with asyncio.timeout(SECONDS):
+            await reader.feed.current.wait()
+        assert reader.told == [*accounts, "known"]
+        assert [after for after, _ in reader.line.asked][:2] == [0, 1000]
+
+
+async def test_quotas_come_by_the_same_feed(ledger: Ledger) -> None:
+    facts: list[Record] = [terms(), replace(price(), free_quota=FreeQuota(1000, 30)), binding()]
+    await ledger.record(facts)
+    async with reading(ledger) as reader:
+        await reader.until("known")
+        assert reader.terms.quota(ACME, "qwen3-8b") is not None
+        await ledger.ingest([usage()])
+        await reader.until((120, False))
+
+
+async def test_a_ledger_that_was_away_is_caught_up_with(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    async with reading(ledger) as reader:
+        await reader.until("known")
+        reader.line.ledger = None
+        asked = len(reader.line.asked)
+        await ledger.post_topup(topup())
+        async with asyncio.timeout(SECONDS):
+            while len(reader.line.asked) < asked + 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        reader.line.ledger = ledger
+        await reader.until(ACME)
+
+
+async def test_a_ledger_from_an_older_backup_is_noticed_and_read_anew(
+    database: Database, files: SqliteDatabases
+) -> None:
+    async with opened(database) as ledger:
+        await ledger.record(FACTS)
+    with files.copy(database) as backup:
+        async with opened(database) as used, opened(backup) as restored:
+            await used.post_topup(topup())
+            async with reading(used) as reader:
+                await reader.until("known")
+                reader.line.ledger = restored
+                await reader.until("reset")
+                await _known_again(reader)
+                found = reader.balances.of(ACME, 0)
+                assert found is not UNKNOWN
+                assert found.balance == 0
+
+
+async def test_a_restored_ledger_that_has_come_further_is_noticed_and_read_anew(
+    database: Database, files: SqliteDatabases
+) -> None:
+    later = Clock(START + timedelta(microseconds=1))
+    async with opened(database) as ledger:
+        await ledger.record(FACTS)
+    with files.copy(database) as backup:
+        async with opened(database) as used, opened(backup, later) as restored:
+            await used.post_topup(topup("lost"))
+            async with reading(used) as reader:
+                await reader.until("known")
+                for number in range(5):
+                    await restored.post_topup(topup(f"new_{number}", "1"))
+                assert await restored.head() > await used.head()
+                reader.line.ledger = restored
+                await reader.until("reset")
+                await _known_again(reader)
+                found = reader.balances.of(ACME, 0)
+                assert found is not UNKNOWN
+                assert found.balance == 5_000_000_000
+
+
+async def test_what_an_earlier_operator_read_is_compared_before_anything_is_known(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    read = (await ledger.changes(0, 0)).bookmark
+    assert Bookmark.parse(str(read)) == read
+    lost = replace(read, written_at=START - timedelta(seconds=1))
+    for before, told in ((read, [ACME, "known"]), (lost, ["reset", ACME, "known"])):
+        reader = Reader(None)
+        reader.feed.before = before
+        task = asyncio.create_task(reader.feed.run())
+        # Until it can be compared, nothing is known.
+        async with asyncio.timeout(SECONDS):
+            while len(reader.line.asked) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        reader.line.ledger = ledger
+        await _known_again(reader)
+        assert reader.told == told
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("text", ["", "x", "id 7 yesterday", "id seven 2026-03-01T12:00:00+00:00", "a b c d"])
+def test_a_note_that_cannot_be_read_is_no_bookmark(text: str) -> None:
+    assert Bookmark.parse(text) == Bookmark()
+
+
+async def test_another_ledger_is_noticed_and_read_anew(ledger: Ledger, files: SqliteDatabases) -> None:
+    await ledger.record(FACTS)
+    with files.empty() as empty:
+        upgrade(empty.url)
+        async with opened(empty) as other, reading(ledger) as reader:
+            # It has come further, so its numbers alone would not tell.
+            await other.record([*FACTS, terms(ObjectKey("billing", "second"))])
+            await other.post_topup(topup())
+            await reader.until("known")
+            reader.line.ledger = other
+            await reader.until("reset")
+            await _known_again(reader)
+            found = reader.balances.of(ACME, 0)
+            assert found is not UNKNOWN
+            assert found.balance == 10_000_000_000
+
+
+async def _known_again(reader: Reader) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not reader.balances.known:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

@@ -1,0 +1,124 @@
+"""The operator and its workers: no key is lost, whatever a pass ends with, and nobody is held up."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from farebox.controller.keys import Key, Kind, account_key, service_key
+from farebox.controller.operator import Operator
+from farebox.controller.queue import Lane, WorkQueue
+from farebox.domain.keys import ObjectKey
+from farebox.ledger.port import AccountBalance
+from farebox.ledger.remote import RemoteLedger
+from farebox.settings import OperatorSettings
+from tests.controller import objects
+from tests.kube.server import JSONObject, Server, client_of, serving
+from tests.support.api import manifest
+
+ACCOUNT = ObjectKey("team-a", "acme")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serving() as running:
+        yield running
+
+
+async def test_a_pass_that_met_a_lease_renewed_late_is_done_once_it_is(server: Server) -> None:
+    """B21 forbids the write; nobody else would make it, though, as the Lease was never lost."""
+    patched = asyncio.Event()
+
+    async def patch(request: web.Request) -> web.StreamResponse:
+        patched.set()
+        body = manifest("BillingAccount", ACCOUNT.name, {"currency": "USD"}, ACCOUNT.namespace)
+        body["metadata"] |= {"resourceVersion": "2", "uid": "u-1"}
+        return web.json_response(body | await request.json())
+
+    server.trouble = patch
+    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+        operator = Operator(OperatorSettings(), client, ledger)
+        account = manifest("BillingAccount", ACCOUNT.name, {"currency": "USD"}, ACCOUNT.namespace)
+        account["metadata"] |= {"resourceVersion": "1", "uid": "u-1", "generation": 1}
+        operator.cache.accounts.put(account)
+        refused = asyncio.Event()
+        now = 1000.0
+
+        def clock() -> float:
+            refused.set()
+            return now
+
+        operator.elector.clock = clock
+        operator.elector.leading.set()
+        worker = operator._worker(Lane.BULK)
+        try:
+            async with asyncio.timeout(20):
+                operator.queue.add(account_key(ACCOUNT))
+                await refused.wait()
+                assert not patched.is_set()
+                now = 1.0
+                await patched.wait()
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+
+
+async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Server) -> None:
+    """B3: the account's state turned by an edit, between two balances that leave it as it was."""
+
+    def account(version: int, limit: str) -> JSONObject:
+        spec = {"currency": "USD", "creditLimit": limit}
+        body = manifest("BillingAccount", ACCOUNT.name, spec, ACCOUNT.namespace)
+        identity = {"uid": "u-1", "resourceVersion": str(version), "generation": version}
+        return body | {"metadata": body["metadata"] | identity}
+
+    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+        operator = Operator(OperatorSettings(), client, ledger)
+        service = service_key(ObjectKey(objects.TEAM, "chat"))
+        operator.cache.services.put(objects.service("chat"))
+
+        def looks_at_it_after(balance: int, sequence: int) -> bool:
+            heard = [AccountBalance(ACCOUNT, "USD", balance, 0, sequence)]
+            for changed in operator.balances.hear(heard, complete=True):
+                operator._balance_changed(changed)
+            return service in taken()
+
+        def taken() -> set[Key]:
+            keys = set()
+            while (found := operator.queue._next(Lane.BULK)) is not None:
+                keys.add(found[0])
+                operator.queue.done(found[0])
+            return keys
+
+        operator._observe(Kind.ACCOUNT, "ADDED", account(1, "100"))
+        assert looks_at_it_after(-50, 1)
+        assert not looks_at_it_after(-60, 2), "a figure alone"
+        operator._observe(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
+        assert service in taken()
+        assert looks_at_it_after(+40, 3)
+
+
+async def test_workers_take_turns_so_that_passes_without_a_wait_hold_nobody_up() -> None:
+    queue, passes = WorkQueue(), list[Key]()
+    keys = [service_key(ObjectKey("team-a", f"s{number}")) for number in range(40)]
+    for each in keys:
+        queue.add(each, Lane.BULK)
+
+    async def work() -> None:
+        while True:
+            key, _ = await queue.get()
+            passes.append(key)
+            queue.done(key)
+
+    workers = [asyncio.create_task(work()) for _ in range(8)]
+    try:
+        while len(passes) < len(keys):
+            before = len(passes)
+            await asyncio.sleep(0)
+            assert len(passes) - before <= 1
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    assert passes == keys

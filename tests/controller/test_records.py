@@ -1,0 +1,211 @@
+"""What the ledger is told: each fact once, again after a failure; refusals are answered. On a real ledger."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+
+from farebox.controller.keys import Key, account_key, model_key, service_key
+from farebox.controller.records import Records
+from farebox.domain.keys import ObjectKey
+from farebox.domain.reservation import Buying
+from farebox.errors import LedgerUnavailable
+from farebox.ledger.engine import Ledger
+from farebox.ledger.port import ChangePage, Posted, Record, RecordRefusal, Reservation, TopUpOrder
+from tests.ledger.support import ACME, CHAT, START, binding, price, terms
+
+SECONDS = 60.0
+ACCOUNT, SERVICE, MODEL = account_key(ACME), service_key(CHAT), model_key("qwen3-8b")
+
+
+@dataclass
+class Line:
+    """The way to a ledger: it can be cut, and remembers what was said on it."""
+
+    ledger: Ledger
+    cut: bool = False
+    said: list[Record] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    failures: int = 0
+
+    async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
+        if self.cut:
+            self.failures += 1
+            raise LedgerUnavailable("cut")
+        self.said += records
+        self.batches.append(len(records))
+        return await self.ledger.record(records)
+
+    async def post_topup(self, order: TopUpOrder) -> Posted:
+        return await self.ledger.post_topup(order)
+
+    async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
+        return await self.ledger.changes(after, wait_seconds, limit)
+
+
+@dataclass
+class Told:
+    """Records that are being sent, what was said, and whose facts were answered."""
+
+    records: Records
+    line: Line
+    answered: list[Key]
+
+    async def settled(self) -> None:
+        """Wait until nothing waits to be sent."""
+        async with asyncio.timeout(SECONDS):
+            while self.records.waiting:  # noqa: ASYNC110 - a test may look as often as it likes
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def telling(ledger: Ledger) -> AsyncIterator[Told]:
+    line, answered = Line(ledger), list[Key]()
+    records = Records(line, answered.append, retry_seconds=0.001)
+    task = asyncio.create_task(records.run())
+    try:
+        yield Told(records, line, answered)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_fact_is_said_once_however_often_it_is_offered(ledger: Ledger) -> None:
+    async with telling(ledger) as told:
+        for _ in range(3):
+            told.records.offer(ACCOUNT, terms())
+        await told.settled()
+        told.records.offer(ACCOUNT, terms())
+        await told.settled()
+        assert told.line.said == [terms()]
+        assert told.answered == [ACCOUNT], "the first answer brings a pass, as the balance may now be known"
+        told.records.offer(ACCOUNT, terms(limit="5"))
+        await told.settled()
+        assert told.line.said == [terms(), terms(limit="5")]
+        assert told.answered == [ACCOUNT]
+
+
+async def test_a_later_look_at_the_same_prices_or_binding_is_not_another_fact(ledger: Ledger) -> None:
+    later = START + timedelta(hours=1)
+    async with telling(ledger) as told:
+        told.records.offer(MODEL, price())
+        told.records.offer(SERVICE, binding())
+        await told.settled()
+        told.records.offer(MODEL, price(at=later))
+        told.records.offer(SERVICE, binding(at=later))
+        await told.settled()
+        assert len(told.line.said) == 2
+        told.records.offer(SERVICE, replace(binding(at=later), trial=True))
+        await told.settled()
+        assert told.line.said[2:] == [replace(binding(at=later), trial=True)]
+
+
+async def test_the_newest_word_counts_when_the_ledger_comes_back(ledger: Ledger) -> None:
+    async with telling(ledger) as told:
+        told.line.cut = True
+        told.records.offer(ACCOUNT, terms())
+        async with asyncio.timeout(SECONDS):
+            while told.line.failures < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        told.records.offer(ACCOUNT, terms(limit="7"))
+        told.line.cut = False
+        await told.settled()
+        assert told.line.said == [terms(limit="7")]
+    found = await ledger.account(ACME)
+    assert found is not None
+    assert found.credit_limit == 7_000_000_000
+
+
+async def test_accounts_and_prices_go_before_what_needs_them(ledger: Ledger) -> None:
+    reservation = Reservation(CHAT, "uid", ACME, "qwen3-8b", 10, 10, 30, Buying.NOTHING)
+    records = Records(Line(ledger), lambda key: None)
+    for key, fact in ((SERVICE, reservation), (SERVICE, binding()), (MODEL, price()), (ACCOUNT, terms())):
+        records.offer(key, fact)
+    task = asyncio.create_task(records.run())
+    told = Told(records, records.ledger, [])  # type: ignore[arg-type]
+    await told.settled()
+    task.cancel()
+    assert [type(fact).__name__ for fact in told.line.said] == [
+        "PriceVersion",
+        "AccountTerms",
+        "Binding",
+        "Reservation",
+    ]
+
+
+async def test_many_facts_go_in_batches(ledger: Ledger) -> None:
+    async with telling(ledger) as told:
+        for number in range(1100):
+            name = ObjectKey("team-a", f"s{number}")
+            told.records.offer(service_key(name), binding(name))
+        await told.settled()
+        assert told.line.batches == [500, 500, 100]
+        assert len(told.answered) == 1100
+
+
+async def test_a_refusal_is_kept_answered_and_not_asked_again(ledger: Ledger) -> None:
+    async with telling(ledger) as told:
+        told.records.offer(ACCOUNT, terms())
+        await told.settled()
+        told.answered.clear()
+        euros = terms(currency="EUR")
+        told.records.offer(ACCOUNT, euros)
+        await told.settled()
+        refusal = told.records.refusal(ACCOUNT)
+        assert refusal is not None
+        assert "USD" in refusal.message
+        assert told.answered == [ACCOUNT]
+        told.records.offer(ACCOUNT, euros)
+        assert not told.records.waiting
+
+
+@pytest.mark.parametrize("next_one", [terms(), terms(limit="1")])
+async def test_a_refused_fact_that_is_taken_back_or_put_right_is_refused_no_more(
+    ledger: Ledger, next_one: Record
+) -> None:
+    async with telling(ledger) as told:
+        for fact in (terms(), terms(currency="EUR")):
+            told.records.offer(ACCOUNT, fact)
+            await told.settled()
+        assert told.records.refusal(ACCOUNT) is not None
+        told.answered.clear()
+        told.records.offer(ACCOUNT, next_one)
+        await told.settled()
+        assert told.records.refusal(ACCOUNT) is None
+        assert told.answered == [ACCOUNT]
+
+
+async def test_services_of_one_name_have_a_reservation_for_each_uid(ledger: Ledger) -> None:
+    old = Reservation(CHAT, "old", ACME, "qwen3-8b", 10, 10, 30, Buying.NOTHING)
+    async with telling(ledger) as told:
+        for fact in (terms(), old, replace(old, uid="new")):
+            told.records.offer(SERVICE, fact)
+        await told.settled()
+        told.records.offer(SERVICE, old)
+        assert not told.records.waiting
+        assert len(told.line.said) == 3
+
+
+async def test_a_restored_ledger_is_told_everything_again(ledger: Ledger) -> None:
+    async with telling(ledger) as told:
+        told.records.offer(ACCOUNT, terms())
+        told.records.offer(SERVICE, binding())
+        await told.settled()
+        told.line.said.clear()
+        told.records.forget_all()
+        await told.settled()
+        assert told.line.said == [terms(), binding()]
+
+
+@pytest.mark.parametrize("again", [terms(), terms(limit="3")])
+async def test_an_object_made_anew_is_told_anew(ledger: Ledger, again: Record) -> None:
+    async with telling(ledger) as told:
+        told.records.offer(ACCOUNT, terms())
+        await told.settled()
+        told.records.forget(ACCOUNT)
+        told.records.offer(ACCOUNT, again)
+        await told.settled()
+        assert told.line.said == [terms(), again]

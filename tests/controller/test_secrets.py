@@ -1,0 +1,111 @@
+"""What the operator makes of the API server's answer to a Secret, and that the key is in no message of it."""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client import Configuration
+
+from farebox.api import APIKey
+from farebox.controller.apply import Writer
+from farebox.controller.cache import Cache
+from farebox.controller.queue import Lane, TokenBucket
+from farebox.controller.resources import api_key_secret
+from farebox.domain.apikeys import Outcome, credential
+from farebox.errors import Conflict, Forbidden, KubeError, NotFound
+from farebox.kube.client import KubeClient
+
+TOKEN = credential(bytes(range(32))).token
+KEY = APIKey.model_validate(
+    {
+        "metadata": {"name": "app", "namespace": "team-a", "uid": "u-1"},
+        "spec": {"services": {"all": True}},
+    }
+)
+SECRET = api_key_secret(KEY, TOKEN)
+
+
+class Answering:
+    """A server that says what it is told to, and quotes the whole request in its error, as a webhook may."""
+
+    def __init__(self) -> None:
+        self.status, self.reason = 201, ""
+        self.requests: list[tuple[str, Any]] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.requests.append((request.path_qs, body))
+        if self.status < 400:
+            return web.json_response(body, status=self.status)
+        message = f"no: {json.dumps(body)} with {base64.b64decode(body['data']['api-key']).decode()}"
+        return web.json_response({"reason": self.reason, "message": message}, status=self.status)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[Answering, Writer]]:
+    answering = Answering()
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answering.handle)
+    async with TestServer(app) as running:
+        host = str(running.make_url("")).rstrip("/")
+        async with KubeClient(Configuration(host=host)) as client:
+            bucket = TokenBucket(100, 100)
+            yield answering, Writer(client, Cache(), bucket, lambda: True, lambda change: None)
+
+
+def key_shows(text: str) -> bool:
+    return TOKEN in text or SECRET["data"]["api-key"] in text
+
+
+async def test_a_probe_stores_nothing_and_asks_the_same(server: tuple[Answering, Writer]) -> None:
+    answering, writer = server
+    assert (await writer.probe_secret(SECRET, Lane.FAST)).outcome is Outcome.TAKEN
+    assert (await writer.create_secret(SECRET, Lane.FAST)).outcome is Outcome.TAKEN
+    path = "/api/v1/namespaces/team-a/secrets"
+    assert answering.requests == [(f"{path}?dryRun=All", SECRET), (path, SECRET)]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "outcome"),
+    [
+        (409, "AlreadyExists", Outcome.EXISTS),
+        (403, "Forbidden", Outcome.REFUSED),
+        (422, "Invalid", Outcome.REFUSED),
+        (400, "BadRequest", Outcome.REFUSED),
+    ],
+)
+async def test_a_final_no_is_an_answer_without_the_key(
+    server: tuple[Answering, Writer], status: int, reason: str, outcome: Outcome
+) -> None:
+    answering, writer = server
+    answering.status, answering.reason = status, reason
+    answer = await writer.create_secret(SECRET, Lane.FAST)
+    assert answer.outcome is outcome
+    assert "[secret]" in answer.message
+    assert not key_shows(answer.message)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "error"),
+    [
+        (409, "Conflict", Conflict),
+        (401, "Unauthorized", Forbidden),
+        (404, "NotFound", NotFound),
+        (500, "InternalError", KubeError),
+    ],
+)
+async def test_b20_what_says_nothing_of_the_secret_is_tried_again(
+    server: tuple[Answering, Writer], status: int, reason: str, error: type[KubeError]
+) -> None:
+    answering, writer = server
+    answering.status, answering.reason = status, reason
+    with pytest.raises(error) as raised:
+        await writer.create_secret(SECRET, Lane.FAST)
+    assert raised.value.status == status
+    assert not key_shows(str(raised.value))
+    assert not key_shows(raised.value.message)
+    assert raised.value.__suppress_context__

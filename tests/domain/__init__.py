@@ -1,0 +1,1 @@
+"""The pure core: tables written from the specification, and properties that hold for any facts."""

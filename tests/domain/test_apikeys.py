@@ -1,0 +1,119 @@
+"""Keys: what they look like, whose a Secret is that was met, and what is reported (B14, B20)."""
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farebox.api import ConditionStatus, ConditionType
+from farebox.domain.apikeys import (
+    RANDOM_BYTES,
+    Answer,
+    KeyFacts,
+    KeyVerdict,
+    Outcome,
+    credential,
+    hash_of,
+    is_own,
+    judge_key,
+)
+
+NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+MADE = KeyFacts(
+    created=NOW - timedelta(days=1),
+    secret="app",
+    delivered=True,
+    confirmed=True,
+    disabled=False,
+    expires_at=None,
+)
+
+
+def facts(**changes: object) -> KeyFacts:
+    return KeyFacts(**{name: getattr(MADE, name) for name in MADE.__slots__} | changes)  # type: ignore[arg-type]
+
+
+def told(verdict: KeyVerdict) -> dict[str, str]:
+    """Every condition that is True, with its reason; Ready in any case."""
+    return {
+        condition.type.value: condition.reason
+        for condition in verdict.conditions
+        if condition.status is ConditionStatus.TRUE or condition.type is ConditionType.READY
+    }
+
+
+@given(st.binary(min_size=RANDOM_BYTES, max_size=RANDOM_BYTES))
+def test_a_key_needs_no_quoting_and_only_its_hash_and_prefix_are_shown(random: bytes) -> None:
+    made = credential(random)
+    assert re.fullmatch(r"fbx_[A-Za-z0-9_-]{43}", made.token)
+    assert made.hash == hash_of(made.token) == hashlib.sha256(made.token.encode()).hexdigest()
+    assert made.prefix == made.token[:8]
+    assert made.token not in repr(made)
+
+
+def test_a_key_of_too_little_randomness_is_not_made() -> None:
+    with pytest.raises(AssertionError, match="guessed"):
+        credential(b"1234")
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_b20_only_a_secret_that_came_after_the_hash_is_the_keys_own(recorded: bool, outcome: Outcome) -> None:
+    assert is_own(recorded, Answer(outcome)) is (recorded and outcome is Outcome.EXISTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "again"),
+    [
+        ({}, "Active", None),
+        ({"disabled": True}, "Disabled", None),
+        ({"expires_at": NOW}, "Expired", None),
+        ({"expires_at": NOW - timedelta(days=9)}, "Expired", None),
+        ({"expires_at": NOW + timedelta(seconds=5)}, "Active", 5.0),
+        ({"expires_at": NOW - timedelta(days=9), "disabled": True}, "Disabled", None),
+    ],
+    ids=["active", "disabled", "expires now", "expired", "will expire", "disabled and expired"],
+)
+def test_b14_a_key_is_ready_in_every_state_that_its_owner_wants(
+    changes: dict[str, object], reason: str, again: float | None
+) -> None:
+    verdict = judge_key(facts(**changes), NOW)
+    assert told(verdict) == {"Ready": reason}
+    assert verdict.conditions[0].status is ConditionStatus.TRUE
+    assert verdict.again_seconds == again
+    assert not verdict.stalled
+
+
+def test_b20_a_secret_that_was_only_found_is_said_to_be_so() -> None:
+    message = judge_key(facts(confirmed=False), NOW).conditions[0].message
+    assert "status.keyHash" in message
+    assert "create the APIKey again" in message
+
+
+def test_a_key_that_is_being_made_is_on_its_way() -> None:
+    verdict = judge_key(facts(delivered=False, confirmed=False), NOW)
+    assert told(verdict) == {"Ready": "MakingKey", "Reconciling": "MakingKey"}
+
+
+@pytest.mark.parametrize(
+    ("age", "beside", "again"), [(0, "Reconciling", 1.0), (29, "Reconciling", 1.0), (30, "Stalled", None)]
+)
+def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(
+    age: int, beside: str, again: float | None
+) -> None:
+    obstacle = Answer(Outcome.EXISTS, "already exists")
+    created = NOW - timedelta(seconds=age)
+    verdict = judge_key(facts(delivered=False, created=created, obstacle=obstacle), NOW)
+    assert told(verdict) == {"Ready": "SecretExists", beside: "SecretExists"}
+    assert verdict.again_seconds == again
+    assert "Delete it" in verdict.conditions[0].message
+
+
+def test_a_refusal_is_told_in_the_api_servers_words() -> None:
+    obstacle = Answer(Outcome.REFUSED, "exceeded quota: few")
+    verdict = judge_key(facts(delivered=False, obstacle=obstacle), NOW)
+    assert told(verdict) == {"Ready": "SecretRefused", "Stalled": "SecretRefused"}
+    assert "exceeded quota: few" in verdict.conditions[0].message

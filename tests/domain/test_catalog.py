@@ -1,0 +1,110 @@
+"""Which Default services an account has (B1)."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farebox.api import ConditionStatus, ServiceType
+from farebox.domain.catalog import Existing, Neighbour, plan_default_services
+from farebox.domain.keys import ObjectKey
+from tests.domain.build import NOW
+from tests.domain.strategies import THOROUGH
+
+ACME = Neighbour(ObjectKey("team-a", "acme"), NOW, "uid-b")
+OLDER = Neighbour(ObjectKey("team-a", "older"), NOW - timedelta(days=1), "uid-z")
+TWIN = Neighbour(ObjectKey("team-a", "twin"), NOW, "uid-a")
+YOUNGER = Neighbour(ObjectKey("team-a", "younger"), NOW + timedelta(days=1), "uid-a")
+
+OWN = Existing(ServiceType.DEFAULT, ACME.key, pristine=True)
+ENABLED = Existing(ServiceType.DEFAULT, ACME.key, pristine=False)
+USERS = Existing(ServiceType.CUSTOM, ACME.key, pristine=False)
+OF_OTHER = Existing(ServiceType.DEFAULT, OLDER.key, pristine=True)
+
+
+def test_every_selected_model_gets_one_in_order() -> None:
+    plan = plan_default_services(ACME, [ACME], ["b", "a", "b"], {})
+    assert (plan.create, plan.delete) == (("a", "b"), ())
+    assert (plan.condition.status, plan.condition.reason) == (ConditionStatus.TRUE, "Ready")
+
+
+@pytest.mark.parametrize("there", [OWN, ENABLED])
+def test_one_that_is_there_is_not_made_again(there: Existing) -> None:
+    plan = plan_default_services(ACME, [ACME], ["a"], {"a": there})
+    assert (plan.create, plan.delete, plan.condition.reason) == ((), (), "Ready")
+
+
+@pytest.mark.parametrize("there", [USERS, OF_OTHER])
+def test_a_service_of_somebody_elses_is_left_alone_and_reported(there: Existing) -> None:
+    plan = plan_default_services(ACME, [ACME], ["a", "b"], {"a": there})
+    assert (plan.create, plan.delete) == (("b",), ())
+    assert (plan.condition.status, plan.condition.reason) == (ConditionStatus.FALSE, "NameTaken")
+    assert " a:" in plan.condition.message
+
+
+def test_a_long_list_of_taken_names_is_cut() -> None:
+    names = [f"model-{number:02}" for number in range(12)]
+    plan = plan_default_services(ACME, [ACME], names, dict.fromkeys(names, USERS))
+    assert "model-09 and 2 more" in plan.condition.message
+    assert "model-10" not in plan.condition.message
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "owner"),
+    [([OLDER], OLDER), ([ACME, OLDER, YOUNGER], OLDER), ([TWIN], TWIN), ([YOUNGER], ACME), ([], ACME)],
+)
+def test_of_several_accounts_the_oldest_has_them(neighbours: list[Neighbour], owner: Neighbour) -> None:
+    """Of two made in the same second the uid decides, so that both see it alike."""
+    plan = plan_default_services(ACME, neighbours, ["a"], {"a": OWN})
+    if owner is ACME:
+        assert (plan.delete, plan.condition.reason) == ((), "Ready")
+    else:
+        assert (plan.create, plan.delete) == ((), ("a",))
+        assert (plan.condition.status, plan.condition.reason) == (ConditionStatus.FALSE, "OtherAccount")
+        assert str(owner.key) in plan.condition.message
+
+
+def test_an_account_that_wants_none_has_nothing_to_report() -> None:
+    plan = plan_default_services(ACME, [OLDER], [], {})
+    assert (plan.create, plan.delete, plan.condition.reason) == ((), (), "Ready")
+
+
+def test_what_is_not_selected_any_more_goes_unless_it_was_enabled() -> None:
+    plan = plan_default_services(ACME, [ACME], ["a"], {"b": OWN, "c": ENABLED, "d": USERS, "e": OF_OTHER})
+    assert (plan.create, plan.delete) == (("a",), ("b",))
+
+
+accounts = st.sampled_from((ACME, OLDER, TWIN, YOUNGER))
+services = st.builds(
+    Existing,
+    type=st.sampled_from(ServiceType),
+    account=accounts.map(lambda account: account.key),
+    pristine=st.booleans(),
+)
+
+
+@THOROUGH
+@given(
+    st.lists(accounts), st.lists(st.sampled_from("abcd")), st.dictionaries(st.sampled_from("abcd"), services)
+)
+def test_a_plan_carried_out_leaves_nothing_to_do(
+    neighbours: list[Neighbour], selected: list[str], existing: dict[str, Existing]
+) -> None:
+    """B20; and no plan takes away what a user wrote or enabled, or what another account has."""
+    plan = plan_default_services(ACME, neighbours, selected, existing)
+    for name in plan.delete:
+        assert existing[name].pristine
+        assert existing[name].account == ACME.key
+    assert not set(plan.create) & set(existing)
+    after = {name: service for name, service in existing.items() if name not in plan.delete}
+    after |= dict.fromkeys(plan.create, OWN)
+    again = plan_default_services(ACME, neighbours, selected, after)
+    assert (again.create, again.delete) == ((), ())
+
+
+@THOROUGH
+@given(st.lists(accounts, min_size=1, unique=True), st.sampled_from("ab"))
+def test_exactly_one_account_of_a_namespace_makes_a_service(neighbours: list[Neighbour], model: str) -> None:
+    plans = [plan_default_services(account, neighbours, [model], {}) for account in neighbours]
+    assert [plan.create for plan in plans].count((model,)) == 1

@@ -1,0 +1,149 @@
+"""Windows, periods, and what fits into them (B15)."""
+
+from collections import Counter
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farebox.domain.limits import (
+    Demand,
+    Span,
+    Taken,
+    amount_taken,
+    corrections,
+    first_exceeded,
+    first_slot,
+    period_end,
+    period_standing,
+    place,
+    window_standing,
+    window_used,
+)
+from tests.domain.strategies import THOROUGH
+
+
+def at(text: str) -> int:
+    """Milliseconds of a time in UTC."""
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+NOON = at("2026-03-01T12:00:00")
+
+
+def rpm(limit: int, must: int = 1, may: int = 0, *, binding: bool = True) -> Demand:
+    return Demand("rpm", "rpm:{a}/b", Span.WINDOW, limit, must, may, binding)
+
+
+def quota(limit: int, must: int = 1, span: Span = Span.DAY) -> Demand:
+    return Demand("key_quota_day", "key:{a}/b", span, limit, must)
+
+
+@THOROUGH
+@given(
+    limit=st.integers(1, 5),
+    steps=st.lists(st.tuples(st.integers(0, 25_000), st.integers(1, 3), st.integers(0, 3)), max_size=60),
+)
+def test_no_sixty_seconds_have_more_than_the_limit(limit: int, steps: list[tuple[int, int, int]]) -> None:
+    now, slots, admitted = NOON, Counter[int](), []
+    for step, must, may in steps:
+        now += step
+        demand = rpm(limit, must, may)
+        standing = window_standing(demand, slots, now)
+        if not standing.exceeded:
+            amount = amount_taken(demand, standing.used)
+            slots[place(Span.WINDOW, now)] += amount
+            admitted.append((now, amount))
+    for begin, _ in admitted:
+        assert sum(amount for when, amount in admitted if begin <= when <= begin + 60_000) <= limit
+
+
+@THOROUGH
+@given(
+    limit=st.integers(1, 50),
+    must=st.integers(1, 60),
+    slots=st.dictionaries(st.integers(-70, 0), st.integers(1, 20), max_size=20),
+    millisecond=st.integers(0, 999),
+)
+def test_retry_after_is_the_first_moment_at_which_it_fits(
+    limit: int, must: int, slots: dict[int, int], millisecond: int
+) -> None:
+    now = NOON + millisecond
+    slots = {NOON // 1000 + slot: amount for slot, amount in slots.items()}
+    standing = window_standing(rpm(limit, must), slots, now)
+    if must > limit:
+        assert standing.retry_ms is None
+        return
+    assert standing.retry_ms is not None
+    assert standing.retry_ms <= 61_000
+    assert not window_standing(rpm(limit, must), slots, now + standing.retry_ms).exceeded
+    if standing.retry_ms:
+        assert window_standing(rpm(limit, must), slots, now + standing.retry_ms - 1).exceeded
+    assert standing.reset_ms is not None
+    assert window_used(slots, now + standing.reset_ms) == 0
+
+
+@pytest.mark.parametrize(
+    ("span", "now", "begin", "end"),
+    [
+        (Span.MINUTE, "2026-03-01T12:00:59", "2026-03-01T12:00:00", "2026-03-01T12:01:00"),
+        (Span.DAY, "2026-03-01T23:59:59", "2026-03-01T00:00:00", "2026-03-02T00:00:00"),
+        (Span.DAY, "2026-03-02T00:00:00", "2026-03-02T00:00:00", "2026-03-03T00:00:00"),
+        (Span.MONTH, "2026-02-28T23:59:59", "2026-02-01T00:00:00", "2026-03-01T00:00:00"),
+        (Span.MONTH, "2028-02-29T12:00:00", "2028-02-01T00:00:00", "2028-03-01T00:00:00"),
+        (Span.MONTH, "2026-12-31T12:00:00", "2026-12-01T00:00:00", "2027-01-01T00:00:00"),
+    ],
+)
+def test_periods_are_calendar_periods_of_utc(span: Span, now: str, begin: str, end: str) -> None:
+    assert place(span, at(now)) * 1000 == at(begin)
+    assert period_end(span, at(now)) == at(end)
+
+
+def test_a_lifetime_has_one_place_and_no_end() -> None:
+    assert (place(Span.LIFETIME, NOON), period_end(Span.LIFETIME, NOON)) == (0, None)
+    standing = period_standing(quota(10, span=Span.LIFETIME), 10, NOON)
+    assert standing.exceeded
+    assert (standing.retry_ms, standing.reset_ms, standing.remaining) == (None, None, 0)
+
+
+def test_a_quota_that_is_used_up_comes_back_with_its_period() -> None:
+    standing = period_standing(quota(10), 10, NOON)
+    assert standing.exceeded
+    assert standing.retry_ms == standing.reset_ms == 12 * 3600 * 1000
+
+
+def test_what_does_not_have_to_fit_takes_what_room_there_is() -> None:
+    assert amount_taken(rpm(10, 3, 100), used=5) == 5
+    assert amount_taken(rpm(10, 3, 1), used=5) == 4
+    assert amount_taken(rpm(10, 3, 100, binding=False), used=50) == 103
+
+
+def test_a_demand_that_does_not_bind_refuses_nothing() -> None:
+    standing = window_standing(rpm(10, 3, binding=False), {NOON // 1000: 100}, NOON)
+    assert not standing.exceeded
+    assert first_exceeded([standing]) is None
+
+
+@THOROUGH
+@given(
+    span=st.sampled_from(Span),
+    taken=st.integers(0, 1000),
+    actual=st.integers(0, 1000),
+    later=st.integers(0, 40 * 86_400_000),
+)
+def test_a_correction_leaves_what_was_used(span: Span, taken: int, actual: int, later: int) -> None:
+    now = NOON + later
+    counts = Counter({place(span, NOON): taken})
+    for adjustment in corrections(Taken("c", span, NOON, taken), actual, now):
+        assert adjustment.amount != 0
+        counts[adjustment.place] += adjustment.amount
+    assert min(counts.values()) >= 0
+    assert sum(counts.values()) == actual
+    if span is not Span.WINDOW:
+        assert counts[place(span, now)] == actual
+
+
+def test_the_oldest_slot_that_counts_is_a_minute_old() -> None:
+    assert first_slot(NOON + 999) == NOON // 1000 - 60
+    assert window_used({NOON // 1000 - 60: 1, NOON // 1000 - 61: 2}, NOON + 999) == 1

@@ -1,0 +1,203 @@
+"""Counters in memory and in a real Valkey server: the same tests on both (B15)."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from farebox.domain.limits import Demand, Span, corrections, first_exceeded
+from farebox.gateway.counters import Counters, MemoryCounters
+from farebox.gateway.counters_valkey import ValkeyCounters
+
+NOW = 1_772_366_430_000  # 2026-03-01 12:00:30 UTC
+_names = itertools.count()
+Open = Callable[[], Counters]
+
+
+@pytest.fixture(params=["memory", "valkey"])
+async def opened(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
+    """Opens what a replica counts with; all that it opens share their counts."""
+    made: list[Counters] = []
+    memory = MemoryCounters()
+
+    def open_() -> Counters:
+        if request.param == "memory":
+            return memory
+        made.append(ValkeyCounters(request.getfixturevalue("valkey_url"), timeout=10))
+        return made[-1]
+
+    yield open_
+    for each in made:
+        await each.close()
+
+
+@pytest.fixture
+def counters(opened: Open) -> Counters:
+    return opened()
+
+
+def demand(limit: int, must: int = 1, may: int = 0, span: Span = Span.WINDOW, **given: Any) -> Demand:
+    """A demand on a count that no other test has, unless it is named."""
+    counter = given.pop("counter", f"rpm:{{test}}/{next(_names)}")
+    return Demand("rpm", counter, span, limit, must, may, **given)
+
+
+async def test_a_limit_admits_its_number_and_no_more(counters: Counters) -> None:
+    each = demand(3)
+    answers = [await counters.take([each], NOW + second * 1000) for second in range(5)]
+    assert [len(answer.taken) for answer in answers] == [1, 1, 1, 0, 0]
+    assert [answer.totals for answer in answers] == [(1,), (2,), (3,), (), ()]
+    (standing,) = answers[-1].standings
+    assert (standing.used, standing.remaining) == (3, 0)
+    assert standing.retry_ms == 57_000
+    assert (await counters.take([each], NOW + 4000 + standing.retry_ms)).taken
+
+
+@pytest.mark.parametrize("span", Span)
+async def test_all_of_a_call_is_counted_or_nothing(counters: Counters, span: Span) -> None:
+    roomy, tight = demand(10, span=span), demand(1, span=span)
+    assert len((await counters.take([roomy, tight], NOW)).taken) == 2
+    for _ in range(3):
+        answer = await counters.take([roomy, tight], NOW)
+        assert answer.taken == ()
+        assert [standing.used for standing in answer.standings] == [1, 1]
+        refusing = first_exceeded(answer.standings)
+        assert refusing is not None
+        assert refusing.demand == tight
+
+
+async def test_what_may_be_taken_is_taken_as_far_as_there_is_room(counters: Counters) -> None:
+    each = demand(100, must=10, may=60)
+    amounts = []
+    for _ in range(3):
+        answer = await counters.take([each], NOW)
+        amounts.append(sum(taken.amount for taken in answer.taken))
+    assert amounts == [70, 30, 0]
+
+
+async def test_what_does_not_bind_is_counted_beyond_the_limit(counters: Counters) -> None:
+    each = demand(100, must=80, may=40, binding=False)
+    assert [(await counters.take([each], NOW)).totals for _ in range(2)] == [(120,), (240,)]
+
+
+async def test_no_demands_are_met(counters: Counters) -> None:
+    assert await counters.take([], NOW) == await MemoryCounters().take([], NOW)
+    await counters.adjust([], NOW)
+
+
+@pytest.mark.parametrize("span", Span)
+@pytest.mark.parametrize("actual", [0, 30, 70])
+async def test_counts_are_corrected_by_what_was_used(counters: Counters, span: Span, actual: int) -> None:
+    each = demand(100, must=50, span=span)
+    (taken,) = (await counters.take([each], NOW)).taken
+    await counters.adjust(corrections(taken, actual, NOW + 5000), NOW + 5000)
+    answer = await counters.take([demand(100, 1, span=span, counter=each.counter)], NOW + 5000)
+    assert answer.totals == (actual + 1,)
+
+
+@pytest.mark.parametrize("span", [Span.WINDOW, Span.MINUTE, Span.DAY, Span.MONTH])
+async def test_what_was_used_long_ago_is_gone(counters: Counters, span: Span) -> None:
+    each = demand(100, must=100, span=span)
+    (taken,) = (await counters.take([each], NOW)).taken
+    later = NOW + 40 * 86_400_000
+    assert (await counters.take([each], later)).taken
+    await counters.adjust(corrections(taken, 0, later), later)
+    assert not (await counters.take([each], later)).taken, "giving back what is gone makes no room"
+
+
+async def test_a_lifetime_has_no_end(counters: Counters) -> None:
+    each = demand(100, must=100, span=Span.LIFETIME)
+    assert (await counters.take([each], NOW)).taken
+    (standing,) = (await counters.take([each], NOW + 10**12)).standings
+    assert standing.retry_ms is None
+
+
+async def test_a_count_is_raised_and_never_lowered(counters: Counters) -> None:
+    each = demand(100, must=1, span=Span.MONTH)
+    for used, total in ((40, 41), (10, 42), (99, 100)):
+        await counters.raise_to(each.counter, each.span, used, NOW)
+        assert (await counters.take([each], NOW)).totals == (total,)
+
+
+@pytest.mark.parametrize("span", [Span.WINDOW, Span.DAY])
+async def test_64_racing_clients_take_exactly_the_limit(opened: Open, span: Span) -> None:
+    replicas = [opened(), opened()]
+    requests, tokens = demand(500, span=span), demand(7001, must=7, may=7, span=span)
+    admitted, used = 0, 0
+
+    async def client(number: int) -> None:
+        nonlocal admitted, used
+        for _ in range(20):
+            answer = await replicas[number % 2].take([requests, tokens], NOW)
+            if answer.taken:
+                admitted += 1
+                used += answer.taken[1].amount
+
+    await asyncio.gather(*map(client, range(64)))
+    (last,) = (await replicas[0].take([demand(1, 1, span=span, counter=tokens.counter)], NOW)).standings
+    assert admitted <= 500
+    assert used == last.used
+    assert 7001 - 7 < used <= 7001
+    assert (
+        admitted
+        == (await replicas[0].take([demand(1, 1, span=span, counter=requests.counter)], NOW))
+        .standings[0]
+        .used
+    )
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 40_000),
+        st.lists(
+            st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(0, 6), st.booleans()),
+            min_size=1,
+            max_size=3,
+            unique_by=lambda each: each[0],
+        ),
+        st.integers(0, 12),
+    ),
+    max_size=25,
+)
+
+
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(steps=STEPS)
+def test_both_say_the_same(valkey_url: str, steps: list[Any]) -> None:
+    names = [(f"c:{{test}}/{next(_names)}", span) for span in (Span.WINDOW, Span.MINUTE, Span.DAY)]
+
+    async def run() -> None:
+        memory, shared, now = MemoryCounters(), ValkeyCounters(valkey_url, timeout=10), NOW
+        try:
+            for step, wanted, actual in steps:
+                now += step
+                demands = [
+                    Demand("x", names[which][0], names[which][1], 12, must, may, binding)
+                    for which, must, may, binding in wanted
+                ]
+                answer = await memory.take(demands, now)
+                assert await shared.take(demands, now) == answer
+                for taken in answer.taken:
+                    changes = corrections(taken, actual, now + 500)
+                    await memory.adjust(changes, now + 500)
+                    await shared.adjust(changes, now + 500)
+        finally:
+            await shared.close()
+
+    asyncio.run(run())
+
+
+async def test_memory_forgets_what_no_longer_counts() -> None:
+    memory = MemoryCounters()
+    for span in Span:
+        await memory.take([demand(10, span=span)], NOW)
+    assert len(memory) == 5
+    await memory.take([], NOW + 40 * 86_400_000)
+    assert len(memory) == 1, "a lifetime alone is kept"

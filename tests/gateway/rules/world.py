@@ -1,0 +1,239 @@
+"""The rules with all that is real but the network: objects as the API server sends them, money, counts."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from farebox.domain.addresses import Network
+from farebox.domain.keys import ObjectKey
+from farebox.domain.money import NANO_PER_UNIT, Nano
+from farebox.gateway.budgets import Budgets
+from farebox.gateway.counters import Counters, MemoryCounters
+from farebox.gateway.credentials import CredentialsUnavailable
+from farebox.gateway.exchange import Forward, Head, Refuse
+from farebox.gateway.handler import Gate
+from farebox.gateway.purse import Purse
+from farebox.gateway.settling import Settling
+from farebox.gateway.terms import SecretRef
+from farebox.gateway.view import GatewayView
+from farebox.ledger.port import AccountBalance, Budget, BudgetClaim
+
+JSONObject = dict[str, Any]
+NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
+ACCOUNT = ObjectKey("billing", "acme")
+TOKEN = "fbx_" + "a" * 43
+OTHER_TOKEN = "fbx_" + "b" * 43
+UNIT = NANO_PER_UNIT
+
+
+def obj(kind: str, name: str, spec: JSONObject, namespace: str = "", **status: Any) -> JSONObject:
+    """An object as the API server sends it."""
+    metadata = {"name": name, "uid": name, "resourceVersion": "1", "generation": 1}
+    if namespace:
+        metadata["namespace"] = namespace
+    return {
+        "apiVersion": "farebox.dev/v1alpha1",
+        "kind": kind,
+        "metadata": metadata,
+        "spec": spec,
+        "status": status,
+    }
+
+
+def model(name: str = "qwen3-8b", **spec: Any) -> JSONObject:
+    """A model on this cluster; calls of it cost 500 and 1500 nano-units a token."""
+    template = {"spec": {"containers": [{"name": "server", "image": "vllm"}]}}
+    prices = {
+        "currency": "USD",
+        "tiers": [{"input": "0.500", "cachedInput": "0.050", "output": "1.500"}],
+    }
+    given = {
+        "servedName": "Qwen/Qwen3-8B",
+        "serving": {"deployment": {"port": 8000, "template": template}},
+        "prices": prices,
+        "limits": {"maxOutputTokens": 8192},
+    }
+    return obj("Model", name, given | spec)
+
+
+def external(name: str = "remote", base_url: str = "https://api.example.com/v1", **ref: Any) -> JSONObject:
+    """A model of a provider elsewhere."""
+    serving = {"external": {"baseURL": base_url, **ref}}
+    return model(name, servedName="gpt-9", serving=serving)
+
+
+def serving(status: str = "True", reason: str = "Serving") -> list[JSONObject]:
+    """The condition that says whether calls are accepted."""
+    since = "2026-02-01T00:00:00Z"
+    return [
+        {"type": "Serving", "status": status, "reason": reason, "message": "", "lastTransitionTime": since}
+    ]
+
+
+def service(name: str = "chat", namespace: str = "team-a", **given: Any) -> JSONObject:
+    """A running pay-as-you-go service; `status` replaces all of its status."""
+    status = given.pop("status", {"phase": "Running", "conditions": serving()})
+    spec = {
+        "modelRef": {"name": "qwen3-8b"},
+        "billingAccountRef": {"name": "acme", "namespace": "billing"},
+        "postpaid": True,
+    }
+    return obj("InferenceService", name, spec | given, namespace, **status)
+
+
+def api_key(name: str = "ci", namespace: str = "team-a", token: str = TOKEN, **spec: Any) -> JSONObject:
+    """A key with a hash."""
+    key_hash = hashlib.sha256(token.encode()).hexdigest()
+    return obj(
+        "APIKey", name, {"services": {"all": True}} | spec, namespace, keyHash=key_hash, prefix=token[:8]
+    )
+
+
+def account(enforcement: str = "Soft") -> JSONObject:
+    """The account that pays."""
+    return obj("BillingAccount", "acme", {"currency": "USD", "enforcement": enforcement}, "billing")
+
+
+def balance(nano: int, sequence: int = 1, credit: int = 0) -> AccountBalance:
+    """The account as the meter has it."""
+    return AccountBalance(ACCOUNT, "USD", Nano(nano), Nano(credit), sequence)
+
+
+class Clock:
+    """A time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return (self.now - NOW).total_seconds() + 1000.0
+
+    def pass_(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += timedelta(seconds=seconds)
+
+
+class RealTime(Clock):
+    """The time as it is: Envoy's log has no other."""
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+class Tokens:
+    """Providers' tokens without a cluster: `tests/gateway/rules/test_credentials.py` has the real ones."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+
+    async def token(self, ref: SecretRef) -> str:
+        if ref.name not in self.known:
+            raise CredentialsUnavailable(f"Secret farebox-models/{ref.name} cannot be read: HTTP 404")
+        return self.known[ref.name]
+
+
+@dataclass
+class World:
+    """A gate with a service "chat" of "team-a", its key, and 5 USD."""
+
+    counters: Counters = field(default_factory=MemoryCounters)
+    trusted: tuple[Network, ...] = ()
+    clock: Clock = field(default_factory=Clock)
+    tokens: Tokens = field(default_factory=Tokens)
+
+    def __post_init__(self) -> None:
+        self.purse = Purse(max_age=300, clock=self.clock.monotonic)
+        self.view = GatewayView(self.purse)
+        self.budgets = Budgets("gateway-0", self._claim, self.clock.monotonic)
+        self.settling = Settling(self.view, self.purse, self.budgets, self.counters, self.clock)
+        self.gate = Gate(
+            view=self.view,
+            purse=self.purse,
+            budgets=self.budgets,
+            counters=self.counters,
+            settling=self.settling,
+            credentials=self.tokens,  # type: ignore[arg-type]
+            backend_address=lambda name, port: f"{name}.test:{port}",
+            trusted_proxies=self.trusted,
+            clock=self.clock,
+        )
+        self.gate.ready.set()
+        self.requests = 0
+        self.put(model(), service(), api_key(), account())
+        self.hear(5 * UNIT)
+
+    def put(self, *objects: JSONObject) -> None:
+        """Objects as watches bring them."""
+        shelves = {
+            "Model": self.view.models,
+            "InferenceService": self.view.services,
+            "APIKey": self.view.keys,
+            "BillingAccount": self.view.accounts,
+        }
+        for each in objects:
+            shelves[each["kind"]].put(each)
+
+    def hear(self, nano: int, sequence: int = 1, credit: int = 0) -> None:
+        """A page of the feed."""
+        self._ledger_has = nano + credit
+        self.purse.hear([balance(nano, sequence, credit)], [], True, self.clock.monotonic())
+
+    async def _claim(self, claim: BudgetClaim) -> Budget:
+        """The ledger's part for one gateway that is alone and is never charged."""
+        granted = max(0, min(claim.amount, self._ledger_has))
+        return Budget(claim.account, Nano(granted), Nano(0), NOW + timedelta(hours=1))
+
+    def head(self, path: str = "/v1/chat/completions", method: str = "POST", **given: Any) -> Head:
+        """The head of a call with the key; headers by `headers`, others by name."""
+        self.requests += 1
+        headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        headers |= given.pop("headers", {})
+        headers = {name: value for name, value in headers.items() if value is not None}
+        return Head(
+            method=method,
+            path=path,
+            headers=headers,
+            repeated=given.get("repeated", frozenset()),
+            peer=given.get("peer", "10.0.0.7"),
+            request_id=given.get("request_id", f"req-{self.requests}"),
+        )
+
+    async def call(self, body: Any = None, **given: Any) -> Forward | Refuse:
+        """A call; `body` is a chat for "chat" unless it is given, as JSON or as bytes."""
+        if body is None:
+            body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.gate.handle(self.head(**given), raw)
+
+    async def forwarded(self, body: Any = None, **given: Any) -> Forward:
+        """The same; fails if it is refused."""
+        answer = await self.call(body, **given)
+        assert isinstance(answer, Forward), answer
+        return answer
+
+    async def refused(self, body: Any = None, **given: Any) -> tuple[int, JSONObject, Mapping[str, str]]:
+        """Status, error and headers; fails if the call is forwarded."""
+        answer = await self.call(body, **given)
+        assert isinstance(answer, Refuse), answer
+        error = json.loads(answer.body)["error"]
+        assert set(error) == {"type", "code", "message", "source", "request_id"}
+        assert error["request_id"] == f"req-{self.requests}"
+        return answer.status, error, answer.headers
+
+    async def end(self, forward: Forward, tokens: tuple[int, int, int] | None, request_id: str = "") -> None:
+        """The call has ended, and all that follows is done."""
+        request_id = request_id or f"req-{self.requests}"
+        self.settling.ended(request_id, self.clock(), forward.labels, tokens)
+        await self.settling.correct()
+        await asyncio.sleep(0)

@@ -1,0 +1,1 @@
+"""The transport half of the gateway, with a real Envoy, the real simulator and a real ledger."""

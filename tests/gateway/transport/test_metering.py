@@ -1,0 +1,201 @@
+"""What a call used, from a real simulator through a real Envoy into its log (B16)."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from farebox.gateway.usage import STREAM_BYTES_PER_TOKEN, Used, used
+from tests.gateway.transport.gateway import MODEL, Simulator, chat, forwarding, gateway
+
+LONG = 200
+ASK = {"include_usage": True}
+CONTINUOUS = {"include_usage": True, "continuous_usage_stats": True}
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", chat(LONG, max_tokens=7)),
+    "chat, streamed": ("/v1/chat/completions", chat(LONG, max_tokens=7, stream=True, stream_options=ASK)),
+    "chat, continuous": (
+        "/v1/chat/completions",
+        chat(LONG, max_tokens=7, stream=True, stream_options=CONTINUOUS),
+    ),
+    "chat, continuous, of an upstream that says its usage once": (
+        "/v1/chat/completions",
+        chat(LONG, max_tokens=7, stream=True, stream_options=ASK),
+    ),
+    "chat, continuous, of an upstream that does not stream": (
+        "/v1/chat/completions",
+        chat(LONG, max_tokens=7),
+    ),
+    "completion": ("/v1/completions", {"model": MODEL, "prompt": "word " * LONG, "max_tokens": 7}),
+    "completion, streamed": (
+        "/v1/completions",
+        {"model": MODEL, "prompt": "word " * LONG, "max_tokens": 7, "stream": True, "stream_options": ASK},
+    ),
+    "embeddings": ("/v1/embeddings", {"model": MODEL, "input": ["word " * LONG, "more"]}),
+    "response": ("/v1/responses", {"model": MODEL, "input": "word " * LONG, "max_output_tokens": 7}),
+    "response, streamed": (
+        "/v1/responses",
+        {"model": MODEL, "input": "word " * LONG, "max_output_tokens": 7, "stream": True},
+    ),
+    "response, whole": ("/v1/responses", {"model": MODEL, "input": "word " * LONG, "stream": True}),
+    "message": ("/v1/messages", {**chat(LONG), "max_tokens": 7}),
+    "message, streamed": ("/v1/messages", {**chat(LONG), "max_tokens": 7, "stream": True}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_usage_is_what_the_upstream_told_the_client(tmp_path: Path, upstream: str, name: str) -> None:
+    path, body = CALLS[name]
+    labels = {"continuous_usage": "true"} if "continuous" in name else {}
+    async with gateway(tmp_path, forwarding(upstream, **labels)) as running:
+        replies = [await running.call(path, body) for _ in range(2)]
+        await running.line(2)
+        lines = running.lines()
+    for reply, line in zip(replies, lines, strict=True):
+        assert reply.status == 200
+        assert used(line) == Used(*told(reply.body), estimated=False)
+        assert line.labels == {"service": "team-a/chat", **labels}
+    cached = used(lines[1])
+    assert cached is not None
+    if name != "embeddings":
+        assert cached.cached_tokens > 0, "the second time the prompt is cached"
+
+
+async def test_compressed_answers_are_not_asked_for(tmp_path: Path, upstream: str) -> None:
+    async with gateway(tmp_path, forwarding(upstream)) as running:
+        reply = await running.call(body=chat(), headers={"Accept-Encoding": "gzip, br"})
+        assert "content-encoding" not in reply.headers
+        assert (await running.line()).complete
+
+
+async def test_a_client_that_leaves_midway_pays_what_it_had_with_continuous_usage(
+    tmp_path: Path, slow: Simulator
+) -> None:
+    async with gateway(
+        tmp_path, forwarding(slow.upstream, continuous_usage="true", stream="true")
+    ) as running:
+        body = chat(stream=True, stream_options=CONTINUOUS, min_tokens=10_000)
+        seen = await leave_after(running.url, body, 10)
+        line = await running.line()
+    paid = used(line)
+    assert paid is not None
+    assert "DC" in line.flags
+    assert (paid.estimated, paid.input_tokens) == (False, 3 + 3)
+    # The first event has the role and no token.
+    assert seen - 1 <= paid.output_tokens <= seen + 10
+
+
+async def test_a_client_that_leaves_midway_pays_an_estimate_otherwise(
+    tmp_path: Path, slow: Simulator
+) -> None:
+    labels = {"stream": "true", "estimate_input": "5", "max_output": "1000"}
+    async with gateway(tmp_path, forwarding(slow.upstream, **labels)) as running:
+        seen = await leave_after(running.url, chat(stream=True, stream_options=ASK, min_tokens=10_000), 10)
+        line = await running.line()
+    paid = used(line)
+    assert paid is not None
+    assert (paid.estimated, paid.input_tokens) == (True, 5)
+    assert paid.output_tokens == line.sent_bytes // STREAM_BYTES_PER_TOKEN
+    assert seen * 0.7 <= paid.output_tokens <= seen * 1.5 + 5
+
+
+async def test_a_client_that_leaves_before_the_answer_pays_its_input(tmp_path: Path, slow: Simulator) -> None:
+    async with gateway(tmp_path, forwarding(slow.upstream, estimate_input="5")) as running:
+        with pytest.raises(TimeoutError):
+            await running.call(body=chat(min_tokens=1000), timeout=aiohttp.ClientTimeout(total=0.5))
+        line = await running.line()
+    assert used(line) == Used(5, 0, 0, estimated=True)
+
+
+async def test_a_disconnect_stops_the_upstream(tmp_path: Path) -> None:
+    stopped = asyncio.Event()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {}\n\n")
+        await reader.read()
+        stopped.set()
+        writer.close()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, gateway(tmp_path, forwarding(f"127.0.0.1:{port}")) as running:
+        await leave_after(running.url, chat(stream=True), 1)
+        await asyncio.wait_for(stopped.wait(), 60)
+
+
+@pytest.mark.parametrize("body", [{"model": "other", "messages": []}, {"model": MODEL, "messages": "x"}])
+async def test_an_error_of_the_upstream_costs_nothing(tmp_path: Path, upstream: str, body: Any) -> None:
+    async with gateway(tmp_path, forwarding(upstream, estimate_input="5")) as running:
+        assert (await running.call(body=body)).status >= 400
+        assert used(await running.line()) is None
+
+
+async def test_a_stream_that_the_upstream_breaks_off_costs_nothing(tmp_path: Path) -> None:
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        usage = b'data: {"usage": {"prompt_tokens": 3, "completion_tokens": 1}}\n\n'
+        writer.write(head + b"%x\r\n%b\r\n" % (len(usage), usage))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(breaks, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    labels = {"continuous_usage": "true", "estimate_input": "5"}
+    async with server, gateway(tmp_path, forwarding(f"127.0.0.1:{port}", **labels)) as running:
+        with pytest.raises(aiohttp.ClientError):
+            await running.call(body=chat(stream=True))
+        assert used(await running.line()) is None
+
+
+async def test_an_answer_without_usage_is_estimated_not_free(tmp_path: Path) -> None:
+    answer = json.dumps({"choices": [{"message": {"content": "word " * 100}}]}).encode()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        writer.write(head % len(answer) + answer)
+        await writer.drain()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, gateway(tmp_path, forwarding(f"127.0.0.1:{port}", estimate_input="9")) as running:
+        await running.call(body=chat())
+        paid = used(await running.line())
+    assert paid == Used(9, 0, len(answer) // 4, estimated=True)
+
+
+def told(body: bytes) -> tuple[int, int, int]:
+    """Input, cached and output tokens by the answer itself, whatever its form."""
+    usage: dict[str, Any] = {}
+    texts = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: {")] or [body]
+    for text in texts:
+        document = json.loads(text)
+        for place in (document, document.get("message") or {}, document.get("response") or {}):
+            usage |= place.get("usage") or {}
+    if "cache_read_input_tokens" in usage:
+        cached = usage["cache_read_input_tokens"]
+        return usage["input_tokens"] + cached, cached, usage["output_tokens"]
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    inputs = usage.get("prompt_tokens", usage.get("input_tokens", 0))
+    outputs = usage.get("completion_tokens", usage.get("output_tokens", 0))
+    return inputs, details.get("cached_tokens", 0), outputs
+
+
+async def leave_after(url: str, body: Any, events: int) -> int:
+    """Read so many events of a stream, then go; how many were read."""
+    seen = 0
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/chat/completions", json=body) as response,
+    ):
+        async for line in response.content:
+            seen += line.startswith(b"data: ")
+            if seen >= events:
+                response.close()
+                break
+    return seen

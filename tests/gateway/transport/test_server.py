@@ -1,0 +1,236 @@
+"""The endpoint that Envoy asks, asked by a foreign client: who is asked when, and what fails how."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farebox.gateway import extproc
+from farebox.gateway.exchange import Forward, Handler, Head, Refuse
+from farebox.gateway.extproc import CONTINUE, InvalidMessage
+from farebox.gateway.server import listening
+from tests.gateway.transport.client import GRPC_HEADERS, Client, connected, eventually
+from tests.gateway.transport.protobuf import field, fields, headers_message
+
+LIMIT = 100_000
+
+
+async def forwards(head: Head, body: bytes | None) -> Forward | Refuse:
+    return Forward("model:8000", False, head.path, body, labels={"service": "team/chat"})
+
+
+@asynccontextmanager
+async def served(directory: Path, handler: Handler = forwards) -> AsyncIterator[Client]:
+    socket = directory / "decide.sock"
+    async with listening(socket, handler, LIMIT), connected(socket) as client:
+        yield client
+
+
+async def test_a_request_without_a_body_is_decided_on_its_headers(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        stream = await client.request()
+        await client.message(stream, headers_message({":path": "/v1/models"}, end=True))
+        (answer,), trailers = await client.answer(stream)
+    assert trailers == {"grpc-status": "0"}
+    assert list(fields(answer)) == [1, 8], "request_headers, and the labels"
+
+
+async def test_a_request_with_a_body_is_decided_when_the_body_is_there(tmp_path: Path) -> None:
+    asked: list[bytes | None] = []
+
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        asked.append(body)
+        return await forwards(head, body)
+
+    async with served(tmp_path, handler) as client:
+        stream = await client.request()
+        await client.message(stream, headers_message({":path": "/"}, end=False))
+        await client.until_data(stream, 5 + len(CONTINUE))
+        assert asked == []
+        await client.message(stream, field(4, field(1, b"x" * 50_000)))
+        (first, second), _ = await client.answer(stream)
+    assert first == CONTINUE
+    assert list(fields(second)) == [3, 8]
+    assert asked == [b"x" * 50_000]
+
+
+async def test_the_head_is_read_with_repeated_and_odd_headers(tmp_path: Path) -> None:
+    heads: list[Head] = []
+
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        heads.append(head)
+        return Refuse(402, {"retry-after": "1"}, b"{}")
+
+    sent = [
+        (":method", "POST"),
+        (":path", "/v1/x?y=1"),
+        (":authority", "host"),
+        ("x-request-id", "id-1"),
+        ("x-gw-peer", "10.0.0.9"),
+        ("x-twice", "a"),
+        ("x-twice", "b"),
+        ("x-odd", "\xe9\xff"),
+    ]
+    async with served(tmp_path, handler) as client:
+        for _ in range(2):
+            stream = await client.request()
+            await client.message(stream, headers_message(sent, end=True))
+            (answer,), _ = await client.answer(stream)
+    assert list(fields(answer)) == [7], "an immediate response"
+    head = heads[0]
+    assert (head.method, head.path, head.peer, head.request_id) == ("POST", "/v1/x?y=1", "10.0.0.9", "id-1")
+    assert head.headers == {"host": "host", "x-request-id": "id-1", "x-twice": "a", "x-odd": "\xe9\xff"}
+    assert head.repeated == {"x-twice"}
+    assert heads[1] == head, "read from the memory of entries"
+
+
+async def test_a_body_over_the_limit_is_refused_without_asking(tmp_path: Path) -> None:
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        raise AssertionError("asked")
+
+    async with served(tmp_path, handler) as client:
+        announced = await client.request()
+        await client.message(announced, headers_message({"content-length": str(LIMIT + 1)}, end=False))
+        (refused,), _ = await client.answer(announced)
+        came = await client.request()
+        await client.message(came, headers_message({}, end=False))
+        await client.message(came, field(4, field(1, bytes(LIMIT + 1))))
+        (_, also), _ = await client.answer(came)
+    for answer in (refused, also):
+        assert b"request_too_large" in answer
+
+
+async def test_a_handler_that_raises_lets_nothing_through(tmp_path: Path) -> None:
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        raise RuntimeError("a fault")
+
+    async with served(tmp_path, handler) as client:
+        stream = await client.request()
+        await client.message(stream, headers_message({}, end=True))
+        messages, trailers = await client.answer(stream)
+    assert messages == []
+    assert trailers == {"grpc-status": "13"}
+
+
+async def test_a_call_that_is_gone_is_not_decided_any_more(tmp_path: Path) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async with served(tmp_path, handler) as client:
+        stream = await client.request()
+        await client.message(stream, headers_message({}, end=True))
+        await began.wait()
+        client.h2.reset_stream(stream)
+        await client.flush()
+        await ended.wait()
+
+
+async def test_what_is_no_message_is_an_error_of_that_stream_alone(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        for sent in (b"\x01\x00\x00\x00\x01x", b"\x00\x7f\x00\x00\x00", b"\x00\x00\x00\x00\x02\x0a\x7f"):
+            stream = await client.request()
+            await client.send(stream, sent)
+            messages, trailers = await client.answer(stream)
+            assert messages == []
+            assert trailers == {"grpc-status": "3"}
+        stream = await client.request()
+        await client.message(stream, headers_message({}, end=True))
+        assert len((await client.answer(stream))[0]) == 1
+
+
+async def test_a_client_that_ends_without_a_question_gets_no_open_door(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        stream = await client.request(end=True)
+        assert (await client.answer(stream)) == ([], {"grpc-status": "1"})
+
+
+async def test_another_method_is_not_implemented(tmp_path: Path) -> None:
+    headers = [(":path", "/x") if name == ":path" else (name, value) for name, value in GRPC_HEADERS]
+    async with served(tmp_path) as client:
+        stream = await client.request(headers=headers, end=True)
+        _, trailers = await client.answer(stream)
+    assert trailers["grpc-status"] == "12"
+
+
+async def test_decisions_under_way_are_finished_at_the_end(tmp_path: Path) -> None:
+    socket = tmp_path / "decide.sock"
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        began.set()
+        await go.wait()
+        return await forwards(head, body)
+
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with listening(socket, handler, LIMIT):
+            await stop.wait()
+
+    serving = asyncio.create_task(serve())
+    await eventually(socket.exists)
+    async with connected(socket) as client:
+        stream = await client.request()
+        await client.message(stream, headers_message({}, end=True))
+        await began.wait()
+        stop.set()
+        go.set()
+        messages, _ = await client.answer(stream)
+    assert len(messages) == 1
+    await serving
+
+
+async def test_a_socket_that_a_dead_process_left_is_replaced(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with served(tmp_path) as client:
+            stream = await client.request()
+            await client.message(stream, headers_message({}, end=True))
+            assert (await client.answer(stream))[1] == {"grpc-status": "0"}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_invalid(message: bytes) -> None:
+    with suppress(InvalidMessage):
+        extproc.read_request(message)
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_numbers_come_back(value: int) -> None:
+    encoded = extproc._number(value)
+    assert extproc._varint(encoded, 0) == (value, len(encoded))
+
+
+@given(st.dictionaries(st.text(max_size=300), st.text(max_size=300), max_size=5), st.binary(max_size=300))
+def test_a_decision_can_be_read_by_another_reader(labels: dict[str, str], body: bytes) -> None:
+    decision = Forward("h:1", True, "/p", body, {"x-a": "b"}, ("x-c",), labels)
+    message = fields(extproc.forward(decision, on_headers=False))
+    common = fields(fields(message[3][0])[1][0])
+    set_headers = {}
+    for option in fields(common[2][0])[1]:
+        header = fields(fields(option)[1][0])
+        set_headers[header[1][0].decode()] = header[3][0].decode()
+    assert set_headers == {
+        "x-a": "b",
+        ":path": "/p",
+        ":authority": "h:1",
+        "x-gw-cluster": "upstream_tls",
+        "content-length": str(len(body)),
+        **({"x-gw-usage": "farebox.each-event"} if labels.get("continuous_usage") else {}),
+    }
+    assert fields(common[2][0])[2] == [b"accept-encoding", b"x-c"]
+    mutation = fields(common[3][0])
+    assert mutation == ({1: [body]} if body else {2: [b"\x01"]})
+    farebox = fields(fields(fields(message[8][0])[1][0])[2][0])[5][0]
+    text = fields(fields(fields(farebox)[1][0])[2][0])[3][0]
+    assert json.loads(text) == labels

@@ -1,0 +1,133 @@
+"""A line of the log, and what its call has to pay."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from farebox.gateway.meter import event_of
+from farebox.gateway.usage import InvalidLine, UsageLine, Used, parse, used
+from farebox.meter.cloudevents import BATCH
+from farebox.meter.cloudevents import parse as parse_events
+
+WHOLE = UsageLine(
+    time=datetime(2026, 3, 1, tzinfo=UTC),
+    request_id="r-1",
+    status=200,
+    details="via_upstream",
+    flags=frozenset(),
+    labels={
+        "service": "team-a/chat",
+        "model": "m",
+        "api_key": "k",
+        "estimate_input": "11",
+        "max_output": "50",
+    },
+    input_tokens=100,
+    cached_tokens=40,
+    output_tokens=20,
+    complete=True,
+    sent_bytes=4000,
+    upstream_bytes=300,
+    milliseconds=12,
+)
+CUT: dict[str, Any] = {
+    "input_tokens": None,
+    "cached_tokens": None,
+    "output_tokens": None,
+    "complete": False,
+    "flags": frozenset({"DC"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, Used(100, 40, 20, False), id="as the upstream said"),
+        pytest.param({"output_tokens": None}, Used(100, 40, 0, False), id="embeddings"),
+        pytest.param({"cached_tokens": 400}, Used(100, 100, 20, False), id="more cached than there is"),
+        pytest.param({"status": 500}, None, id="an error with usage"),
+        pytest.param({"status": 429}, None, id="refused by the upstream"),
+        pytest.param({"status": 302}, None, id="no answer"),
+        pytest.param({**CUT, "flags": frozenset({"UC"})}, None, id="the upstream broke off"),
+        pytest.param({"flags": frozenset({"UPE"})}, None, id="the upstream spoke no HTTP"),
+        pytest.param(CUT, Used(11, 0, 50, True), id="text, no more than the limit"),
+        pytest.param({**CUT, "labels": {"stream": "true"}}, Used(0, 0, 20, True), id="stream"),
+        pytest.param({**CUT, "sent_bytes": 100}, Used(11, 0, 25, True), id="bytes of text"),
+        pytest.param(
+            {**CUT, "input_tokens": 7, "output_tokens": 3, "sent_bytes": 4}, Used(7, 0, 3, True), id="part"
+        ),
+        pytest.param(
+            {**CUT, "input_tokens": 7, "output_tokens": 3, "labels": {"continuous_usage": "true"}},
+            Used(7, 0, 3, False),
+            id="continuous",
+        ),
+        pytest.param(
+            {**CUT, "status": 0, "sent_bytes": 0}, Used(11, 0, 0, True), id="left before the answer"
+        ),
+        pytest.param(
+            {**CUT, "status": 0, "upstream_bytes": 0}, None, id="left before the upstream was asked"
+        ),
+    ],
+)
+def test_what_a_call_pays(changes: dict[str, Any], expected: Used | None) -> None:
+    assert used(dataclasses.replace(WHOLE, **changes)) == expected
+
+
+def line(**changes: Any) -> bytes:
+    values = {
+        "at": "1772323200.250000",
+        "details": "via_upstream",
+        "each": None,
+        "flags": "-",
+        "id": "r-1",
+        "labels": '{"service":"a/b"}',
+        "ms": 5,
+        "sent": 10,
+        "status": 200,
+        "upstream": 300,
+        "usage": {"input_tokens": "7", "output_tokens": "2", "extraction_status": "COMPLETE"},
+    }
+    return json.dumps(values | changes, separators=(",", ":")).encode()
+
+
+def test_a_line_is_read() -> None:
+    read = parse(line(flags="DC,UC", each={"input": 9, "cached": 4}))
+    assert (read.input_tokens, read.cached_tokens, read.output_tokens, read.complete) == (7, 4, 2, True)
+    assert read.flags == {"DC", "UC"}
+    assert read.time == datetime(2026, 3, 1, 0, 0, 0, 250_000, tzinfo=UTC)
+
+
+def test_a_line_after_one_that_was_cut_off_is_read() -> None:
+    assert parse(line(id="first")[:-20] + line(id="second")).request_id == "second"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"null", line()[:-1], line(at="x"), line(labels=None), line(at="9e99"), b"\xff"],
+)
+def test_what_is_no_line_is_invalid(text: bytes) -> None:
+    with pytest.raises(InvalidLine):
+        parse(text)
+
+
+def test_an_event_is_one_that_the_meter_reads() -> None:
+    event = event_of(WHOLE, "gateway-0")
+    parsed = parse_events(json.dumps([event]).encode(), BATCH)
+    assert not parsed.rejected
+    (read,) = parsed.events
+    assert (read.source, read.id, str(read.service), read.model, read.api_key) == (
+        "gateway-0",
+        "019ca6b1dc00-r-1",
+        "team-a/chat",
+        "m",
+        "k",
+    )
+    assert (read.input_tokens, read.cached_input_tokens, read.output_tokens, read.status) == (
+        100,
+        40,
+        20,
+        200,
+    )

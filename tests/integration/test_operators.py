@@ -1,0 +1,217 @@
+"""Operators killed, paused, doubled, gone or deaf, on a plane of their own (B20, B21, B24)."""
+
+import random
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from farebox.kube.names import core_path, deployment_path
+from tests.integration.alone import (
+    ENV,
+    LEASE,
+    backends,
+    holder,
+    leads,
+    metrics,
+    operators,
+    shop,
+    start,
+    tenant_alone,
+    wait_all,
+    wait_rest,
+    writes,
+    written,
+)
+from tests.integration.tenants import SECONDS, Tenant, condition_of
+from tests.support.api import path_of
+from tests.support.processes import Process
+from tests.support.proxy import proxied
+from tests.support.stack import BACKENDS, SYSTEM, Stack
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.plane
+tenant = tenant_alone
+
+
+# -- B20: killed at any moment --------------------------------------------------------------------------
+
+
+def test_b20_whoever_comes_after_a_kill_finishes_the_job(tenant: Tenant, alone: Stack) -> None:
+    chance = random.Random(20)
+    with operators(alone, 1) as (operator,):
+        model, names = shop(tenant)
+        wait_all(tenant, model, names, running=True)
+        for running in (False, True, False, True):
+            before = writes(operator)
+            if running:
+                tenant.topup("10")
+            else:
+                tenant.charge("one", model, 10)
+            # Between any two of the writes that the change takes, or before the first.
+            after = chance.randrange(0, 9)
+            wait_writes(tenant, operator, before + after)
+            operator.kill()
+            operator = start(alone)
+            wait_all(tenant, model, names, running=running)
+        wait_rest(alone, operator)
+
+
+def wait_writes(tenant: Tenant, operator: Process, count: float) -> None:
+    """Wait until an operator wrote so often, or has nothing more to write."""
+
+    def look() -> bool:
+        conditions = [condition_of(tenant.get(name), "Reconciling") for name in ("one", "two", "shared")]
+        return writes(operator) >= count or all(found.get("status") == "False" for found in conditions)
+
+    wait_for(f"{count} writes", look, SECONDS)
+
+
+def test_b20_a_cluster_at_rest_sees_no_writes_from_a_new_operator_either(
+    tenant: Tenant, alone: Stack
+) -> None:
+    assert alone.meter is not None
+    with operators(alone, 1) as (operator,):
+        model, names = shop(tenant)
+        # What stands still is looked at as well: an overdue account, and a shared backend at zero.
+        idle = tenant.model("idle")
+        tenant.account("poor")
+        tenant.service("waiting", model, account="poor")
+        tenant.service("idle", idle, account="poor", dedicated=False)
+        wait_all(tenant, model, names, running=True)
+        tenant.wait_stopped("waiting", "Overdue")
+        tenant.wait_state("idle", "Stopped", "Overdue")
+        tenant.wait_account(services={"notEnabled": 0, "creating": 0, "running": 4, "stopped": 1})
+        rested = wait_rest(alone, operator)
+        operator.stop()
+        # Balances come a moment after the lists: that they are not there yet is not worth a write.
+        alone.meter.pause()
+        try:
+            operator = alone.start_operator(**ENV, FAREBOX_SWEEP_SECONDS="0.5")
+            wait_for("it leads", lambda: leads(operator), SECONDS)
+        finally:
+            alone.meter.resume()
+        # The same plan again, of the same operator: sweeps look at every object.
+        passes = 'workqueue_work_duration_seconds_count{kind="InferenceService"}'
+        services = 7
+        wait_for("every service had four passes", lambda: metrics(operator)[passes] >= 4 * services, SECONDS)
+        now = written(alone)
+        changed = [path for path in rested.keys() | now.keys() if rested.get(path) != now.get(path)]
+        assert (writes(operator), changed) == (0, [])
+
+
+# -- B21: two operators, one acts -----------------------------------------------------------------------
+
+
+def leader_and_standby(both: list[Process]) -> tuple[Process, Process]:
+    wait_for("one leads", lambda: sum(leads(process) for process in both) == 1, SECONDS)
+    first, second = both
+    return (first, second) if leads(first) else (second, first)
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_b21_the_other_takes_over(tenant: Tenant, alone: Stack, end: str) -> None:
+    with operators(alone, 2) as both:
+        leader, standby = leader_and_standby(both)
+        model = tenant.model()
+        tenant.account(balance="10")
+        tenant.service("own", model)
+        tenant.wait_running("own", 1)
+        assert standby.http("/readyz")[0] == 200
+        assert writes(standby) == 0
+        transitions = alone.api.get(LEASE)["spec"]["leaseTransitions"]
+        was = holder(alone)
+        if end == "SIGKILL":
+            leader.kill()
+        else:
+            assert leader.stop() == 0
+        tenant.charge("own", model, 10)
+        wait_for("the other leads", lambda: leads(standby), SECONDS)
+        tenant.wait_stopped("own", "Overdue")
+        assert holder(alone) != was
+        assert alone.api.get(LEASE)["spec"]["leaseTransitions"] > transitions
+
+
+def test_b21_a_paused_leader_that_wakes_up_writes_nothing(tenant: Tenant, alone: Stack) -> None:
+    with operators(alone, 2) as both, ThreadPoolExecutor(1) as asking:
+        leader, standby = leader_and_standby(both)
+        model = tenant.model()
+        tenant.account(balance="10")
+        tenant.service("own", model)
+        tenant.wait_running("own", 1)
+        wait_rest(alone, leader)
+        leader.pause()
+        try:
+            # Work, and a question, that the paused one finds in its sockets when it wakes up.
+            health = asking.submit(leader.http, "/healthz", SECONDS)
+            tenant.charge("own", model, 10)
+            wait_for("the other leads", lambda: leads(standby), SECONDS)
+            new = holder(alone)
+            tenant.wait_stopped("own", "Overdue")
+            tenant.edit("own", replicas=3)
+            tenant.topup("5")
+            tenant.wait_running("own", 3)
+            rested = wait_rest(alone, standby)
+        finally:
+            leader.resume()
+        # It finds its lease lost, says so, and ends rather than act on what it knew.
+        assert leader.wait_end(SECONDS) == 1
+        assert "lease.lost" in leader.log.read_text()
+        with suppress(OSError):
+            assert health.result(SECONDS)[0] == 503
+        assert written(alone) == rested
+        assert holder(alone) == new
+        assert leads(standby)
+
+
+# -- B24: no operator -----------------------------------------------------------------------------------
+
+
+def test_b24_without_an_operator_workloads_stay_and_deletes_do_not_hang(tenant: Tenant, alone: Stack) -> None:
+    with operators(alone, 1) as (operator,):
+        model, names = shop(tenant)
+        wait_all(tenant, model, names, running=True)
+        wait_rest(alone, operator)
+    before = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in backends(alone)}
+    tenant.charge("one", model, 20)
+    # Deletes return when the objects are gone, so nothing but the API server had to agree.
+    tenant.delete("InferenceService", "one")
+    for topup in alone.api.get(path_of("TopUp", tenant.namespace))["items"]:
+        tenant.delete("TopUp", topup["metadata"]["name"])
+    tenant.delete("BillingAccount", "acme")
+    tenant.delete("Model", model)
+    after = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in backends(alone)}
+    assert after == before, "nobody stopped what ran"
+    with operators(alone, 1):
+        tenant.wait_stopped("two", "AccountNotFound", "ModelNotFound")
+        tenant.wait_gone(deployment_path(BACKENDS, tenant.backend_name("one")))
+
+
+# -- health: a deaf watch, a Lease that cannot be renewed ------------------------------------------------
+
+
+def test_a_deaf_watch_is_unhealthy_and_a_lease_that_cannot_be_renewed_is_the_end(
+    tenant: Tenant, alone: Stack
+) -> None:
+    through = alone.cluster.service_account_kubeconfig(SYSTEM, "farebox-operator")
+    with proxied(through) as (proxy, kubeconfig), operators(alone, 0):
+        env = ENV | {"FAREBOX_SWEEP_SECONDS": "0.2", "FAREBOX_KUBECONFIG": str(kubeconfig)}
+        operator = alone.start_operator(**env)
+        wait_for("it leads", lambda: leads(operator), SECONDS)
+        assert operator.http("/healthz")[0] == 200
+        proxy.deaf = frozenset({"namespaces"})
+        home = core_path("namespaces", name=tenant.namespace)
+
+        def unhealthy() -> str:
+            # There is always something new that the watch should tell.
+            alone.api.patch(home, {"metadata": {"labels": {"now": uuid.uuid4().hex}}})
+            code, text = operator.http("/healthz")
+            return text if code == 503 else ""
+
+        said = wait_for("it is unhealthy", unhealthy, SECONDS, poll_seconds=0.2)
+        assert said == "the watch of Namespace misses changes"
+        assert operator.http("/readyz")[0] == 503
+        proxy.refused = frozenset({"leases"})
+        assert operator.wait_end(SECONDS) == 1
+        assert "lease.lost" in operator.log.read_text()

@@ -1,0 +1,36 @@
+"""How reports are read by tests: page by page, and time cut by hand."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from farebox.ledger.usage_report import Bucket, Place, UsageQuery, UsageRow, read_usage
+
+
+def paged(connection: Connection, query: UsageQuery, limit: int) -> tuple[list[UsageRow], int]:
+    """All pages of a report, and how many calls are pending."""
+    rows: list[UsageRow] = []
+    after: Place | None = None
+    as_of: int | None = None
+    while True:
+        page = read_usage(connection, query, limit, after, as_of)
+        assert len(page.rows) <= limit
+        rows += page.rows
+        after, as_of = page.next, page.as_of
+        if after is None:
+            return rows, page.pending
+
+
+def truncated(moment: datetime, bucket: Bucket) -> datetime | None:
+    """The beginning of a moment's bucket."""
+    zero: dict[str, int] = {"second": 0, "microsecond": 0}
+    match bucket:
+        case Bucket.NONE:
+            return None
+        case Bucket.HOUR:
+            zero |= {"minute": 0}
+        case Bucket.DAY:
+            zero |= {"minute": 0, "hour": 0}
+        case Bucket.MONTH:
+            zero |= {"minute": 0, "hour": 0, "day": 1}
+    return moment.replace(**zero)  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""Facts and builders that the ledger's tests share: one account, one model, a few services."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from farebox.domain.keys import ObjectKey
+from farebox.domain.money import Nano, parse_amount
+from farebox.ledger.engine import Ledger
+from farebox.ledger.port import AccountTerms, Binding, PriceTier, PriceVersion, Record, TopUpOrder
+from farebox.ledger.usage import UsageEvent
+from tests.ledger.databases import Database
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+ACME = ObjectKey("billing", "acme")
+CHAT = ObjectKey("team-a", "chat")
+MODEL = "qwen3-8b"
+TIERS = (
+    PriceTier(1_000, Nano(500), Nano(50), Nano(1_500)),
+    PriceTier(None, Nano(800), Nano(80), Nano(2_400)),
+)
+CALL_CHARGE = 100 * 500 + 20 * 1_500
+"""Of `usage()` without arguments: 100 tokens in and 20 out, in the first tier."""
+
+
+@dataclass
+class Clock:
+    """Time that only a test moves."""
+
+    now: datetime = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **by: float) -> None:
+        """Move on by timedelta(**by)."""
+        self.now += timedelta(**by)
+
+
+def terms(account: ObjectKey = ACME, currency: str = "USD", limit: str = "0") -> AccountTerms:
+    """An account."""
+    return AccountTerms(account, currency, parse_amount(limit))
+
+
+def binding(
+    service: ObjectKey = CHAT, account: ObjectKey = ACME, model: str = MODEL, at: datetime = START
+) -> Binding:
+    """A service on the account."""
+    return Binding(service, account, model, at)
+
+
+def price(
+    model: str = MODEL,
+    tiers: Sequence[PriceTier] = TIERS,
+    at: datetime = START,
+    currency: str = "USD",
+) -> PriceVersion:
+    """The model's prices."""
+    return PriceVersion(model, currency, tuple(tiers), at)
+
+
+def flat(nano: int) -> tuple[PriceTier, ...]:
+    """One tier in which every token costs `nano`."""
+    return (PriceTier(None, Nano(nano), Nano(nano), Nano(nano)),)
+
+
+FACTS: tuple[Record, ...] = (terms(), binding(), price())
+"""All that is needed to charge `usage()`."""
+
+
+def usage(name: str = "1", **changes: Any) -> UsageEvent:
+    """A call of the service, named `name`."""
+    values: dict[str, Any] = {
+        "source": "gateway-0",
+        "id": name,
+        "service": CHAT,
+        "time": START,
+        "input_tokens": 100,
+        "output_tokens": 20,
+    }
+    return UsageEvent(**(values | changes))
+
+
+def topup(reference: str = "pay_1", amount: str | Nano = "10", **changes: Any) -> TopUpOrder:
+    """A payment onto the account."""
+    values: dict[str, Any] = {
+        "account": ACME,
+        "reference": reference,
+        "kind": "Payment",
+        "amount": parse_amount(amount) if isinstance(amount, str) else amount,
+        "source": f"billing/{reference}",
+    }
+    return TopUpOrder(**(values | changes))
+
+
+@asynccontextmanager
+async def opened(database: Database, clock: Clock | None = None) -> AsyncIterator[Ledger]:
+    """A ledger on the database, closed at the end."""
+    ledger = await Ledger.open(database.url, clock=clock or Clock())
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def balance(ledger: Ledger, account: ObjectKey = ACME) -> int:
+    """The account's balance in nano-units."""
+    found = await ledger.account(account)
+    assert found is not None
+    return found.balance

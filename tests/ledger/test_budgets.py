@@ -1,0 +1,89 @@
+"""Budgets of gateways: no two spend the same money, and what is charged is spent (B17)."""
+
+import asyncio
+import random
+
+import pytest
+
+from farebox.domain.money import Nano
+from farebox.errors import LedgerRefused
+from farebox.ledger.budgets import BUDGET_SECONDS
+from farebox.ledger.engine import Ledger
+from farebox.ledger.port import Budget, BudgetClaim
+from tests.ledger.support import ACME, CALL_CHARGE, FACTS, Clock, Database, balance, opened, topup, usage
+
+UNIT = 1_000_000_000
+
+
+async def claim(ledger: Ledger, amount: int, source: str = "gateway-0") -> Budget:
+    """A gateway's claim on the account."""
+    return await ledger.claim_budget(BudgetClaim(source, ACME, Nano(amount)))
+
+
+async def test_b17_what_one_gateway_has_no_other_gets(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    await ledger.post_topup(topup(amount="10"))
+    assert (await claim(ledger, 7 * UNIT, "a")).granted == 7 * UNIT
+    assert (await claim(ledger, 7 * UNIT, "b")).granted == 3 * UNIT
+    # A claim is absolute: said again it changes nothing, and less gives back.
+    assert (await claim(ledger, 7 * UNIT, "a")).granted == 7 * UNIT
+    assert (await claim(ledger, 1 * UNIT, "a")).granted == 1 * UNIT
+    assert (await claim(ledger, 99 * UNIT, "b")).granted == 9 * UNIT
+
+
+async def test_b17_a_charge_is_taken_from_the_budget_of_its_gateway(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    await ledger.post_topup(topup(amount="10"))
+    await claim(ledger, UNIT)
+    result = await ledger.ingest([usage("1"), usage("2"), usage("3", source="somebody")])
+    (budget,) = result.budgets
+    assert (budget.granted, budget.spent) == (UNIT, 2 * CALL_CHARGE)
+    assert (await ledger.ingest([usage("1")])).budgets == ()
+    after = await claim(ledger, UNIT)
+    assert after.granted - after.spent == UNIT
+
+
+async def test_b17_nothing_is_granted_of_what_is_not_there(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    assert (await claim(ledger, UNIT)).granted == 0
+    with pytest.raises(LedgerRefused, match="no account"):
+        await ledger.claim_budget(BudgetClaim("g", ACME._replace(name="none"), Nano(1)))
+    with pytest.raises(LedgerRefused, match="0 or more"):
+        await claim(ledger, -1)
+
+
+async def test_b17_what_a_dead_gateway_had_is_free_again_after_its_time(ledger: Ledger, clock: Clock) -> None:
+    await ledger.record(FACTS)
+    await ledger.post_topup(topup(amount="10"))
+    await claim(ledger, 10 * UNIT, "dead")
+    clock.advance(seconds=BUDGET_SECONDS - 1)
+    assert (await claim(ledger, UNIT)).granted == 0
+    clock.advance(seconds=1)
+    assert (await claim(ledger, UNIT)).granted == UNIT
+
+
+async def test_b17_gateways_that_race_never_spend_more_than_there_is(
+    database: Database, clock: Clock
+) -> None:
+    """Two processes; eight gateways spend all they get in calls of one price, until there is nothing."""
+    async with opened(database, clock) as first, opened(database, clock) as second:
+        await first.record(FACTS)
+        await first.post_topup(topup(amount=Nano(1000 * CALL_CHARGE + 7)))
+        dice = random.Random(1)
+
+        async def gateway(name: str) -> int:
+            calls = 0
+            ledger = dice.choice((first, second))
+            while True:
+                budget = await claim(ledger, dice.randint(1, 9) * CALL_CHARGE, name)
+                affordable = (budget.granted - budget.spent) // CALL_CHARGE
+                if affordable == 0:
+                    return calls
+                events = [usage(f"{name}-{calls + i}", source=name) for i in range(affordable)]
+                await ledger.ingest(events)
+                calls += affordable
+
+        spent = await asyncio.gather(*(gateway(f"gateway-{number}") for number in range(8)))
+        assert sum(spent) == 1000
+        assert await balance(first) == 7
+    database.check()

@@ -1,0 +1,166 @@
+"""The feed: every change is reported, at once, and a reader that was away catches up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from farebox.domain.keys import ObjectKey
+from farebox.domain.reservation import Buying
+from farebox.ledger.engine import Ledger
+from farebox.ledger.port import Reservation
+from tests.ledger.databases import Database, Databases
+from tests.ledger.support import ACME, CHAT, FACTS, MODEL, Clock, opened, terms, topup, usage
+
+FOREVER = 3600.0
+
+
+async def test_a_new_account_and_each_change_are_reported(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    seen = [await ledger.changes(0, 0)]
+    for change in (ledger.ingest([usage()]), ledger.post_topup(topup()), ledger.record([terms(limit="1")])):
+        await change
+        seen.append(await ledger.changes(seen[-1].head, 0))
+    assert [len(page.accounts) for page in seen] == [1, 1, 1, 1]
+    assert all(page.complete for page in seen)
+    assert all(page.accounts[0].sequence == page.head for page in seen)
+
+
+async def test_an_account_that_changed_often_comes_once_as_it_is_now(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    for number in range(5):
+        await ledger.post_topup(topup(f"pay_{number}"))
+    page = await ledger.changes(0, 0)
+    assert [account.balance for account in page.accounts] == [50_000_000_000]
+
+
+async def test_pages_are_in_order_and_say_whether_they_are_all(ledger: Ledger) -> None:
+    accounts = [ObjectKey("billing", f"a{number}") for number in range(7)]
+    await ledger.record([terms(account) for account in accounts])
+    seen: list[ObjectKey] = []
+    after, complete = 0, False
+    while not complete:
+        page = await ledger.changes(after, 0, limit=3)
+        seen += [account.account for account in page.accounts]
+        after, complete = page.accounts[-1].sequence, page.complete
+    assert seen == accounts
+    assert after == page.head
+
+
+async def test_nothing_new_is_an_empty_page_after_the_wait(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    head = await ledger.head()
+    page = await ledger.changes(head, 0.05)
+    assert (page.head, page.accounts, page.complete) == (head, (), True)
+
+
+async def test_a_reader_ahead_of_the_ledger_hears_at_once(ledger: Ledger) -> None:
+    page = await asyncio.wait_for(ledger.changes(99, FOREVER), 60)
+    assert page.head == 0
+
+
+def _post(ledger: Ledger) -> Any:
+    return ledger.post_topup(topup())
+
+
+def _charge(ledger: Ledger) -> Any:
+    return ledger.ingest([usage()])
+
+
+def _limit(ledger: Ledger) -> Any:
+    return ledger.record([terms(limit="9")])
+
+
+@pytest.mark.parametrize("change", [_post, _charge, _limit])
+async def test_waiters_wake_with_the_commit_and_not_with_a_poll(
+    ledger: Ledger, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.ledger.engine.POLL_SECONDS", FOREVER)
+    await ledger.record(FACTS)
+    head = await ledger.head()
+    waiting = [asyncio.create_task(ledger.changes(head, FOREVER)) for _ in range(3)]
+    # By the time that another reader has its empty page, the three wait.
+    await ledger.changes(head, 0.05)
+    await change(ledger)
+    pages = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+    assert {page.head for page in pages} == {head + 1}
+
+
+async def test_what_another_process_wrote_is_found(database: Database, ledger: Ledger) -> None:
+    async with opened(database) as other:
+        waiting = asyncio.create_task(ledger.changes(0, FOREVER))
+        await other.record([terms()])
+        page = await asyncio.wait_for(waiting, 60)
+    assert page.accounts[0].account == ACME
+
+
+async def test_usage_that_only_waits_wakes_nobody(ledger: Ledger) -> None:
+    await ledger.record([terms()])
+    head = await ledger.head()
+    waiting = asyncio.create_task(ledger.changes(head, 0.2))
+    await ledger.ingest([usage()])
+    assert (await waiting).accounts == ()
+
+
+async def test_waiters_are_let_go_when_the_ledger_drains(ledger: Ledger) -> None:
+    waiting = asyncio.create_task(ledger.changes(0, FOREVER))
+    await ledger.changes(0, 0.01)
+    ledger.drain()
+    assert (await asyncio.wait_for(waiting, 60)).accounts == ()
+
+
+async def test_a_copy_that_went_on_by_itself_is_another_history(
+    database: Database, databases: Databases
+) -> None:
+    clock = Clock()
+    async with opened(database, clock) as ledger:
+        await ledger.record(FACTS)
+    with databases.copy(database) as copy:
+        async with opened(database, clock) as used:
+            clock.advance(microseconds=1)
+            await used.post_topup(topup())
+            read = (await used.changes(0, 0)).bookmark
+            assert (await used.changes(read.sequence, 0)).follows(read)
+        async with opened(copy, clock) as restored:
+            before = (await restored.changes(0, 0)).bookmark
+            assert not (await restored.changes(read.sequence, 0)).follows(read), "it is behind"
+            clock.advance(microseconds=1)
+            await restored.ingest([usage()])
+            assert await restored.head() == read.sequence
+            assert not (await restored.changes(read.sequence, 0)).follows(read), "it is as far"
+            # What was booked again is not what was booked before.
+            await restored.post_topup(topup())
+            assert not (await restored.changes(read.sequence, 0)).follows(read), "it is further"
+            assert (await restored.changes(before.sequence, 0)).follows(before)
+
+
+async def test_every_sort_of_number_says_when_it_was_written(ledger: Ledger, clock: Clock) -> None:
+    changes: tuple[Callable[[], Awaitable[object]], ...] = (
+        lambda: ledger.record(FACTS),
+        lambda: ledger.record([terms(limit="5")]),
+        lambda: ledger.record([Reservation(CHAT, "uid", ACME, MODEL, 1_000, 1_000, 1, Buying.ONCE)]),
+        lambda: ledger.post_topup(topup()),
+        lambda: ledger.ingest([usage()]),
+    )
+    read = (await ledger.changes(0, 0)).bookmark
+    assert (read.sequence, read.written_at) == (0, None)
+    for change in changes:
+        clock.advance(seconds=1)
+        await change()
+        page = await ledger.changes(read.sequence, 0)
+        assert page.follows(read)
+        assert page.next > read.sequence
+        read = page.bookmark
+        assert read.written_at == clock()
+
+
+async def test_a_ledger_keeps_its_id_and_another_has_another(
+    database: Database, ledger: Ledger, databases: Databases
+) -> None:
+    first = (await ledger.changes(0, 0)).ledger_id
+    async with opened(database) as again:
+        assert (await again.changes(0, 0)).ledger_id == first
+    with databases.empty() as empty:
+        async with opened(empty) as other:
+            assert (await other.changes(0, 0)).ledger_id != first

@@ -1,0 +1,234 @@
+"""What only PostgreSQL can do to a ledger: lose its connections, and serve several meters at once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from farebox.api import ReservationState
+from farebox.domain.money import Nano
+from farebox.domain.reservation import Buying
+from farebox.errors import ConfigurationError, LedgerUnavailable
+from farebox.ledger import engine as engine_module
+from farebox.ledger.database import BulkInsert, ledger_url
+from farebox.ledger.engine import Ledger
+from farebox.ledger.port import BudgetClaim
+from farebox.ledger.verify import verify
+from tests.ledger.databases import Database, Databases, PostgresDatabases
+from tests.ledger.support import (
+    ACME,
+    CALL_CHARGE,
+    CHAT,
+    FACTS,
+    START,
+    Clock,
+    balance,
+    binding,
+    opened,
+    terms,
+    topup,
+    usage,
+)
+from tests.ledger.test_terms import OFFER, QUOTA, TERM_PRICE, model, reservation, reserved
+from tests.support.postgres import Postgres
+
+UNIT = 1_000_000_000
+BATCH = [usage(str(number)) for number in range(50)]
+
+
+@pytest.fixture(scope="module")
+def databases(postgres: Postgres) -> Databases:
+    """Databases of the server."""
+    return PostgresDatabases(postgres)
+
+
+@pytest.fixture
+async def meters(database: Database, clock: Clock) -> AsyncIterator[list[Ledger]]:
+    """Three ledgers on one database, as three meters have them."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(opened(database, clock)) for _ in range(3)]
+    database.check()
+
+
+class Cutter:
+    """Cuts the writer off from its server at one of its calls: at a statement, before or after a commit."""
+
+    def __init__(self, ledger: Ledger, cut: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Watches the ledger from now on."""
+        self._cut = cut
+        self._left = 0
+        engine, dialect = ledger._write_engine, ledger._write_engine.dialect
+        commit, copy = dialect.do_commit, BulkInsert.run_many
+
+        def commit_and_call(connection: Any) -> None:
+            commit(connection)
+            if self._call():
+                # It was done: only its answer is lost.
+                connection.execute("SELECT 1")
+
+        def call_and_copy(*arguments: Any) -> None:
+            self._call()
+            copy(*arguments)
+
+        event.listen(engine, "before_cursor_execute", lambda *_: self._call())
+        event.listen(engine, "commit", lambda *_: self._call())
+        monkeypatch.setattr(dialect, "do_commit", commit_and_call)
+        monkeypatch.setattr(BulkInsert, "run_many", call_and_copy)
+
+    def arm(self, at: int) -> None:
+        """Cut at that call from now on, counted from 1, and at no other."""
+        self._left = at
+
+    @property
+    def waits(self) -> bool:
+        """Whether there were not so many calls."""
+        return self._left > 0
+
+    def _call(self) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            self._cut()
+        return self._left == 0
+
+
+async def paid(ledger: Ledger, number: int) -> None:
+    """A top-up."""
+    await ledger.post_topup(topup(f"pay_{number}", Nano(UNIT)))
+
+
+async def used(ledger: Ledger, number: int) -> None:
+    """A minute's calls: the reservation covers some, the quota once, and then a budget pays."""
+    time = START + timedelta(minutes=number)
+    calls = [usage(f"{number}-{call}", time=time, output_tokens=40) for call in range(50)]
+    result = await ledger.ingest(calls)
+    assert (result.accepted + result.duplicate, result.pending, result.rejected) == (50, 0, ())
+
+
+async def told(ledger: Ledger, number: int) -> None:
+    """A call of a service that nobody knows, and then its service and account."""
+    account, service = ACME._replace(name=f"a{number}"), CHAT._replace(name=f"s{number}")
+    await ledger.ingest([usage(f"waits-{number}", service=service)])
+    assert await ledger.record([terms(account), binding(service, account)]) == []
+
+
+async def claimed(ledger: Ledger, number: int) -> None:
+    """A gateway's claim."""
+    budget = await ledger.claim_budget(BudgetClaim("gateway-0", ACME, Nano(number)))
+    assert budget.granted - budget.spent == number
+
+
+@pytest.mark.parametrize(
+    ("act", "accounts", "transactions", "events"),
+    [(paid, 0, 1, 0), (used, 0, 1, 50), (told, 1, 2, 1), (claimed, 0, 0, 0)],
+)
+async def test_a_connection_lost_at_any_call_is_an_error_and_the_retry_counts_once(
+    act: Callable[[Ledger, int], Awaitable[None]],
+    accounts: int,
+    transactions: int,
+    events: int,
+    database: Database,
+    clock: Clock,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each repetition of the act adds so many accounts, transactions and events."""
+    async with opened(database, clock) as ledger:
+        await ledger.record([terms(), binding(), model(reservation=OFFER, free_quota=QUOTA)])
+        await ledger.post_topup(topup("first", Nano(TERM_PRICE + UNIT)))
+        await ledger.record([reserved()])
+        await ledger.claim_budget(BudgetClaim("gateway-0", ACME, Nano(UNIT)))
+        clock.advance(hours=1)
+        before = verify(database.url)
+        cutter = Cutter(ledger, lambda: postgres.cut_off(database.name), monkeypatch)
+        lost = 0
+        for number in count(1):
+            cutter.arm(number)
+            done = False
+            while not done:
+                try:
+                    await act(ledger, number)
+                    done = True
+                except LedgerUnavailable:
+                    lost += 1
+            if cutter.waits:
+                break
+    # What is lost at the first call of a transaction is made good before anybody notices.
+    assert lost >= number - 3 > 2, "every call was the last one once"
+    after = verify(database.url)
+    assert after.ok, str(after)
+    assert (after.accounts, after.usage_events) == (
+        before.accounts + number * accounts,
+        before.usage_events + number * events,
+    )
+    assert (after.transactions, after.pending_events) == (before.transactions + number * transactions, 0)
+
+
+async def test_connections_lost_at_rest_are_replaced_before_anybody_notices(
+    database: Database, ledger: Ledger, postgres: Postgres
+) -> None:
+    await ledger.record(FACTS)
+    assert postgres.cut_off(database.name) > 0
+    assert (await ledger.ingest(BATCH)).accepted == len(BATCH)
+
+
+async def test_b12_meters_that_get_the_same_usage_at_once_charge_it_once(meters: list[Ledger]) -> None:
+    await meters[0].record(FACTS)
+    batches = [[usage(f"{start + number}") for number in range(20)] for start in range(0, 200, 10)]
+    results = await asyncio.gather(*(meter.ingest(batch) for batch in batches for meter in meters))
+    assert sum(result.accepted for result in results) == 210
+    assert [await balance(meter) for meter in meters] == [-210 * CALL_CHARGE] * 3
+
+
+async def test_b10_meters_that_get_the_same_topup_at_once_book_it_once(meters: list[Ledger]) -> None:
+    await meters[0].record(FACTS)
+    receipts = await asyncio.gather(
+        *(meter.post_topup(topup(f"pay_{number}")) for number in range(10) for meter in meters)
+    )
+    assert sum(not receipt.duplicate for receipt in receipts) == 10
+    assert await balance(meters[1]) == 100_000_000_000
+
+
+async def test_b9_meters_that_all_look_at_the_clock_buy_each_term_once(
+    meters: list[Ledger], clock: Clock
+) -> None:
+    await meters[0].record([terms(), binding(), model(reservation=OFFER)])
+    await meters[1].post_topup(topup(amount=Nano(10 * TERM_PRICE)))
+    await meters[2].record([reserved(Buying.RENEWING)])
+    for _ in range(100):
+        clock.advance(days=1)
+        await asyncio.gather(*(meter.advance() for meter in meters))
+    # Bought at days 0, 29, 59 and 89.
+    assert await balance(meters[0]) == 6 * TERM_PRICE
+    in_force = await reservation(meters[0])
+    assert (in_force.state, in_force.period_end) == (
+        ReservationState.ACTIVE,
+        clock.now + timedelta(days=20),
+    )
+
+
+async def test_what_one_meter_commits_wakes_the_readers_of_the_others(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "POLL_SECONDS", 600.0)
+    async with opened(database, clock) as one, opened(database, clock) as other:
+        await one.record(FACTS)
+        head = await one.head()
+        for number in range(5):
+            waiting = asyncio.create_task(other.changes(head, 600.0))
+            await one.post_topup(topup(f"pay_{number}"))
+            head = (await asyncio.wait_for(waiting, 30)).head
+
+
+@pytest.mark.parametrize("prefix", ["postgresql", "postgresql+psycopg"])
+def test_the_usual_urls_are_understood(prefix: str) -> None:
+    assert ledger_url(f"{prefix}://user@host/name").drivername == "postgresql+psycopg"
+
+
+def test_other_databases_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="mysql"):
+        ledger_url("mysql://host/name")

@@ -1,0 +1,122 @@
+"""The price of a call, to the last nano-unit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farebox.domain.money import MAX_NANO, Nano
+from farebox.domain.pricing import MAX_TOKENS, charge, format_price, parse_price, tiers_fault
+from farebox.errors import InvalidAmount
+from farebox.ledger.port import PriceTier
+
+TWO_TIERS = (
+    PriceTier(1_000, Nano(500), Nano(50), Nano(1_500)),
+    PriceTier(None, Nano(800), Nano(80), Nano(2_400)),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "nano"),
+    [
+        ("0", 0),
+        ("0.001", 1),
+        ("0.5", 500),
+        ("0.500", 500),
+        ("1", 1_000),
+        ("12.34", 12_340),
+        ("999999.999", 999_999_999),
+    ],
+)
+def test_a_price_per_million_tokens_is_whole_nano_units_per_token(text: str, nano: int) -> None:
+    assert parse_price(text) == nano
+    assert parse_price(format_price(nano)) == nano
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "1.0001", "1e3", ".5", "1.", "1000000", "1,5", " 1", "٣"])
+def test_what_is_no_price_is_refused(text: str) -> None:
+    with pytest.raises(InvalidAmount):
+        parse_price(text)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "nano"),
+    [
+        ((0, 0, 0), 0),
+        ((1_000, 0, 0), 1_000 * 500),
+        ((1_001, 0, 0), 1_001 * 800),
+        ((1_000, 0, 5), 1_000 * 500 + 5 * 1_500),
+        ((1_001, 0, 5), 1_001 * 800 + 5 * 2_400),
+        ((1_000, 400, 0), 600 * 500 + 400 * 50),
+        ((1_000, 1_000, 1), 1_000 * 50 + 1_500),
+        ((0, 0, 7), 7 * 1_500),
+    ],
+)
+def test_the_first_tier_that_covers_the_input_prices_the_whole_call(
+    tokens: tuple[int, int, int], nano: int
+) -> None:
+    assert charge(TWO_TIERS, *tokens) == nano
+
+
+@pytest.mark.parametrize(
+    "tokens", [(1, 2, 0), (-1, 0, 0), (0, -1, 0), (0, 0, -1), (MAX_TOKENS + 1, 0, 0), (0, 0, MAX_TOKENS + 1)]
+)
+def test_impossible_token_counts_are_refused(tokens: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"token|Tokens"):
+        charge(TWO_TIERS, *tokens)
+
+
+def test_a_charge_beyond_64_bits_is_refused() -> None:
+    dear = (PriceTier(None, Nano(MAX_NANO), Nano(0), Nano(0)),)
+    assert charge(dear, 1, 0, 0) == MAX_NANO
+    with pytest.raises(InvalidAmount, match="64 bits"):
+        charge(dear, 2, 0, 0)
+
+
+def test_a_call_that_no_tier_covers_is_refused() -> None:
+    with pytest.raises(InvalidAmount, match="no tier"):
+        charge(TWO_TIERS[:1], 1_001, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "good"),
+    [
+        ((None,), True),
+        ((10, None), True),
+        ((10, 20, None), True),
+        ((), False),
+        ((10,), False),
+        ((None, None), False),
+        ((20, 10, None), False),
+        ((10, 10, None), False),
+        ((0, None), False),
+    ],
+)
+def test_tiers_must_give_every_call_exactly_one_price(bounds: tuple[int | None, ...], good: bool) -> None:
+    tiers = [PriceTier(bound, Nano(1), Nano(1), Nano(1)) for bound in bounds]
+    assert (tiers_fault(tiers) is None) is good
+
+
+def test_tiers_with_impossible_prices_are_faults() -> None:
+    assert tiers_fault([PriceTier(None, Nano(-1), Nano(0), Nano(0))])
+    assert tiers_fault([PriceTier(None, Nano(0), Nano(0), Nano(MAX_NANO // MAX_TOKENS))])
+
+
+prices = st.integers(0, 999_999_999).map(Nano)
+tokens = st.integers(0, MAX_TOKENS)
+
+
+@given(prices, prices, prices, tokens, tokens, tokens)
+def test_a_charge_is_exact_and_always_fits_in_price_bounds(
+    of_input: Nano, of_cached: Nano, of_output: Nano, uncached: int, cached: int, output: int
+) -> None:
+    cached = min(cached, MAX_TOKENS - min(uncached, MAX_TOKENS))
+    tiers = (PriceTier(None, of_input, of_cached, of_output),)
+    assert tiers_fault(tiers) is None
+    nano = charge(tiers, uncached + cached, cached, output)
+    assert nano == uncached * of_input + cached * of_cached + output * of_output <= MAX_NANO
+
+
+@given(tokens, tokens, tokens)
+def test_more_output_never_costs_less(of_input: int, output: int, more: int) -> None:
+    output, more = sorted((output, more))
+    assert charge(TWO_TIERS, of_input, 0, output) <= charge(TWO_TIERS, of_input, 0, more)

@@ -1,0 +1,100 @@
+"""Records: known facts change nothing, bad ones are refused one by one."""
+
+from datetime import timedelta
+
+import pytest
+
+from farebox.domain.money import Nano
+from farebox.ledger.engine import Ledger
+from farebox.ledger.port import PriceTier, Record
+from tests.ledger.databases import Database
+from tests.ledger.support import (
+    ACME,
+    FACTS,
+    MODEL,
+    START,
+    Clock,
+    balance,
+    binding,
+    flat,
+    opened,
+    price,
+    terms,
+    usage,
+)
+
+HOUR = timedelta(hours=1)
+
+
+def counts(database: Database) -> dict[str, int]:
+    """Rows of the append-only tables of facts."""
+    with database.raw() as connection:
+        return {
+            table: connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()
+            for table in ("accounts", "account_terms", "bindings", "price_versions", "price_tiers")
+        }
+
+
+async def test_recording_the_same_again_changes_nothing_and_takes_no_number(
+    database: Database, ledger: Ledger
+) -> None:
+    await ledger.record(FACTS)
+    before, head = counts(database), await ledger.head()
+    await ledger.record(FACTS)
+    await ledger.record([*FACTS, binding(at=START + HOUR), price(at=START + HOUR), price(at=START - HOUR)])
+    async with opened(database) as restarted:
+        await restarted.record(FACTS)
+    assert (counts(database), await ledger.head()) == (before, head)
+
+
+async def test_a_price_that_comes_back_is_a_version_again(database: Database, ledger: Ledger) -> None:
+    await ledger.record([price(), price(tiers=flat(7), at=START + HOUR), price(at=START + 2 * HOUR)])
+    assert counts(database)["price_versions"] == 3
+    await ledger.record([price(at=START + 3 * HOUR), price(tiers=flat(7), at=START + HOUR)])
+    assert counts(database)["price_versions"] == 3
+
+
+async def test_a_binding_that_comes_back_is_a_binding_again(
+    database: Database, ledger: Ledger, clock: Clock
+) -> None:
+    other = terms(account=ACME._replace(name="other"))
+    await ledger.record([*FACTS, other, binding(account=other.account, at=START + HOUR)])
+    await ledger.record([binding(at=START + 2 * HOUR)])
+    await ledger.record([binding(at=START + 3 * HOUR)])
+    assert counts(database)["bindings"] == 3
+    clock.advance(hours=4)
+    await ledger.ingest([usage(str(hour), time=START + hour * HOUR) for hour in range(4)])
+    assert await balance(ledger) == 3 * await balance(ledger, other.account)
+
+
+async def test_a_change_of_the_credit_limit_takes_a_number_and_shows_in_the_feed(ledger: Ledger) -> None:
+    await ledger.record([terms()])
+    head = await ledger.head()
+    await ledger.record([terms(limit="20")])
+    page = await ledger.changes(head, 0)
+    assert (page.head, page.accounts[0].credit_limit) == (head + 1, 20_000_000_000)
+
+
+async def test_an_account_cannot_change_its_currency(ledger: Ledger) -> None:
+    refused = await ledger.record([terms(), terms(currency="EUR"), terms(limit="1")])
+    assert [(refusal.index, refusal.reason) for refusal in refused] == [(1, "CurrencyMismatch")]
+    assert "USD" in refused[0].message
+    assert "EUR" in refused[0].message
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (price(tiers=()), "InvalidPrice"),
+        (price(tiers=[PriceTier(5, Nano(1), Nano(1), Nano(1))]), "InvalidPrice"),
+        (price(model=""), "InvalidName"),
+        (price(currency=""), "InvalidName"),
+        (terms(currency=""), "InvalidName"),
+        (terms(limit="-1"), "AmountOutOfRange"),
+        (binding(model="x" * 254), "InvalidName"),
+    ],
+)
+async def test_a_bad_record_is_refused_by_itself(ledger: Ledger, bad: Record, reason: str) -> None:
+    refused = await ledger.record([bad, *FACTS])
+    assert [(refusal.index, refusal.reason) for refusal in refused] == [(0, reason)]
+    assert (await ledger.ingest([usage(model=MODEL)])).pending == 0

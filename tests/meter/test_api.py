@@ -1,0 +1,247 @@
+"""The meter's HTTP API over real sockets: answers, permissions, and errors that say what to do (B23)."""
+
+import asyncio
+import gzip
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from farebox.ledger.wire_answers import WireTopUp
+from farebox.ledger.wire_records import WireRecords
+from tests.ledger.support import CALL_CHARGE, FACTS, topup
+from tests.meter.support import GATEWAY, OPERATOR, READER, Api, Running, cloud_event
+
+RECORDS = WireRecords.of(FACTS).dump()
+TOPUP = WireTopUp.of(topup()).dump()
+PATHS = [
+    ("POST", "/v1/events", GATEWAY),
+    ("POST", "/v1/records", OPERATOR),
+    ("POST", "/v1/topups", OPERATOR),
+    ("GET", "/v1/changes", OPERATOR),
+    ("GET", "/v1/events/pending", OPERATOR),
+    ("GET", "/v1/accounts/billing/acme", READER),
+]
+
+
+async def test_usage_is_charged_and_the_account_shows_it(api: Api) -> None:
+    assert (await api.call("POST", "/v1/records", body=RECORDS)).body == {"refused": []}
+    posted = await api.call("POST", "/v1/topups", body=TOPUP)
+    assert posted.body["balanceAfter"] == "10.00"
+    assert posted.body["account"]["state"] == "Active"
+    answer = await api.post_events([cloud_event("1"), cloud_event("1"), cloud_event("2")])
+    assert answer.body == {"accepted": 2, "duplicate": 1, "pending": 0, "rejected": []}
+    account = await api.call("GET", "/v1/accounts/billing/acme", READER)
+    assert account.body == {
+        "account": "billing/acme",
+        "currency": "USD",
+        "balance": "9.99984",
+        "creditLimit": "0.00",
+        "available": "9.99984",
+        "state": "Active",
+        "sequence": 3,
+    }
+    assert 10_000_000_000 - 2 * CALL_CHARGE == 9_999_840_000
+
+
+async def test_a_single_structured_event_is_taken(api: Api) -> None:
+    await api.call("POST", "/v1/records", body=RECORDS)
+    answer = await api.call(
+        "POST", "/v1/events", GATEWAY, cloud_event(), "application/cloudevents+json; charset=utf-8"
+    )
+    assert answer.body["accepted"] == 1
+
+
+async def test_bad_events_are_rejected_by_themselves_with_their_places(api: Api) -> None:
+    await api.call("POST", "/v1/records", body=RECORDS)
+    answer = await api.post_events(
+        [
+            cloud_event("future", time="2999-01-01T00:00:00Z"),
+            cloud_event("good"),
+            cloud_event("no-subject", subject="chat"),
+            cloud_event("cached", data={"inputTokens": 1, "cachedInputTokens": 2, "outputTokens": 0}),
+        ]
+    )
+    assert answer.status == 200
+    assert answer.body["accepted"] == 1
+    assert [(item["index"], item["id"], item["reason"]) for item in answer.body["rejected"]] == [
+        (0, "future", "TimeInFuture"),
+        (2, "no-subject", "InvalidEvent"),
+        (3, "cached", "InvalidUsage"),
+    ]
+    assert all(item["message"] for item in answer.body["rejected"])
+
+
+async def test_usage_that_waits_is_counted_and_listed(api: Api) -> None:
+    answer = await api.post_events([cloud_event(str(number)) for number in range(3)])
+    assert (answer.body["accepted"], answer.body["pending"]) == (3, 3)
+    first = (await api.call("GET", "/v1/events/pending?limit=2")).body
+    rest = (await api.call("GET", f"/v1/events/pending?after={first['next']}&limit=2")).body
+    listed = [*first["events"], *rest["events"]]
+    assert [item["id"] for item in listed] == ["0", "1", "2"]
+    assert {(item["reason"], item["waitingFor"]) for item in listed} == {("BindingNotFound", "team-a/chat")}
+    assert rest["next"] is None
+    assert "farebox_ledger_pending_events 3.0" in (await api.call("GET", "/metrics")).body
+
+
+async def test_metrics_count_what_became_of_events(api: Api) -> None:
+    await api.post_events([cloud_event("waits"), cloud_event("bad", id="")])
+    await api.call("POST", "/v1/records", body=RECORDS)
+    await api.post_events([cloud_event("waits"), cloud_event("fine")])
+    metrics = (await api.call("GET", "/metrics")).body
+    for result in ("charged", "pending", "duplicate", "rejected"):
+        assert f'farebox_meter_events_total{{result="{result}"}} 1.0' in metrics
+    assert "farebox_ledger_head 3.0" in metrics
+    assert 'farebox_meter_request_seconds_count{method="POST",route="/v1/events",status="200"} 2.0' in metrics
+    assert "farebox_ledger_commit_seconds_count" in metrics
+
+
+async def test_refused_topups_are_409_with_a_reason(api: Api) -> None:
+    answer = await api.call("POST", "/v1/topups", body=TOPUP)
+    assert (answer.status, answer.reason) == (409, "AccountNotFound")
+    await api.call("POST", "/v1/records", body=RECORDS)
+    assert (await api.call("POST", "/v1/topups", body=TOPUP)).body["duplicate"] is False
+    assert (await api.call("POST", "/v1/topups", body=TOPUP)).body["duplicate"] is True
+    answer = await api.call("POST", "/v1/topups", body=TOPUP | {"amount": "11"})
+    assert (answer.status, answer.reason) == (409, "ReferenceConflict")
+
+
+async def test_a_bad_record_does_not_hold_up_the_others(api: Api) -> None:
+    broken = {
+        "accounts": [{"account": "x", "currency": "USD", "creditLimit": "0"}, *RECORDS["accounts"]],
+        "prices": [RECORDS["prices"][0] | {"tiers": []}, *RECORDS["prices"]],
+        "bindings": [RECORDS["bindings"][0] | {"effectiveAt": "soon"}, *RECORDS["bindings"]],
+    }
+    refused = (await api.call("POST", "/v1/records", body=broken)).body["refused"]
+    assert {(item["kind"], item["index"], item["reason"]) for item in refused} == {
+        ("accounts", 0, "InvalidRecord"),
+        ("bindings", 0, "InvalidRecord"),
+        ("prices", 0, "InvalidPrice"),
+    }
+    assert (await api.post_events([cloud_event()])).body["pending"] == 0
+
+
+@pytest.mark.parametrize(("method", "path", "token"), PATHS)
+async def test_only_callers_with_the_right_get_in(api: Api, method: str, path: str, token: str) -> None:
+    nobody = await api.call(method, path, None)
+    assert (nobody.status, nobody.reason) == (401, "Unauthenticated")
+    assert (await api.call(method, path, "guessed")).status == 401
+    for other in {GATEWAY, OPERATOR, READER} - {token}:
+        answer = await api.call(method, path, other)
+        assert (answer.status, answer.reason) == (403, "Forbidden")
+    assert (await api.call(method, path, token)).status not in (401, 403)
+
+
+async def test_a_right_in_one_namespace_is_none_in_another(api: Api) -> None:
+    assert (await api.call("GET", "/v1/accounts/elsewhere/acme", READER)).status == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "content_type", "status", "reason"),
+    [
+        ("POST", "/v1/topups", b"{", "application/json", 400, "InvalidBody"),
+        ("POST", "/v1/topups", TOPUP | {"amount": 10}, "application/json", 400, "InvalidBody"),
+        ("POST", "/v1/topups", TOPUP | {"amount": "1e3"}, "application/json", 400, "InvalidBody"),
+        ("POST", "/v1/topups", TOPUP | {"kind": "Gift"}, "application/json", 400, "InvalidBody"),
+        ("POST", "/v1/topups", TOPUP | {"reference": "a\u0000b"}, "application/json", 400, "InvalidBody"),
+        ("POST", "/v1/topups", TOPUP, "text/plain", 415, "UnsupportedMediaType"),
+        ("POST", "/v1/records", b"[]", "application/json", 400, "InvalidBody"),
+        ("POST", "/v1/records", {"account": []}, "application/json", 400, "InvalidBody"),
+        ("GET", "/v1/changes?after=-1", None, "", 400, "InvalidParameter"),
+        ("GET", "/v1/changes?after=9" + "9" * 30, None, "", 400, "InvalidParameter"),
+        ("GET", "/v1/changes?wait=inf", None, "", 400, "InvalidParameter"),
+        ("GET", "/v1/changes?wait=nan", None, "", 400, "InvalidParameter"),
+        ("GET", "/v1/changes?limit=0", None, "", 400, "InvalidParameter"),
+        ("GET", "/v1/nothing", None, "", 404, "NotFound"),
+        ("DELETE", "/v1/changes", None, "", 405, "MethodNotAllowed"),
+    ],
+)
+async def test_what_is_wrong_is_said(
+    api: Api, method: str, path: str, body: Any, content_type: str, status: int, reason: str
+) -> None:
+    answer = await api.call(method, path, OPERATOR, body, content_type)
+    assert (answer.status, answer.reason) == (status, reason)
+    assert answer.body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "reason"),
+    [
+        (b"no json", "application/cloudevents-batch+json", 400, "InvalidJSON"),
+        (b"{}", "application/cloudevents-batch+json", 400, "InvalidBatch"),
+        (b"[]", "application/json", 415, "UnsupportedMediaType"),
+        (b"[" + b"1," * 10_000 + b"1]", "application/cloudevents-batch+json", 413, "TooManyEvents"),
+        (b" " * (16 * 1024 * 1024 + 1), "application/cloudevents-batch+json", 413, "BodyTooLarge"),
+    ],
+)
+async def test_a_body_that_is_no_batch_is_refused_as_a_whole(
+    api: Api, body: bytes, content_type: str, status: int, reason: str
+) -> None:
+    answer = await api.call("POST", "/v1/events", GATEWAY, body, content_type)
+    assert (answer.status, answer.reason) == (status, reason)
+
+
+async def test_a_body_that_unpacks_to_more_than_the_limit_is_refused(meter: Running) -> None:
+    headers = {
+        "Authorization": f"Bearer {GATEWAY}",
+        "Content-Type": "application/cloudevents-batch+json",
+        "Content-Encoding": "gzip",
+    }
+    packed = gzip.compress(b" " * (64 * 1024 * 1024))
+    assert len(packed) < 100_000
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{meter.url}/v1/events", data=packed, headers=headers) as response,
+    ):
+        assert response.status in (400, 413)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reference": "x" * 254},
+        {"reference": ""},
+        {"source": "x" * 513},
+        {"account": "billing/" + "x" * 254},
+        {"account": "x" * 64 + "/acme"},
+        {"amount": "99999999999"},
+    ],
+)
+async def test_fields_of_a_top_up_are_bounded(api: Api, changes: dict[str, str]) -> None:
+    answer = await api.call("POST", "/v1/topups", body=TOPUP | changes)
+    assert (answer.status, answer.reason) == (400, "InvalidBody")
+    assert next(iter(changes)) in answer.body["error"]["message"]
+
+
+async def test_an_account_that_the_ledger_has_not_is_404(api: Api) -> None:
+    answer = await api.call("GET", "/v1/accounts/billing/nobody", READER)
+    assert (answer.status, answer.reason) == (404, "AccountNotFound")
+
+
+async def test_the_feed_waits_for_a_change_and_brings_it(api: Api) -> None:
+    waiting = asyncio.create_task(api.call("GET", "/v1/changes?after=0&wait=60"))
+    assert (await api.call("GET", "/v1/changes?after=0")).body["accounts"] == []
+    await api.call("POST", "/v1/records", body=RECORDS)
+    page = (await asyncio.wait_for(waiting, 50)).body
+    assert [account["account"] for account in page["accounts"]] == ["billing/acme"]
+    assert (page["head"], page["complete"]) == (1, True)
+    assert page["accounts"][0]["state"] == "Overdue"
+
+
+async def test_health_and_metrics_are_open_and_readiness_tells_the_truth(api: Api, meter: Running) -> None:
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await api.call("GET", path, None)).status == 200
+    ledger, meter.meter.ledger = meter.meter.ledger, None
+    assert (await api.call("GET", "/readyz", None)).status == 503
+    assert (await api.call("GET", "/healthz", None)).status == 200
+    answer = await api.call("POST", "/v1/topups", body=TOPUP)
+    assert (answer.status, answer.reason) == (503, "NotReady")
+    meter.meter.ledger = ledger
+
+
+async def test_a_batch_at_the_limit_is_taken(api: Api) -> None:
+    await api.call("POST", "/v1/records", body=RECORDS)
+    body = json.dumps([cloud_event(str(number)) for number in range(10_000)]).encode()
+    answer = await api.call("POST", "/v1/events", GATEWAY, body, "application/cloudevents-batch+json")
+    assert answer.body["accepted"] == 10_000

@@ -1,0 +1,166 @@
+"""Who may call: the API server's word, remembered for a while, and never a guess without it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from farebox.errors import Forbidden, KubeUnreachable
+from farebox.meter.auth import Decision, KubeAuthenticator, Permission
+
+AUDIENCE = "farebox-meter"
+POST = Permission("create", "usageevents")
+GET = Permission("get", "billingaccounts", "billing")
+USER = {
+    "username": "system:serviceaccount:farebox-system:farebox-gateway",
+    "uid": "u-1",
+    "groups": ["system:serviceaccounts", "system:authenticated"],
+    "extra": {"authentication.kubernetes.io/pod-name": ["gateway-0"]},
+}
+
+
+class ReviewApi:
+    """The two review APIs, with one good token; what was asked is kept."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.allowed = {POST}
+        self.audiences = [AUDIENCE]
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.was_asked = asyncio.Event()
+
+    async def request(self, method: str, path: str, *, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Answer a review as an API server does."""
+        assert body is not None
+        assert (method, path.rsplit("/", 1)[1]) == ("POST", body["kind"].lower() + "s")
+        self.asked.append(body)
+        self.was_asked.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        spec = body["spec"]
+        if body["kind"] == "TokenReview":
+            if spec["token"] != "good":
+                return {"status": {"error": "invalid bearer token"}}
+            return {"status": {"authenticated": True, "user": USER, "audiences": self.audiences}}
+        attributes = spec["resourceAttributes"]
+        permission = Permission(attributes["verb"], attributes["resource"], attributes.get("namespace", ""))
+        return {"status": {"allowed": permission in self.allowed}}
+
+    def kinds(self) -> list[str]:
+        """The kinds of the reviews, in order."""
+        return [body["kind"] for body in self.asked]
+
+
+class Timer:
+    """Monotonic seconds that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def reviews() -> ReviewApi:
+    """The API server's side."""
+    return ReviewApi()
+
+
+@pytest.fixture
+def timer() -> Timer:
+    """The cache's clock."""
+    return Timer()
+
+
+@pytest.fixture
+def authenticator(reviews: ReviewApi, timer: Timer) -> KubeAuthenticator:
+    """An authenticator that remembers for 10 seconds."""
+    return KubeAuthenticator(reviews, AUDIENCE, 10.0, timer)
+
+
+async def test_a_caller_with_the_right_gets_in_and_the_whole_identity_is_passed_on(
+    authenticator: KubeAuthenticator, reviews: ReviewApi
+) -> None:
+    assert (await authenticator.review("good", POST)).decision is Decision.ALLOWED
+    token, access = (body["spec"] for body in reviews.asked)
+    assert token == {"token": "good", "audiences": [AUDIENCE]}
+    assert access == {
+        "user": USER["username"],
+        "uid": USER["uid"],
+        "groups": USER["groups"],
+        "extra": USER["extra"],
+        "resourceAttributes": {"group": "farebox.dev", "verb": "create", "resource": "usageevents"},
+    }
+
+
+async def test_without_the_right_or_without_a_good_token_nobody_gets_in(
+    authenticator: KubeAuthenticator,
+) -> None:
+    forbidden = await authenticator.review("good", GET)
+    assert forbidden.decision is Decision.FORBIDDEN
+    assert "get billingaccounts.farebox.dev in namespace billing" in forbidden.message
+    unknown = await authenticator.review("bad", POST)
+    assert unknown.decision is Decision.UNAUTHENTICATED
+    assert "invalid bearer token" in unknown.message
+    assert "bad" not in unknown.message.replace("invalid bearer token", "")
+
+
+@pytest.mark.parametrize("audiences", [[], ["https://kubernetes.default.svc"]])
+async def test_a_token_for_another_audience_is_not_accepted(
+    authenticator: KubeAuthenticator, reviews: ReviewApi, audiences: list[str]
+) -> None:
+    reviews.audiences = audiences
+    assert (await authenticator.review("good", POST)).decision is Decision.UNAUTHENTICATED
+
+
+async def test_answers_are_used_again_until_they_are_old(
+    authenticator: KubeAuthenticator, reviews: ReviewApi, timer: Timer
+) -> None:
+    for _ in range(3):
+        await authenticator.review("good", POST)
+        await authenticator.review("bad", POST)
+    assert len(reviews.asked) == 3
+    await authenticator.review("good", GET)
+    assert reviews.kinds()[3:] == ["SubjectAccessReview"]
+    timer.now = 10.0
+    reviews.allowed = set()
+    assert (await authenticator.review("good", POST)).decision is Decision.FORBIDDEN
+
+
+async def test_callers_at_the_same_time_share_one_question(
+    authenticator: KubeAuthenticator, reviews: ReviewApi
+) -> None:
+    reviews.gate = asyncio.Event()
+    callers = [asyncio.create_task(authenticator.review("good", POST)) for _ in range(20)]
+    await reviews.was_asked.wait()
+    callers[0].cancel()
+    reviews.gate.set()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert {result.decision for result in results[1:] if not isinstance(result, BaseException)} == {
+        Decision.ALLOWED
+    }
+    assert len(reviews.asked) == 2
+
+
+@pytest.mark.parametrize("error", [KubeUnreachable("refused"), Forbidden(403, "Forbidden", "no role")])
+async def test_without_the_api_server_nobody_gets_in_and_it_is_asked_again(
+    authenticator: KubeAuthenticator, reviews: ReviewApi, error: Exception
+) -> None:
+    reviews.error = error
+    assert (await authenticator.review("good", POST)).decision is Decision.UNAVAILABLE
+    reviews.error = None
+    assert (await authenticator.review("good", POST)).decision is Decision.ALLOWED
+
+
+async def test_what_is_remembered_holds_no_token_and_does_not_grow_for_ever(
+    authenticator: KubeAuthenticator,
+) -> None:
+    for number in range(10_050):
+        await authenticator.review(f"secret-{number}", POST)
+    remembered = authenticator._users._answers
+    assert len(remembered) == 10_000
+    assert not any("secret" in repr(item) for item in remembered.items())

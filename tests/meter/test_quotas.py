@@ -1,0 +1,83 @@
+"""Counts of keys' quotas are raised to what the ledger has charged (B15): a real meter, ledger and counts."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from farebox.errors import LedgerUnavailable
+from farebox.gateway.counters import MemoryCounters
+from farebox.gateway.purse import Purse
+from farebox.gateway.quotas import Quotas
+from farebox.gateway.view import GatewayView
+from farebox.ledger.remote import RemoteLedger
+from tests.gateway.rules.world import api_key
+from tests.ledger.support import START, binding, price, terms, topup, usage
+from tests.meter.support import TENANT, Running
+
+NOW = START + timedelta(hours=1)
+MADE = START - timedelta(days=200)
+
+
+@pytest_asyncio.fixture
+async def remote(meter: Running, tmp_path: Path) -> AsyncIterator[RemoteLedger]:
+    """The ledger over HTTP."""
+    token = tmp_path / "token"
+    token.write_text(TENANT)
+    async with RemoteLedger(meter.url, token) as ledger:
+        yield ledger
+
+
+def key(name: str, period: str, created: datetime = MADE) -> dict[str, object]:
+    """A key with a quota, made so long ago."""
+    raw = api_key(name, token=f"fbx_{name:a<43}", quota={"tokens": 10_000, "period": period})
+    raw["metadata"]["creationTimestamp"] = created.isoformat()
+    return raw
+
+
+def counted(counters: MemoryCounters) -> dict[str, int]:
+    """What is counted, by the counter's name."""
+    return {counter: used for (counter, _), used in counters._periods.items()}
+
+
+async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: RemoteLedger) -> None:
+    await meter.ledger.record([terms(), binding(at=MADE), price(at=MADE)])
+    await meter.ledger.post_topup(topup(amount="10"))
+    long_ago, yesterday = START - timedelta(days=150), START - timedelta(days=1)
+    times = {"1": START, "2": START, "3": yesterday, "4": long_ago}
+    await meter.ledger.ingest(
+        [
+            usage(f"{name}-{number}", api_key=name, time=time)
+            for name in ("day", "month", "life", "young", "other")
+            for number, time in times.items()
+        ]
+    )
+    view, counters = GatewayView(Purse(60)), MemoryCounters()
+    view.keys.put(key("day", "Day"))
+    view.keys.put(key("month", "Month"))
+    view.keys.put(key("life", "Lifetime"))
+    view.keys.put(key("young", "Lifetime", START - timedelta(minutes=1)))
+    view.keys.put(api_key("other"))
+    quotas = Quotas(remote, view, counters, lambda: NOW)
+    await quotas.compare()
+    assert counted(counters) == {
+        "key-day:{team-a}/day": 240,
+        "key-month:{team-a}/month": 240,
+        "key-lifetime:{team-a}/life": 480,
+        "key-lifetime:{team-a}/young": 240,
+    }
+    await quotas.compare()
+    assert counted(counters)["key-day:{team-a}/day"] == 240, "raised, not added"
+
+
+async def test_a_meter_that_is_away_is_asked_again_later(meter: Running, remote: RemoteLedger) -> None:
+    view, counters = GatewayView(Purse(60)), MemoryCounters()
+    view.keys.put(key("life", "Lifetime"))
+    async with RemoteLedger("http://127.0.0.1:1") as away:
+        with pytest.raises(LedgerUnavailable):
+            await Quotas(away, view, counters, lambda: NOW).compare()
+    quotas = Quotas(remote, view, counters, lambda: NOW)
+    await quotas.compare()
+    assert counted(counters) == {}

@@ -1,0 +1,193 @@
+"""RemoteLedger says over HTTP what the ledger says, and knows nothing when it does not answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from farebox.domain.keys import ObjectKey
+from farebox.domain.money import Nano
+from farebox.errors import LedgerRefused, LedgerUnavailable
+from farebox.ledger.port import LedgerPort, Record
+from farebox.ledger.remote import RemoteLedger
+from tests.ledger.support import ACME, FACTS, START, binding, flat, price, terms, topup, usage
+from tests.meter.support import GATEWAY, OPERATOR, READER, Running
+
+
+class Token:
+    """A token in a file, as a projected volume has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.replace(OPERATOR)
+
+    def replace(self, token: str) -> None:
+        """Write another one."""
+        self.path.write_text(token + "\n")
+
+    def remove(self) -> None:
+        """Take the file away."""
+        self.path.unlink()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Token:
+    """The operator's token."""
+    return Token(tmp_path / "token")
+
+
+@pytest_asyncio.fixture
+async def remote(meter: Running, token: Token) -> AsyncIterator[RemoteLedger]:
+    """The ledger as the operator has it."""
+    async with RemoteLedger(meter.url, token.path) as ledger:
+        yield ledger
+
+
+async def same(one: LedgerPort, other: LedgerPort, ask: Any) -> Any:
+    """What both answer, which must be the same."""
+    first, second = await ask(one), await ask(other)
+    assert first == second
+    return first
+
+
+async def test_it_says_what_the_ledger_says(remote: RemoteLedger, meter: Running) -> None:
+    tiers = flat(123_456_789)
+    assert await remote.record([*FACTS, price("m2", tiers), terms(limit="1.000000001")]) == []
+    first = await remote.post_topup(topup(amount="0.000000001"))
+    assert (first.posted_at, first.duplicate, first.balance_after) == (START, False, 1)
+    await meter.ledger.ingest([usage()])
+    receipt = await same(remote, meter.ledger, lambda ledger: ledger.post_topup(topup(amount="0.000000001")))
+    assert (receipt.duplicate, receipt.account.balance) == (True, 1 - 80_000)
+    page = await same(remote, meter.ledger, lambda ledger: ledger.changes(0, 0))
+    assert page.accounts[0].credit_limit == 1_000_000_001
+    await same(remote, meter.ledger, lambda ledger: ledger.changes(page.head, 0.01))
+
+
+async def test_refused_records_keep_their_places(remote: RemoteLedger, meter: Running) -> None:
+    records: list[Record] = [
+        binding(),
+        terms(),
+        price(tiers=()),
+        terms(currency="EUR"),
+        price(),
+        binding(model=""),
+    ]
+    refused = await remote.record(records)
+    assert sorted((item.index, item.reason) for item in refused) == [
+        (2, "InvalidPrice"),
+        (3, "CurrencyMismatch"),
+        (5, "InvalidRecord"),
+    ]
+    assert (await meter.ledger.ingest([usage()])).pending == 0
+
+
+async def test_more_records_than_fit_in_a_request_are_taken_in_their_order(
+    remote: RemoteLedger, meter: Running
+) -> None:
+    services = [ObjectKey("team", f"s{number}") for number in range(5_500)]
+    records: list[Record] = [binding(service) for service in services]
+    records.append(price(tiers=()))
+    assert [item.index for item in await remote.record([terms(), price(), *records])] == [5_502]
+    assert (await meter.ledger.ingest([usage(service=services[-1])])).pending == 0
+
+
+async def test_refused_topups_are_refused(remote: RemoteLedger) -> None:
+    with pytest.raises(LedgerRefused) as refused:
+        await remote.post_topup(topup())
+    assert refused.value.reason == "AccountNotFound"
+    await remote.record([terms()])
+    with pytest.raises(LedgerRefused) as refused:
+        await remote.post_topup(topup(amount=Nano(0)))
+    assert refused.value.reason == "AmountOutOfRange"
+
+
+async def test_accounts_are_read_or_not_there(remote: RemoteLedger, meter: Running, token: Token) -> None:
+    token.replace(READER)
+    assert await remote.account(ACME) is None
+    await meter.ledger.record([terms()])
+    assert await remote.account(ACME) == await meter.ledger.account(ACME)
+
+
+async def test_a_replaced_token_is_used_at_once(remote: RemoteLedger, token: Token) -> None:
+    token.replace(GATEWAY)
+    with pytest.raises(LedgerUnavailable, match="403"):
+        await remote.changes(0, 0)
+    token.replace("expired")
+    with pytest.raises(LedgerUnavailable, match="401"):
+        await remote.changes(0, 0)
+    token.replace(OPERATOR)
+    assert (await remote.changes(0, 0)).head == 0
+    token.remove()
+    with pytest.raises(LedgerUnavailable, match="token"):
+        await remote.changes(0, 0)
+
+
+async def test_a_long_poll_ends_with_the_change(remote: RemoteLedger, meter: Running) -> None:
+    waiting = asyncio.create_task(remote.changes(0, 60))
+    await remote.changes(0, 0.01)
+    await meter.ledger.record([terms()])
+    assert (await asyncio.wait_for(waiting, 50)).accounts[0].account == ACME
+
+
+async def test_a_meter_that_is_away_or_not_ready_leaves_the_outcome_unknown(
+    remote: RemoteLedger, meter: Running
+) -> None:
+    meter.meter.ledger, ledger = None, meter.meter.ledger
+    with pytest.raises(LedgerUnavailable, match="503"):
+        await remote.record([terms()])
+    meter.meter.ledger = ledger
+    async with RemoteLedger("http://127.0.0.1:9") as nowhere:
+        for call in (nowhere.record([terms()]), nowhere.post_topup(topup()), nowhere.changes(0, 0)):
+            with pytest.raises(LedgerUnavailable, match="does not answer"):
+                await call
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(200, "<html>"), (200, "{}"), (500, "oops"), (502, "{}"), (302, ""), (200, '{"posted_at": 1}')],
+)
+async def test_an_answer_that_is_no_meters_leaves_the_outcome_unknown(status: int, text: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, text=text)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        async with RemoteLedger(site.name) as remote:
+            with pytest.raises(LedgerUnavailable):
+                await remote.post_topup(topup())
+            with pytest.raises(LedgerUnavailable):
+                await remote.changes(0, 0)
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_connection_cut_in_the_middle_leaves_the_outcome_unknown() -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
+        writer.close()
+
+    server = await asyncio.start_server(cut, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, RemoteLedger(f"http://127.0.0.1:{port}") as remote:
+        with pytest.raises(LedgerUnavailable, match="does not answer"):
+            await remote.post_topup(topup())
+
+
+async def test_times_keep_their_microseconds(remote: RemoteLedger, meter: Running) -> None:
+    border = START + timedelta(microseconds=1)
+    await remote.record([*FACTS, price(tiers=flat(7), at=border)])
+    await meter.ledger.ingest([usage("before"), usage("after", time=border)])
+    account = await meter.ledger.account(ACME)
+    assert account is not None
+    assert account.balance == -(80_000 + 120 * 7)
