@@ -358,8 +358,17 @@ def test_no_process_is_left_when_the_supervisor_is_killed_and_the_next_start_rem
     next_one, lock = places.new_temporary()
     os.close(lock)
     assert not fresh.exists()
-    next_one.joinpath("lock").unlink()
     next_one.rmdir()
+
+
+@pytest.mark.usefixtures("no_other_planes")
+def test_a_plane_is_alive_until_its_directory_is_gone() -> None:
+    place, lock = places.new_temporary()
+    assert os.listdir(place) == [], "what says that it is alive would be removed before the rest"
+    assert places.is_alive(place)
+    place.rmdir()
+    assert not places.is_alive(place)
+    os.close(lock)
 
 
 def test_a_directory_that_is_named_is_kept_and_continued(tmp_path: Path) -> None:

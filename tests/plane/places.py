@@ -1,7 +1,8 @@
 """Directories of planes: makes and locks them, and removes what crashed ones left.
 
-A plane is alive exactly while its `lock` file is held (flock), by its supervisor. That needs no process ids,
-which come again after a restart of the machine.
+A plane is alive exactly while its supervisor holds a lock (flock) on the directory itself. That needs no
+process ids, which come again after a restart of the machine; and a lock file in the directory would go before
+the rest of it, so that a plane being removed would look gone.
 """
 
 import contextlib
@@ -45,8 +46,7 @@ def given(place: Path) -> tuple[Path, int]:
 def is_alive(place: Path) -> bool:
     """Whether a plane runs in this directory."""
     try:
-        # Without O_CREAT: a file that appears while the supervisor removes the directory would keep it.
-        descriptor = os.open(place / "lock", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -66,7 +66,7 @@ def alive() -> list[Path]:
 
 
 def _lock(place: Path) -> int:
-    descriptor = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
