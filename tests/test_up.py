@@ -20,7 +20,8 @@ from tests.demo.shop import Calls, Shop
 from tests.plane import Plane
 from tests.plane.cluster import Cluster
 from tests.support.api import Api, path_of
-from tests.support.processes import Process, free_port
+from tests.support.ports import free_port
+from tests.support.processes import Process
 from tests.support.stack import REPOSITORY, SYSTEM, Stack, usage_event
 from tests.support.waiting import wait_for
 

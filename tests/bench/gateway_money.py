@@ -21,7 +21,7 @@ from tests.bench.report import Report, percentile
 from tests.bench.world import CHARGE, MODEL, World, open_world, progress
 from tests.support.api import manifest, path_of
 from tests.support.gateway import Gateway
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 from tests.support.stack import AUDIENCE, SYSTEM
 from tests.support.waiting import wait_for
 

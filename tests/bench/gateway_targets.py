@@ -19,7 +19,7 @@ from farebox.gateway.envoy_clusters import decision_cluster
 from tests.bench.process import cpu_seconds
 from tests.bench.world import progress
 from tests.gateway.rules.world import TOKEN
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import wait_for
 

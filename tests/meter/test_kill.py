@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import socket
 import sys
 from pathlib import Path
 
@@ -14,17 +13,11 @@ from farebox.ledger.remote import RemoteLedger
 from tests.ledger.databases import Database
 from tests.ledger.support import CALL_CHARGE, FACTS, balance, opened, topup
 from tests.meter.support import GATEWAY, OPERATOR, Api, cloud_event
+from tests.support.ports import free_port
 
 KILLS = 5
 BATCH = 20
 TEN = 10_000_000_000
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class MeterProcess:

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import sys
 from typing import Any
 
@@ -10,15 +9,9 @@ import openai
 import pytest
 
 from tests.manifests.trees import SAMPLES, kinds
+from tests.support.ports import free_port
 
 MODELS = kinds(SAMPLES, "Model")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def listening(port: int, process: asyncio.subprocess.Process) -> None:

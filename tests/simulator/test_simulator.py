@@ -1,7 +1,6 @@
 """The simulator, called by the real OpenAI client over a real socket."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from farebox.errors import ConfigurationError
 from farebox.simulator import Profile, run, serving
 from farebox.simulator.engine import NATURAL_TOKENS, WORDS, Pace, compose
 from farebox.simulator.tokens import BLOCK_TOKENS, MESSAGE_TOKENS, PrefixCache, tokenize
+from tests.support.ports import free_port
 
 MODEL = "Qwen/Qwen3-8B"
 INSTANT = Pace(ttft_ms=0, tokens_per_second=0)
@@ -29,13 +29,6 @@ async def client_of(pace: Pace = INSTANT) -> AsyncIterator[openai.AsyncOpenAI]:
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client,
     ):
         yield client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def eventually_connected(port: int) -> None:

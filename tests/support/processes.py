@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -95,10 +94,3 @@ class Process:
         if not self.running():
             raise RuntimeError(f"{self.name} ended with {self._process.returncode}\n{self.tail()}")
         return self.http("/readyz")[0] == 200
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -20,7 +20,8 @@ from farebox.api import GROUP, KINDS
 from tests.plane.cluster import Cluster
 from tests.support.api import Api
 from tests.support.gateway import Gateway
-from tests.support.processes import Process, free_port
+from tests.support.ports import free_port
+from tests.support.processes import Process
 from tests.support.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]

