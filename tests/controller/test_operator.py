@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiohttp import web
@@ -9,8 +10,9 @@ from aiohttp import web
 from farebox.controller.keys import Key, Kind, account_key, service_key
 from farebox.controller.operator import Operator
 from farebox.controller.queue import Lane, WorkQueue
+from farebox.controller.services import reconcile_service
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.port import AccountBalance
+from farebox.ledger.port import AccountBalance, QuotaBalance
 from farebox.ledger.remote import RemoteLedger
 from farebox.settings import OperatorSettings
 from tests.controller import objects
@@ -97,6 +99,70 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
         operator._observe(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
         assert service in taken()
         assert looks_at_it_after(+40, 3)
+
+
+class Clock:
+    """The event loop's seconds, and the time of day, which only a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def utc_now(self) -> datetime:
+        return datetime(2027, 1, 15, tzinfo=UTC) + timedelta(seconds=int(self.seconds))
+
+
+async def test_b6_a_trial_stops_when_its_quota_ends_though_nothing_else_happens(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = objects.service("chat", spec={"trial": True})
+    stored["status"] = {}
+
+    async def patch(request: web.Request) -> web.StreamResponse:
+        stored["status"] |= (await request.json())["status"]
+        version = int(stored["metadata"]["resourceVersion"]) + 1
+        stored["metadata"]["resourceVersion"] = str(version)
+        return web.json_response(stored)
+
+    server.trouble = patch
+    clock, key = Clock(), service_key(ObjectKey(objects.TEAM, "chat"))
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+        operator = Operator(OperatorSettings(), client, ledger)
+        operator.context.now = clock.utc_now
+        operator.context.writer.may_write = lambda: True
+        operator.cache.models.put(objects.model())
+        operator.cache.accounts.put(objects.account())
+        operator.cache.services.put(stored)
+        ends = clock.utc_now() + timedelta(hours=1, seconds=20, microseconds=5)
+        operator.balances.hear([AccountBalance(ACCOUNT, "USD", 0, 0, 1)], complete=True)
+        list(operator.terms.hear_quotas([QuotaBalance(ACCOUNT, "qwen3-8b", 100, 0, ends, 1)]))
+        looks = []
+
+        async def look() -> None:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            while (found := operator.queue._next(Lane.BULK)) is not None:
+                if found[0] == key:
+                    looks.append(clock.utc_now())
+                    await reconcile_service(operator.context, key, Lane.BULK)
+                operator.queue.done(found[0])
+
+        operator.queue.add(key)
+        await look()
+        assert stored["status"]["phase"] == "Creating"
+        while (now := clock.utc_now()) < ends:
+            assert stored["status"]["stopReasons"] == [], now
+            clock.seconds += 1
+            await look()
+        assert stored["status"]["stopReasons"] == ["FreeQuotaExpired"]
+        # Once an hour, and at the end; nothing is due any more.
+        assert [at - looks[0] for at in looks[1:]] == [timedelta(hours=1), timedelta(hours=1, seconds=21)]
+        clock.seconds += 7 * 86400
+        await look()
+        assert len(looks) == 3
 
 
 async def test_workers_take_turns_so_that_passes_without_a_wait_hold_nobody_up() -> None:

@@ -66,24 +66,24 @@ def test_b20_only_a_secret_that_came_after_the_hash_is_the_keys_own(recorded: bo
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason", "again"),
+    ("changes", "reason", "due"),
     [
         ({}, "Active", None),
         ({"disabled": True}, "Disabled", None),
         ({"expires_at": NOW}, "Expired", None),
         ({"expires_at": NOW - timedelta(days=9)}, "Expired", None),
-        ({"expires_at": NOW + timedelta(seconds=5)}, "Active", 5.0),
+        ({"expires_at": NOW + timedelta(seconds=5)}, "Active", NOW + timedelta(seconds=5)),
         ({"expires_at": NOW - timedelta(days=9), "disabled": True}, "Disabled", None),
     ],
     ids=["active", "disabled", "expires now", "expired", "will expire", "disabled and expired"],
 )
 def test_b14_a_key_is_ready_in_every_state_that_its_owner_wants(
-    changes: dict[str, object], reason: str, again: float | None
+    changes: dict[str, object], reason: str, due: datetime | None
 ) -> None:
     verdict = judge_key(facts(**changes), NOW)
     assert told(verdict) == {"Ready": reason}
     assert verdict.conditions[0].status is ConditionStatus.TRUE
-    assert verdict.again_seconds == again
+    assert verdict.due == due
     assert not verdict.stalled
 
 
@@ -99,16 +99,14 @@ def test_a_key_that_is_being_made_is_on_its_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "beside", "again"), [(0, "Reconciling", 1.0), (29, "Reconciling", 1.0), (30, "Stalled", None)]
+    ("age", "beside", "again"), [(0, "Reconciling", True), (29, "Reconciling", True), (30, "Stalled", False)]
 )
-def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(
-    age: int, beside: str, again: float | None
-) -> None:
+def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(age: int, beside: str, again: bool) -> None:
     obstacle = Answer(Outcome.EXISTS, "already exists")
     created = NOW - timedelta(seconds=age)
     verdict = judge_key(facts(delivered=False, created=created, obstacle=obstacle), NOW)
     assert told(verdict) == {"Ready": "SecretExists", beside: "SecretExists"}
-    assert verdict.again_seconds == again
+    assert verdict.due == (NOW + timedelta(seconds=1) if again else None)
     assert "Delete it" in verdict.conditions[0].message
 
 

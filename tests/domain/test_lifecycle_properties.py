@@ -40,8 +40,18 @@ def test_a_verdict_on_the_same_facts_is_final(facts: Facts) -> None:
     first = decide(facts, NOW)
     again = replace(facts, previous=remembered(first))
     assert decide(again, NOW) == first
-    # Nothing but the quota's date depends on time.
-    assert decide(again, NOW + timedelta(seconds=1)) == decide(again, NOW + timedelta(seconds=2))
+
+
+@THOROUGH
+@given(whatever, st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=400)))
+def test_until_a_verdict_is_due_time_alone_changes_nothing(facts: Facts, passed: timedelta) -> None:
+    first = decide(facts, NOW)
+    again = replace(facts, previous=remembered(first))
+    then = NOW + passed
+    if first.due is not None:
+        assert first.due > NOW
+        then = min(then, first.due - timedelta(microseconds=1))
+    assert decide(again, then) == first
 
 
 @THOROUGH

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -215,6 +216,46 @@ def test_postpaid_goes_on_when_the_reservation_ends(state: ReservationState) -> 
 def test_a_quota_used_up_and_past_its_date_is_expired() -> None:
     verdict = decide(facts(**TRIAL, quota=replace(QUOTA, used=1000, expires_at=EARLIER)), NOW)
     assert verdict.stop_reasons == (R.FREE_QUOTA_EXPIRED,)
+
+
+ENDS = QUOTA.expires_at
+
+
+@pytest.mark.parametrize(
+    ("given", "due"),
+    [
+        (TRIAL, ENDS),
+        (TRIAL | {"previous": NEVER, "backend": EMPTY}, ENDS),
+        (TRIAL | {"account": UNKNOWN, "previous": NEVER}, ENDS),
+        (TRIAL | {"account": MISSING}, ENDS),
+        (TRIAL | {"reserves": True}, ENDS),
+        # It says Exhausted until then, and Expired from then on.
+        (TRIAL | {"quota": replace(QUOTA, used=1000)}, ENDS),
+        (TRIAL | {"quota": replace(QUOTA, expires_at=NOW)}, None),
+        (TRIAL | {"quota": replace(QUOTA, expires_at=EARLIER)}, None),
+        (TRIAL | {"quota": UNKNOWN}, None),
+        (TRIAL | {"quota": MISSING}, None),
+        ({"trial": True}, None),
+        ({}, None),
+        ({"postpaid": False}, None),
+        # The ledger tells when a reservation ends.
+        (RESERVED, None),
+    ],
+)
+def test_a_verdict_is_due_again_when_the_free_quota_that_pays_ends(
+    given: dict[str, Any], due: datetime | None
+) -> None:
+    verdict = decide(facts(**given), NOW)
+    assert verdict.due == due
+
+
+@pytest.mark.parametrize("used", [10, 1000])
+def test_b6_at_its_date_a_free_quota_is_expired_and_nothing_more_is_due(used: int) -> None:
+    trial = facts(**TRIAL, quota=replace(QUOTA, used=used))
+    before = decide(trial, ENDS - timedelta(microseconds=1))
+    assert R.FREE_QUOTA_EXPIRED not in before.stop_reasons
+    at = decide(replace(trial, previous=remembered(before)), ENDS)
+    assert (at.stop_reasons, at.due) == ((R.FREE_QUOTA_EXPIRED,), None)
 
 
 def test_a_reservation_that_is_not_bought_yet_neither_starts_nor_stops() -> None:

@@ -65,8 +65,8 @@ def operators(stack: Stack, count: int) -> Iterator[list[Process]]:
                 process.stop()
 
 
-def start(stack: Stack, identity: str = "") -> Process:
-    return stack.start_operator(**ENV, FAREBOX_IDENTITY=identity or f"op-{uuid.uuid4().hex[:8]}")
+def start(stack: Stack, identity: str = "", **env: str) -> Process:
+    return stack.start_operator(**ENV, FAREBOX_IDENTITY=identity or f"op-{uuid.uuid4().hex[:8]}", **env)
 
 
 def metrics(process: Process) -> dict[str, float]:

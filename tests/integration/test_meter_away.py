@@ -1,6 +1,7 @@
 """Operators cut off from their meter, or given a ledger from an older backup (B20, B10)."""
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.integration.alone import (
 from tests.integration.tenants import SECONDS, Tenant, condition_of
 from tests.integration.test_terms import OFFER, PRICE, QUOTA, RESERVED
 from tests.ledger.databases import Database
-from tests.support.stack import Stack
+from tests.support.stack import Stack, usage_event
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.plane
@@ -188,12 +189,51 @@ def test_what_ended_meanwhile_is_over(tenant: Tenant, alone: Stack) -> None:
         tenant.wait_stopped("try", "FreeQuotaExpired")
 
 
+def test_b6_a_trial_stops_when_its_quota_ends_though_nothing_else_happens(
+    tenant: Tenant, alone: Stack
+) -> None:
+    with operators(alone, 0):
+        start(alone, FAREBOX_SWEEP_SECONDS="3600")
+        model = tenant.model(freeQuota=QUOTA)
+        tenant.account()
+        tenant.service("try", model, postpaid=False, trial=True)
+        tenant.wait_running("try", 1)
+        now = datetime.now(UTC)
+        ends = now + timedelta(seconds=12)
+        quota_ends(alone, model, ends)
+        # With this the ledger tells of the quota again, however long the meter took to start.
+        event = usage_event(f"{tenant.namespace}/try", model, input_tokens=1) | {"time": now.isoformat()}
+        assert alone.post_usage([event])["accepted"] == 1
+        told = ends.strftime("%Y-%m-%dT%H:%M:%S")
+        wait_for(
+            "the new date is known",
+            lambda: str(tenant.status("try")["freeQuota"]["expiresAt"]).startswith(told),
+            SECONDS,
+        )
+        tenant.wait_stopped("try", "FreeQuotaExpired")
+
+
+def quota_ends(stack: Stack, model: str, at: datetime) -> None:
+    """The free quota on a model ends earlier than days from now."""
+    micros = int(at.timestamp() * 1_000_000)
+    tamper(stack, f"UPDATE quotas SET expires_at = {micros} WHERE model = '{model}'")
+
+
 def days_pass(stack: Stack, days: int) -> None:
     """For the ledger, what it knows of terms and quotas was so many days ago."""
+    ago = days * 86_400_000_000
+    tamper(
+        stack,
+        f"UPDATE reservation_terms SET start_at = start_at - {ago}, end_at = end_at - {ago}",
+        f"UPDATE quotas SET granted_at = granted_at - {ago}, expires_at = expires_at - {ago}",
+    )
+
+
+def tamper(stack: Stack, *statements: str) -> None:
+    """Change the ledger while no meter runs."""
     assert stack.meter is not None
     stack.meter.stop()
     ledger = Database(f"sqlite:///{stack.directory / 'ledger.db'}")
-    ago = days * 86_400_000_000
-    ledger.tamper(f"UPDATE reservation_terms SET start_at = start_at - {ago}, end_at = end_at - {ago}")
-    ledger.tamper(f"UPDATE quotas SET granted_at = granted_at - {ago}, expires_at = expires_at - {ago}")
+    for statement in statements:
+        assert ledger.tamper(statement) > 0
     stack.start_meter()

@@ -131,6 +131,5 @@ async def _report(
         }
     )
     await context.write_status(key, lane, apikey, apikey.status, reported)
-    if verdict.again_seconds is not None:
-        context.queue.add_after(key, verdict.again_seconds)
+    context.look_again(key, verdict.due)
     return verdict

@@ -1,9 +1,11 @@
 """What every reconciler works with, and the one way in which statuses are written."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 
 from farebox.api import APIObject, Status
 from farebox.controller.apply import Writer
@@ -21,6 +23,8 @@ from farebox.ledger.port import AccountBalance, LedgerPort
 
 COUNTS_SECONDS = 1.0
 """How long a status rests before counts alone are written."""
+_FURTHEST_SECONDS: Final = 3600.0
+"""A look that is due later is asked for again by then, so that deleted objects leave no timers for months."""
 
 
 def utc_now() -> datetime:
@@ -84,6 +88,13 @@ class Context:
         self._written[key] = self.monotonic()
         await self.writer.patch_status(key.kind, key.object, version, change.patch, lane)
         return True
+
+    def look_again(self, key: Key, due: datetime | None) -> None:
+        """Ask for a pass at the moment when a verdict is due to be looked at again, if it is."""
+        if due is not None:
+            # Up to a whole second, as `now` is: a pass before the moment would find nothing new.
+            seconds = math.ceil((due - self.now()).total_seconds())
+            self.queue.add_after(key, min(seconds, _FURTHEST_SECONDS))
 
     def forget(self, key: Key) -> None:
         """The object is gone."""

@@ -37,6 +37,7 @@ async def reconcile_service(context: Context, key: Key, lane: Lane) -> None:
         context.backend_errors.get(target, ""),
     )
     verdict = decide(facts, context.now())
+    context.look_again(key, verdict.due)
     reserve(context, key, service, facts)
     _note_demand(context, key, service, verdict)
     if verdict.wanted:

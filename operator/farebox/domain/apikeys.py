@@ -18,7 +18,7 @@ RANDOM_BYTES: Final = 32
 _PREFIX_CHARACTERS: Final = 8
 _SETTLING: Final = timedelta(seconds=30)
 """So long after its creation a key may meet the Secret of a deleted one of its name, on its way out."""
-_SOON_SECONDS: Final = 1.0
+_SOON: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,10 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True)
 class KeyVerdict:
-    """What to report, and after how many seconds to look again by itself (None: not before a change)."""
+    """What to report, and when to look again at the latest (None: only when something else changes)."""
 
     conditions: tuple[ConditionVerdict, ...]
-    again_seconds: float | None = None
+    due: datetime | None = None
 
     @property
     def stalled(self) -> bool:
@@ -121,11 +121,11 @@ def judge_key(facts: KeyFacts, now: datetime) -> KeyVerdict:
         return _ready("Active", where)
     if facts.expires_at <= now:
         return _ready("Expired", "spec.expiresAt has passed: calls with the key are refused")
-    return _ready("Active", where, (facts.expires_at - now).total_seconds())
+    return _ready("Active", where, facts.expires_at)
 
 
-def _ready(reason: str, message: str, again_seconds: float | None = None) -> KeyVerdict:
-    return KeyVerdict(kstatus(true(ConditionType.READY, reason, message)), again_seconds)
+def _ready(reason: str, message: str, due: datetime | None = None) -> KeyVerdict:
+    return KeyVerdict(kstatus(true(ConditionType.READY, reason, message)), due)
 
 
 def _without_secret(facts: KeyFacts, now: datetime) -> KeyVerdict:
@@ -143,5 +143,5 @@ def _without_secret(facts: KeyFacts, now: datetime) -> KeyVerdict:
     )
     ready = false(ConditionType.READY, "SecretExists", message)
     if now - facts.created < _SETTLING:
-        return KeyVerdict(kstatus(ready, reconciling="SecretExists"), _SOON_SECONDS)
+        return KeyVerdict(kstatus(ready, reconciling="SecretExists"), now + _SOON)
     return KeyVerdict(kstatus(ready, stalled="SecretExists"))

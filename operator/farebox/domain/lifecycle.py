@@ -18,7 +18,8 @@ class Verdict:
     """What a service is, and what it should have.
 
     `phase` is None for a new service about which too little is known. `wanted` says whether its backend
-    should run; `decided` is False while a missing fact holds the service where it was.
+    should run; `decided` is False while a missing fact holds the service where it was. `due` is when to look
+    again at the latest, as time alone may change this then; None: only when something else changes.
     """
 
     phase: Phase | None
@@ -29,6 +30,7 @@ class Verdict:
     enabled_at: datetime | None
     first_running_at: datetime | None
     conditions: tuple[ConditionVerdict, ...]
+    due: datetime | None
 
 
 def decide(facts: Facts, now: datetime) -> Verdict:
@@ -51,7 +53,7 @@ def decide(facts: Facts, now: datetime) -> Verdict:
     if stop_reasons:
         return _stopped(facts, findings, stop_reasons, enabled_at, now)
     if findings.unsure and not previous.wanted:
-        return _held(facts, findings, enabled_at)
+        return _held(facts, findings, enabled_at, now)
     return _wanted(facts, enabled_at, now)
 
 
@@ -90,6 +92,7 @@ def _stopped(
             *_stopped_conditions(facts, phase, reasons, message),
             false(ConditionType.SERVING, reasons[0].value, message),
         ),
+        due=_due(facts, now),
     )
 
 
@@ -110,7 +113,7 @@ def _stopped_conditions(
     return kstatus(true(ConditionType.READY, reason, message))
 
 
-def _held(facts: Facts, findings: Findings, enabled_at: datetime | None) -> Verdict:
+def _held(facts: Facts, findings: Findings, enabled_at: datetime | None, now: datetime) -> Verdict:
     """Nothing speaks against starting, but not everything is known: it stays exactly as it was."""
     previous = facts.previous
     missing = ", ".join(dict.fromkeys(findings.unsure.values()))
@@ -127,6 +130,7 @@ def _held(facts: Facts, findings: Findings, enabled_at: datetime | None) -> Verd
             *kstatus(unknown(ConditionType.READY, "FactsUnknown", message), reconciling="WaitingForFacts"),
             false(ConditionType.SERVING, "FactsUnknown", message),
         ),
+        due=_due(facts, now),
     )
 
 
@@ -147,6 +151,7 @@ def _wanted(facts: Facts, enabled_at: datetime | None, now: datetime) -> Verdict
         enabled_at=enabled_at,
         first_running_at=first_running_at,
         conditions=(*_wanted_conditions(facts, phase), _serving_condition(facts, phase, serving)),
+        due=_due(facts, now),
     )
 
 
@@ -232,6 +237,17 @@ def _billing_mode(facts: Facts, now: datetime) -> BillingMode:
         return BillingMode.FREE_QUOTA if was is BillingMode.FREE_QUOTA else BillingMode.NONE
     left = quota is not MISSING and quota.used < quota.total and now < quota.expires_at
     return BillingMode.FREE_QUOTA if left else BillingMode.NONE
+
+
+def _due(facts: Facts, now: datetime) -> datetime | None:
+    """When time alone may change the verdict: at the end of a free quota that pays for calls (B6).
+
+    Nothing else here looks at the time: reservations end in the ledger, which tells of it (B9).
+    """
+    quota = facts.quota
+    if facts.service.postpaid or not facts.service.trial or quota is UNKNOWN or quota is MISSING:
+        return None
+    return quota.expires_at if now < quota.expires_at else None
 
 
 def limit_above_ceiling(facts: Facts) -> str:
