@@ -45,7 +45,7 @@ def operator() -> None:
     from farebox.logs import configure
     from farebox.settings import OperatorSettings
 
-    settings = OperatorSettings()
+    settings = OperatorSettings.load()
     configure(settings.log_level, settings.log_format)
 
     async def run() -> None:
@@ -67,7 +67,7 @@ def meter() -> None:
     from farebox.meter.server import run
     from farebox.settings import MeterSettings
 
-    settings = MeterSettings()
+    settings = MeterSettings.load()
     configure(settings.log_level, settings.log_format)
     _run(_until_signal(lambda stop: run(settings, stop)))
 
@@ -80,7 +80,7 @@ def gateway(write_envoy_config: bool) -> None:
     from farebox.logs import configure
     from farebox.settings import GatewaySettings
 
-    settings = GatewaySettings()
+    settings = GatewaySettings.load()
     configure(settings.log_level, settings.log_format)
     if write_envoy_config:
         click.echo(process.write_envoy_config(settings))
@@ -99,7 +99,7 @@ def envoy(concurrency: int) -> None:
     from farebox.gateway.envoy_process import find
     from farebox.settings import GatewaySettings
 
-    arguments = command(find(), process.config_path(GatewaySettings()), concurrency)
+    arguments = command(find(), process.config_path(GatewaySettings.load()), concurrency)
     os.execv(arguments[0], arguments)
 
 
@@ -109,7 +109,7 @@ def up() -> None:
     from farebox.logs import configure
     from farebox.up import UpSettings, run
 
-    settings = UpSettings()
+    settings = UpSettings.load()
     configure(settings.log_level, settings.log_format)
     _run(run(settings))
 

@@ -4,9 +4,12 @@ Every field is a variable: `backend_namespace` is FAREBOX_BACKEND_NAMESPACE. Def
 """
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from farebox.errors import ConfigurationError
 
 
 class CommonSettings(BaseSettings):
@@ -14,11 +17,28 @@ class CommonSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FAREBOX_", extra="ignore", frozen=True)
 
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
-    log_format: str = Field("json", description="json, or console for people")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="json, or console for people")
     kubeconfig: Path | None = Field(
         None, description="default: in-cluster, then $KUBECONFIG or ~/.kube/config"
     )
+
+    @classmethod
+    def load(cls) -> Self:
+        """From the environment.
+
+        Raises:
+            ConfigurationError: values cannot be read; it names their variables, and not the values, as one
+                may hold a password.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            prefix = cls.model_config["env_prefix"]
+            wrong = [f"{prefix}{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()]
+            raise ConfigurationError("; ".join(wrong)) from None
 
 
 class OperatorSettings(CommonSettings):
@@ -26,23 +46,23 @@ class OperatorSettings(CommonSettings):
 
     backend_namespace: str = Field("farebox-models", description="where all backends live")
     system_namespace: str = Field("farebox-system", description="where the Lease is")
-    lease_name: str = "farebox-operator"
+    lease_name: str = Field("farebox-operator", description="name of the Lease that the acting replica holds")
     lease_seconds: float = Field(10.0, gt=2, description="a lease not renewed for so long may be taken")
     identity: str = Field(
         "", description="name of this replica in the Lease; default: host name and a random part"
     )
-    meter_url: str = "http://farebox-meter.farebox-system.svc:8090"
+    meter_url: str = Field("http://farebox-meter.farebox-system.svc:8090", description="where the meter is")
     meter_token_file: Path | None = Field(
         Path("/var/run/secrets/farebox/meter-token"),
         description="bearer token for the meter, read anew when it changes",
     )
-    listen_host: str = "0.0.0.0"
+    listen_host: str = Field("0.0.0.0", description="the address to listen on")
     listen_port: int = Field(8080, description="/healthz, /readyz, /metrics")
     workers: int = Field(
         24, ge=1, le=512, description="bulk writes under way at once; more delay single edits"
     )
     write_qps: float = Field(1000.0, gt=0, description="writes per second to the API server")
-    write_burst: int = Field(2000, ge=1)
+    write_burst: int = Field(2000, ge=1, description="writes that may come at once before that rate holds")
     sweep_seconds: float = Field(60.0, gt=0, description="how often everything is listed and compared")
     figures_seconds: float = Field(
         10.0, ge=0, description="status figures that move with traffic: at most so often"
@@ -56,7 +76,7 @@ class MeterSettings(CommonSettings):
     """Settings of `farebox meter`."""
 
     ledger_url: str = Field("sqlite:////var/lib/farebox/ledger.db", description="SQLAlchemy URL")
-    listen_host: str = "0.0.0.0"
+    listen_host: str = Field("0.0.0.0", description="the address to listen on")
     listen_port: int = Field(8090, description="the HTTP API; /healthz, /readyz and /metrics too")
     token_audience: str = Field("farebox-meter", description="callers' tokens must be for this audience")
     review_cache_seconds: float = Field(
@@ -68,7 +88,7 @@ class GatewaySettings(CommonSettings):
     """Settings of `farebox gateway` and of the Envoy beside it."""
 
     backend_namespace: str = Field("farebox-models", description="where backends and providers' Secrets are")
-    meter_url: str = "http://farebox-meter.farebox-system.svc:8090"
+    meter_url: str = Field("http://farebox-meter.farebox-system.svc:8090", description="where the meter is")
     meter_token_file: Path | None = Field(
         Path("/var/run/secrets/farebox/meter-token"),
         description="bearer token for the meter, read anew when it changes",
@@ -77,12 +97,12 @@ class GatewaySettings(CommonSettings):
         Path("/var/run/farebox"), description="shared with Envoy: sockets, the log of usage and its bookmark"
     )
     identity: str = Field("", description="name of this replica in the ledger; default: the host's name")
-    listen_host: str = "0.0.0.0"
+    listen_host: str = Field("0.0.0.0", description="the address to listen on")
     listen_port: int = Field(8080, description="where Envoy takes calls")
     health_port: int = Field(8081, description="/healthz, /readyz, /metrics of the decision process")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="a longer request is refused with 413")
     tls_certificate: Path | None = Field(None, description="PEM file; with tls_key, Envoy serves TLS")
-    tls_key: Path | None = None
+    tls_key: Path | None = Field(None, description="PEM file of the private key")
     ca_file: Path = Field(
         Path("/etc/ssl/certs/ca-certificates.crt"), description="whom TLS upstreams are trusted by"
     )

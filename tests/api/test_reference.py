@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from farebox.api import KINDS, ConditionType, StopReason, reference
+from farebox import reference
+from farebox.api import KINDS, ConditionType, StopReason
+from farebox.settings import CommonSettings
 from tests.api.pages import PAGES, examples
 from tests.api.samples import Manifest
 from tests.api.test_schema import openapi
@@ -37,6 +39,11 @@ def test_every_page_has_all_tables_and_an_example(kind: str) -> None:
     for table in ("spec", "refusals", "status", "columns"):
         assert f"<!-- generated: {table} -->\n| " in text
     assert any(manifest["kind"] == kind for manifest in examples())
+
+
+@pytest.mark.parametrize("cls", reference.SETTINGS.values())
+def test_every_setting_says_what_it_is_for(cls: type[CommonSettings]) -> None:
+    assert [name for name, field in cls.model_fields.items() if not field.description] == []
 
 
 @pytest.mark.parametrize("manifest", examples(), ids=lambda manifest: str(manifest["metadata"]["name"]))

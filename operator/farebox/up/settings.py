@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -14,12 +14,12 @@ _STATE_HOME: Final = "XDG_STATE_HOME"
 class UpSettings(OperatorSettings):
     """Those of the operator and of the meter, with defaults for a laptop; the gateway's go on to it."""
 
-    log_format: str = Field("console", description="json, or console for people")
+    log_format: Literal["json", "console"] = Field("console", description="json, or console for people")
     ledger_url: str = Field(
         default_factory=lambda: default_ledger_url(os.environ.get(_STATE_HOME, "")),
         description="SQLAlchemy URL; default: farebox/farebox.db in $XDG_STATE_HOME or ~/.local/state",
     )
-    listen_host: str = "127.0.0.1"
+    listen_host: str = Field("127.0.0.1", description="the address that all of it listens on")
     listen_port: int = Field(8080, description="/healthz, /readyz and /metrics of the operator")
     meter_port: int = Field(8090, description="the meter's HTTP API; /healthz, /readyz and /metrics too")
     token_audience: str = Field("farebox-meter", description="callers' tokens must be for this audience")
