@@ -64,7 +64,8 @@ bench: plane ## Measure speed beside its limits; writes build/bench/*.json
 image: ## Build the container image
 	docker build --tag $(IMAGE) .
 
-constraints: ## Pin what is installed now (after an upgrade was tested)
+constraints: install ## Pin what is installed now (after an upgrade was tested)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group llama
 	@$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 clean: ## Remove what was built here (the control plane's binaries stay in their cache)
