@@ -2,6 +2,7 @@
 
 import base64
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -137,6 +138,55 @@ def test_up_serves_calls_and_stops_services_when_the_money_is_gone(
     run = subprocess.run(verify, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "4 transactions, 2 usage events (0 pending): no differences" in run.stdout
+
+
+def test_nothing_outlives_an_up_that_was_killed(laptop: Laptop, backends: dict[str, str]) -> None:
+    process = laptop.start("killed", **backends)
+    gateway_, envoy = gateway_of(process)
+    process.kill()
+    wait_for("the gateway and Envoy are gone", lambda: not alive(gateway_) and not alive(envoy))
+    # It was its turn to end, so it ended in order.
+    assert "parent.gone" in process.log.read_text()
+    assert "gateway.stopped" in process.log.read_text()
+    # And the ports are free for the next one.
+    assert laptop.start("next", **backends).stop(60) == 0
+
+
+def test_no_envoy_outlives_a_gateway_that_was_killed(laptop: Laptop, backends: dict[str, str]) -> None:
+    process = laptop.start("up", **backends)
+    gateway_, envoy = gateway_of(process)
+    os.kill(gateway_, signal.SIGKILL)
+    assert process.wait_end() == 1
+    assert "the gateway has ended with code -9" in process.tail()
+    wait_for("Envoy is gone", lambda: not alive(envoy))
+
+
+def gateway_of(up: Process) -> tuple[int, int]:
+    """The gateway and its Envoy, when that one runs."""
+
+    def look() -> tuple[int, int] | None:
+        for gateway_ in children(up.pid):
+            for envoy in children(gateway_):
+                if "envoy" in Path(f"/proc/{envoy}/exe").readlink().name:
+                    return gateway_, envoy
+        return None
+
+    return wait_for("there is an Envoy", look)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started, in any thread."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be collected does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 async def test_up_says_what_is_missing_for_calls_and_goes_on(

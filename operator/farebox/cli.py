@@ -74,7 +74,8 @@ def meter() -> None:
 
 @cli.command()
 @click.option("--write-envoy-config", is_flag=True, help="Write Envoy's configuration and end.")
-def gateway(write_envoy_config: bool) -> None:
+@click.option("--parent", default=0, help="End when this process is not the parent any more; 0: do not look.")
+def gateway(write_envoy_config: bool, parent: int) -> None:
     """Decide each call that Envoy asks about, and report its usage. Settings: FAREBOX_* variables."""
     from farebox.gateway import process
     from farebox.logs import configure
@@ -85,7 +86,7 @@ def gateway(write_envoy_config: bool) -> None:
     if write_envoy_config:
         click.echo(process.write_envoy_config(settings))
     else:
-        _run(_until_signal(lambda stop: process.run(settings, stop)))
+        _run(_until_signal(lambda stop: process.run(settings, stop), parent))
 
 
 @cli.command()
@@ -199,10 +200,25 @@ def _run(main_coroutine: Coroutine[Any, Any, None]) -> None:
         sys.exit(130)
 
 
-async def _until_signal(serve: Any) -> None:
-    """Run a server until SIGTERM or SIGINT; it then finishes what runs."""
+async def _until_signal(serve: Any, parent: int = 0) -> None:
+    """Run a server until SIGTERM or SIGINT, or until `parent` is gone; it then finishes what runs."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(stop)
+    watching = asyncio.create_task(_stop_with(parent, stop)) if parent else None
+    try:
+        await serve(stop)
+    finally:
+        if watching is not None:
+            watching.cancel()
+
+
+async def _stop_with(parent: int, stop: asyncio.Event) -> None:
+    import structlog
+
+    from farebox.leash import until_orphaned
+
+    await until_orphaned(parent)
+    structlog.get_logger(__name__).warning("parent.gone", parent=parent)
+    stop.set()

@@ -1,6 +1,7 @@
 """An Envoy as a child process, for `farebox up`, the demo and tests. In a cluster it is a container instead.
 
-It is started again when it dies. It never drains: `transport.serve` does that before.
+It is started again when it dies, and ends with this process, however that ends. It never drains:
+`transport.serve` does that before.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import structlog
 from farebox.errors import ConfigurationError
 from farebox.gateway.admin import Admin
 from farebox.gateway.envoy import EnvoySettings, command, render
+from farebox.leash import leashed
 
 READY_SECONDS: Final = 15.0
 _RESTART_SECONDS: Final = 0.2
@@ -87,7 +89,7 @@ class EnvoyProcess:
         while not self._stopping:
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *self._arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    *leashed(self._arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             self.starts += 1
             code = await self._process.wait()

@@ -1,8 +1,9 @@
 """The gateway of a laptop: `farebox gateway` with its Envoy, as a child process, where there is an Envoy.
 
 A process of its own, as in a cluster: when all is ended it finishes running calls and ships their usage, and
-the meter is still there. It reports to the meter with a token that is made for it alone and never leaves its
-directory.
+the meter is still there. Should this process be killed, the gateway finds out and ends by itself; usage that
+no meter took is sent at the next start. It reports to the meter with a token that is made for it alone and
+never leaves its directory.
 """
 
 import asyncio
@@ -69,7 +70,7 @@ async def gateway(settings: UpSettings, token: str) -> AsyncIterator[asyncio.Tas
         _check_free(settings.listen_host, port)
     environment = await asyncio.to_thread(_environment, settings, token)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "farebox", "gateway"),
+        *(sys.executable, "-m", "farebox", "gateway", "--parent", str(os.getpid())),
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for this process, which tells the gateway when it is its turn
