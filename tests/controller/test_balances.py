@@ -105,6 +105,14 @@ def test_a_doubt_without_top_ups_is_cleared_at_once(balances: Balances) -> None:
     assert balances.behind(ACME, 21), "a later report is another matter"
 
 
+def test_doubts_add_up(balances: Balances) -> None:
+    balances.doubt(ACME, [JULY], 8)
+    balances.doubt(ACME, [AUGUST], 0)
+    assert not balances.behind(ACME, 8), "it was doubted for that"
+    assert balances.settle(AUGUST) == []
+    assert balances.settle(JULY) == [ACME]
+
+
 def test_a_restored_ledger_starts_from_nothing(balances: Balances) -> None:
     balances.forget()
     balances.doubt(ACME, [JULY], 7)

@@ -240,9 +240,10 @@ async def test_a_note_is_left_for_whoever_comes_next(server: Server, client: Kub
     async with running(second):
         await second.leading.wait()
         # It has nothing to say yet, and takes nothing away.
-        assert await second.noted() == "first"
+        assert await second.noted() == second.inherited == "first"
         notes["b"] = "second"
         await until(lambda: "second" in str(server.objects[PATH]["metadata"]))
+        assert second.inherited == "first", "its own note is none that it found"
     assert await first.noted() == "second"
 
 

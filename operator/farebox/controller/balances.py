@@ -82,9 +82,9 @@ class Balances:
 
     def doubt(self, account: ObjectKey, topups: Iterable[ObjectKey], reported: int) -> None:
         """Make a balance unknown until these top-ups are in it; then it is not behind `reported` any more."""
-        self._doubted_at[account] = reported
+        self._doubted_at[account] = max(reported, self._doubted_at.get(account, 0))
         if waiting := set(topups):
-            self._doubts[account] = waiting
+            self._doubts.setdefault(account, set()).update(waiting)
 
     @property
     def in_doubt(self) -> bool:

@@ -25,15 +25,15 @@ from farebox.controller.events import Recorder
 from farebox.controller.feed import Feed
 from farebox.controller.gather import known_balance
 from farebox.controller.handlers import Watches
-from farebox.controller.keys import Kind, account_key, apikey_key, model_key, service_key, topup_key
+from farebox.controller.keys import Kind, account_key, service_key
 from farebox.controller.models import reconcile_model
 from farebox.controller.queue import Lane, TokenBucket, WorkQueue
 from farebox.controller.records import Records
-from farebox.controller.routing import Work, after_balance, after_quota, concerned, edited, ownerless
+from farebox.controller.routing import Work, after_balance, after_quota, concerned, edited, everything
 from farebox.controller.services import reconcile_service
 from farebox.controller.sweep import Sweep
 from farebox.controller.terms import Terms
-from farebox.controller.topups import doubt_balances, reconcile_topup
+from farebox.controller.topups import doubt_balances, doubt_unread, reconcile_topup
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import is_overdue, parse_amount
@@ -68,6 +68,7 @@ _FIGURES_REST_SECONDS = 0.2
 _FEED_WAIT_SECONDS = 10.0
 _PATIENCE_SECONDS = 5.0
 """After a start, work waits so long for the first balances: what comes a moment later is not unknown."""
+_CONFIRM_SECONDS = 2.0
 _GARBAGE_THRESHOLDS = (20_000, 20, 20)
 """A cache of thousands of objects holds no cycles, and walking it again and again holds up single edits."""
 
@@ -123,6 +124,7 @@ class Operator:
             balance_settled=self._balance_settled,
         )
         self.primed = False
+        self._takes_notes = False
         self._client = client
         self._overdue: dict[ObjectKey, bool] = {}
         self._stop = asyncio.Event()
@@ -193,11 +195,14 @@ class Operator:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._patient_until):
                     await self.feed.current.wait()
+            await self._confirm_receipts()
             self._enqueue_all()
             work = [
                 asyncio.create_task(self.records.run(), name="records"),
                 asyncio.create_task(self.recorder.run(), name="events"),
-                asyncio.create_task(self.sweep.run(self.settings.sweep_seconds, self._swept), name="sweep"),
+                asyncio.create_task(
+                    self.sweep.run(self.settings.sweep_seconds, self._enqueue_all), name="sweep"
+                ),
             ]
             work += [self._worker(Lane.FAST) for _ in range(_FAST_WORKERS)]
             work += [self._worker(Lane.BULK) for _ in range(self.settings.workers)]
@@ -212,6 +217,19 @@ class Operator:
                 async with asyncio.timeout(2):
                     await self.recorder.flush()
             await _cancel([election])
+
+    async def _confirm_receipts(self) -> None:
+        """Ask for what the last leader booked and may not have read since, before anything is decided.
+
+        A ledger that is away, or slow, is asked by the workers: until then those balances are unknown.
+        """
+        unread = list(doubt_unread(self.cache, self.balances, Bookmark.parse(self.elector.inherited)))
+        self._enqueue(unread)
+        self._takes_notes = True
+        with contextlib.suppress(TimeoutError, LedgerError):
+            async with asyncio.timeout(_CONFIRM_SECONDS):
+                for work in unread:
+                    await reconcile_topup(self.context, work.key, work.lane)
 
     def _worker(self, slowest: Lane) -> asyncio.Task[None]:
         return asyncio.create_task(self._work(slowest), name=f"worker {slowest.name}")
@@ -322,7 +340,9 @@ class Operator:
 
     def _read_to(self) -> str | None:
         """For the next operator: how far the ledger was read. Not before all is booked that it had lost."""
-        return None if self.balances.in_doubt else str(self.feed.bookmark) or None
+        if self.balances.in_doubt or not self._takes_notes:
+            return None
+        return str(self.feed.bookmark) or None
 
     def _enqueue(self, work: Any) -> None:
         item: Work
@@ -334,32 +354,7 @@ class Operator:
 
     def _enqueue_all(self) -> None:
         """Look at everything, single-mindedly: after taking the Lease, and after each sweep."""
-        for name in self.cache.models:
-            self.queue.add(model_key(name.name), Lane.BULK)
-        for key in self.cache.accounts:
-            self.queue.add(account_key(key), Lane.BULK)
-        for key, topup in self.cache.topups.items():
-            if topup.status.phase is None:
-                self.queue.add(topup_key(key), Lane.BULK)
-        for key in self.cache.apikeys:
-            self.queue.add(apikey_key(key), Lane.BULK)
-        for key in self.cache.services:
-            self.queue.add(service_key(key), Lane.BULK)
-        for key in self.terms.services():
-            # A reservation whose service is gone: the pass over the missing owner ends it.
-            self.queue.add(service_key(key), Lane.BULK)
-        self._enqueue_ownerless()
-
-    def _enqueue_ownerless(self) -> None:
-        """Backends whose service or model is gone: the pass over the missing owner deletes them."""
-        for backend in self.cache.backends.values():
-            self._enqueue(ownerless(self.cache, backend))
-        # A Service may be left without its Deployment: whoever deleted that one did not know of it yet.
-        for endpoint in self.cache.endpoints.values():
-            self._enqueue(ownerless(self.cache, endpoint))
-
-    def _swept(self) -> None:
-        self._enqueue_all()
+        self._enqueue(everything(self.cache, self.terms.services()))
 
     async def _tick(self) -> None:
         """What depends on time alone: whether balances are still known, and the gauges."""

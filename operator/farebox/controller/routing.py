@@ -47,6 +47,30 @@ def concerned(cache: Cache, change: Change[Any]) -> Iterator[Work]:
             yield from _after_endpoint(cache, change)
 
 
+def everything(cache: Cache, reserved: Iterable[ObjectKey]) -> Iterator[Work]:
+    """All that there is to look at, with the services that ever `reserved`; all of it bulk work."""
+    for name in cache.models:
+        yield Work(model_key(name.name), Lane.BULK)
+    for key in cache.accounts:
+        yield Work(account_key(key), Lane.BULK)
+    for key, topup in cache.topups.items():
+        if topup.status.phase is None:
+            yield Work(topup_key(key), Lane.BULK)
+    for key in cache.apikeys:
+        yield Work(apikey_key(key), Lane.BULK)
+    for key in cache.services:
+        yield Work(service_key(key), Lane.BULK)
+    for key in reserved:
+        # A reservation whose service is gone: the pass over the missing owner ends it.
+        yield Work(service_key(key), Lane.BULK)
+    # Backends whose service or model is gone: the pass over the missing owner deletes them.
+    for backend in cache.backends.values():
+        yield from ownerless(cache, backend)
+    # A Service may be left without its Deployment: whoever deleted that one did not know of it yet.
+    for endpoint in cache.endpoints.values():
+        yield from ownerless(cache, endpoint)
+
+
 def after_balance(cache: Cache, account: ObjectKey) -> Iterator[Work]:
     """The account's services, after its state or what is known of it changed."""
     yield Work(account_key(account), Lane.FAST)

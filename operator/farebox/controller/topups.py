@@ -2,10 +2,14 @@
 
 A ledger that was restored from an older backup lacks the top-ups that came after it. Those with a receipt are
 then asked for again: the ledger books what it lacks, and until all are in it the balance is unknown, so that
-money which is only missing from a backup stops nobody.
+money which is only missing from a backup stops nobody. A new leader asks again for the last ones in any case
+(docs/decisions/109).
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -22,10 +26,12 @@ from farebox.domain.conditions import ConditionVerdict, false, kstatus, true
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import available, format_amount, is_overdue, parse_amount
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.ledger.port import Posted, TopUpOrder
+from farebox.ledger.port import Bookmark, Posted, TopUpOrder
 from farebox.metrics import LEDGER_TOPUP_SECONDS
 
 log = structlog.get_logger(__name__)
+_CLOCKS_APART: Final = timedelta(minutes=1)
+"""So far back the clock of a ledger may be set, or be behind that of another replica."""
 
 
 def doubt_balances(cache: Cache, balances: Balances) -> Iterator[Work]:
@@ -49,6 +55,25 @@ def doubt_balance(cache: Cache, balances: Balances, account: ObjectKey) -> Itera
     balances.doubt(account, topups, sequence)
     for key in topups:
         yield Work(topup_key(key), Lane.BULK)
+
+
+def doubt_unread(cache: Cache, balances: Balances, read: Bookmark) -> Iterator[Work]:
+    """Ask again for the top-ups that were booked after the place up to which a leader had read.
+
+    Its receipts are all that is left of them, should the ledger be restored from a copy between the two. If
+    nobody noted a place, that is every top-up with a receipt.
+    """
+    since = None if read.written_at is None else read.written_at - _CLOCKS_APART
+    unread: defaultdict[ObjectKey, list[ObjectKey]] = defaultdict(list)
+    for key, topup in cache.topups.items():
+        posted_at = topup.status.posted_at
+        if topup.status.phase is TopUpPhase.POSTED and (
+            since is None or posted_at is None or posted_at >= since
+        ):
+            unread[ObjectKey(key.namespace, topup.spec.billing_account_ref.name)].append(key)
+    for account, topups in unread.items():
+        balances.doubt(account, topups, 0)
+        yield from (Work(topup_key(key), Lane.BULK) for key in topups)
 
 
 async def reconcile_topup(context: Context, key: Key, lane: Lane) -> None:

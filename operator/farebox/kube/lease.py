@@ -33,6 +33,7 @@ class Elector:
         duration: seconds without a renewal after which others may take the lease.
         clock: monotonic seconds; tests drive it.
         note: what the holder leaves for its successors with each renewal; None: what is noted stays.
+        inherited: what the last holder had noted when this one took the lease; "" if nobody did.
     """
 
     client: KubeClient
@@ -43,6 +44,7 @@ class Elector:
     clock: Callable[[], float] = time.monotonic
     note: Callable[[], str | None] = lambda: None
     leading: asyncio.Event = field(default_factory=asyncio.Event)
+    inherited: str = ""
     _observed: tuple[str, float] | None = None
     _lease: JSONObject | None = None
     _renewed: float = 0.0
@@ -90,7 +92,7 @@ class Elector:
             lease = await self.client.request("GET", lease_path(self.namespace, self.name))
         except NotFound:
             return ""
-        return str((lease["metadata"].get("annotations") or {}).get(NOTE_ANNOTATION, ""))
+        return _noted(lease)
 
     async def release(self) -> None:
         """Give the lease back so that a standby need not wait for it to run out."""
@@ -134,6 +136,8 @@ class Elector:
         if holder and holder != self.identity and not self._expired(lease):
             return False
         transitions = _transitions(lease) + (holder != self.identity)
+        if not self.leading.is_set():
+            self.inherited = _noted(lease)
         self._lease = await self._write(lease, self.identity, transitions)
         return True
 
@@ -183,3 +187,7 @@ class Elector:
 
 def _transitions(lease: JSONObject) -> int:
     return int(lease["spec"].get("leaseTransitions") or 0)
+
+
+def _noted(lease: JSONObject) -> str:
+    return str((lease["metadata"].get("annotations") or {}).get(NOTE_ANNOTATION, ""))

@@ -1,0 +1,103 @@
+"""Top-ups whose receipts a ledger may lack: which are asked for again, and what that does to balances."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+
+import pytest
+
+from farebox.controller.balances import Balances
+from farebox.controller.cache import Cache
+from farebox.controller.keys import topup_key
+from farebox.controller.operator import Operator
+from farebox.controller.topups import doubt_unread
+from farebox.domain.facts import UNKNOWN
+from farebox.domain.keys import ObjectKey
+from farebox.ledger.engine import Ledger
+from farebox.ledger.port import Bookmark
+from farebox.ledger.remote import RemoteLedger
+from farebox.settings import OperatorSettings
+from tests.controller import objects
+from tests.kube.server import JSONObject, Server, client_of, serving
+from tests.ledger.support import START, terms
+
+ACME = ObjectKey(objects.TEAM, "acme")
+READ = Bookmark("ledger", 7, START + timedelta(milliseconds=700))
+"""The place that a leader noted last."""
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serving() as running:
+        yield running
+
+
+def receipt(name: str, at: datetime, phase: str = "Posted") -> JSONObject:
+    """A TopUp that a leader has dealt with."""
+    return objects.topup(name, status={"phase": phase, "postedAt": at.strftime("%Y-%m-%dT%H:%M:%SZ")})
+
+
+def filled() -> Cache:
+    """Top-ups from long before the place, from about it, and from after it."""
+    cache = Cache()
+    for name, seconds in (("old", -3600), ("before", -61), ("skewed", -59), ("same", 0), ("after", 2)):
+        cache.topups.put(receipt(name, START + timedelta(seconds=seconds)))
+    cache.topups.put(receipt("refused", START + timedelta(seconds=2), "Rejected"))
+    cache.topups.put(objects.topup("new", status={}))
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("read", "asked"),
+    [
+        (READ, {"skewed", "same", "after"}),
+        (Bookmark("ledger", 9, START + timedelta(hours=1)), set()),
+        # Nobody noted anything: each receipt may be all that is left.
+        (Bookmark(), {"old", "before", "skewed", "same", "after"}),
+    ],
+)
+def test_what_was_booked_after_the_place_up_to_which_a_leader_had_read_is_asked_for_again(
+    read: Bookmark, asked: set[str]
+) -> None:
+    cache, balances = filled(), Balances(45)
+    works = list(doubt_unread(cache, balances, read))
+    assert {work.key for work in works} == {topup_key(ObjectKey(objects.TEAM, name)) for name in asked}
+    assert all(balances.doubted(ACME, work.key.object) for work in works)
+    assert balances.in_doubt is bool(asked)
+
+
+async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is_decided(
+    server: Server, ledger: Ledger
+) -> None:
+    """B10: the ledger was restored from before the booking, and has come further than the leader had read."""
+    await ledger.record([terms(ACME)])
+    async with client_of(server) as client:
+        operator = Operator(OperatorSettings(), client, ledger)
+        operator.cache.accounts.put(objects.account())
+        operator.cache.topups.put(receipt("after", START + timedelta(seconds=2)))
+        operator.elector.inherited = str(READ)
+        page = await ledger.changes(0, 0)
+        operator.feed.bookmark = page.bookmark
+        operator.balances.hear(page.accounts, page.complete)
+        assert operator.elector.note() is None, "the place that was noted stays until then"
+        await operator._confirm_receipts()
+        found = operator.balances.of(ACME, 0)
+        assert found is not UNKNOWN
+        assert found.balance == 100_000_000_000
+        assert operator.elector.note() == str(page.bookmark)
+        # Once, however often it is asked for.
+        head = await ledger.head()
+        await operator._confirm_receipts()
+        assert await ledger.head() == head
+
+
+async def test_while_the_ledger_is_away_the_balance_is_unknown_and_the_place_stays(server: Server) -> None:
+    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as away:
+        operator = Operator(OperatorSettings(), client, away)
+        operator.cache.accounts.put(objects.account())
+        operator.cache.topups.put(receipt("after", START + timedelta(seconds=2)))
+        operator.elector.inherited = str(READ)
+        operator.feed.bookmark = READ
+        await operator._confirm_receipts()
+        assert operator.balances.doubted(ACME, ObjectKey(objects.TEAM, "after"))
+        assert operator.elector.note() is None
+        assert await operator.queue.get() == (topup_key(ObjectKey(objects.TEAM, "after")), 1)
