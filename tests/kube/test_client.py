@@ -12,6 +12,7 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import incluster_config
 
+from farebox.domain.keys import ObjectKey
 from farebox.errors import (
     ConfigurationError,
     Conflict,
@@ -28,7 +29,7 @@ from farebox.kube.client import (
     tls_context,
     wait_until_reachable,
 )
-from tests.kube.server import Answer, Server, client_of, hang, nonsense, refuse, reset, status
+from tests.kube.server import Answer, JSONObject, Server, client_of, hang, nonsense, refuse, reset, status
 
 PATH = "/api/v1/namespaces/a/services/b"
 
@@ -156,6 +157,31 @@ async def test_a_list_whose_token_expired_starts_again_and_misses_nothing(
     server.trouble = pages(expired_at=2)
     found = [item["metadata"]["name"] async for item in client.list("/api/v1/namespaces")]
     assert found == ["0", "1", "2", "3", "0", "1", "2", "3", "4", "5"]
+
+
+async def test_what_a_list_that_began_anew_has_no_more_is_not_there(
+    server: Server, client: KubeClient
+) -> None:
+    def page(version: str, *names: str, more: str = "") -> JSONObject:
+        items = [{"metadata": {"name": name, "namespace": "a"}} for name in names]
+        return {"metadata": {"resourceVersion": version, "continue": more}, "items": items}
+
+    answers = [page("7", "gone", "one", more="x"), None, page("9", "one", more="y"), page("9", "two")]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        found = answers.pop(0)
+        return status(410, "Expired", "too old") if found is None else web.json_response(found)
+
+    server.trouble = answer
+    taken: list[str] = []
+    keys, version = await client.listed(PATH, lambda raw: taken.append(raw["metadata"]["name"]))
+    assert (keys, version) == ({ObjectKey("a", "one"), ObjectKey("a", "two")}, "9")
+    assert taken == ["gone", "one", "one", "two"], "all that came, for the reader to tell by their versions"
+
+
+async def test_an_empty_list_has_a_version(server: Server, client: KubeClient) -> None:
+    server.objects[PATH] = {"metadata": {"resourceVersion": "7"}, "items": []}
+    assert await client.listed(PATH, lambda raw: None) == (set(), "7")
 
 
 async def test_a_list_that_is_gone_from_the_start_is_an_error(server: Server, client: KubeClient) -> None:

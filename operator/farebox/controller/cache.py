@@ -24,6 +24,7 @@ from farebox.kube.names import (
     SERVICE_NAME_LABEL,
     SERVICE_NAMESPACE_LABEL,
     dedicated_backend_name,
+    key_of,
 )
 
 log = structlog.get_logger(__name__)
@@ -154,9 +155,7 @@ class Store(Generic[T]):
 
     def put(self, raw: JSONObject) -> Change[T] | None:
         """Take in an object unless a newer version, or its deletion, is known. None: nothing is new."""
-        metadata = raw["metadata"]
-        key = ObjectKey(metadata.get("namespace", ""), metadata["name"])
-        version = int(metadata["resourceVersion"])
+        key, version = key_of(raw), int(raw["metadata"]["resourceVersion"])
         known = self._objects.get(key)
         if version <= (known[0] if known else self._gone.get(key, 0)):
             return None

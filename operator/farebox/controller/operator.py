@@ -49,6 +49,7 @@ from farebox.errors import (
 from farebox.health import serve_health
 from farebox.kube.client import KubeClient
 from farebox.kube.lease import Elector
+from farebox.kube.names import key_of
 from farebox.ledger.port import AccountBalance, Bookmark, LedgerPort, QuotaBalance
 from farebox.metrics import BALANCE_AGE, LEADER, QUEUE_WORK, SERVICES
 from farebox.settings import OperatorSettings
@@ -267,8 +268,7 @@ class Operator:
         if kind in (Kind.DEPLOYMENT, Kind.ENDPOINT) and not is_farebox_backend(raw):
             return
         if type_ == "DELETED":
-            key = ObjectKey(raw["metadata"].get("namespace", ""), raw["metadata"]["name"])
-            change = store.remove(key, int(raw["metadata"]["resourceVersion"]))
+            change = store.remove(key_of(raw), int(raw["metadata"]["resourceVersion"]))
         else:
             change = store.put(raw)
         if change is not None:

@@ -8,6 +8,7 @@ their first list ended, and come here for another when that is too long ago.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from farebox.controller.keys import Kind
 from farebox.domain.keys import ObjectKey
 from farebox.errors import KubeError, KubeUnreachable, NotFound
 from farebox.kube.client import KubeClient
-from farebox.kube.names import core_path, deployment_path, resource_path
+from farebox.kube.names import core_path, deployment_path, key_of, resource_path
 from farebox.metrics import SWEEP_REPAIRS
 
 log = structlog.get_logger(__name__)
@@ -54,12 +55,7 @@ class Sweep:
             KubeError, KubeUnreachable: a kind cannot be listed; NotFound means that its CRD is missing.
         """
         for kind in Kind:
-            store = self.cache.store(kind)
-            async for page in self.client.pages(self.path(kind)):
-                self.primed_at[kind] = str(page["metadata"]["resourceVersion"])
-                for raw in page["items"]:
-                    if self._concerns(kind, raw):
-                        store.put(raw)
+            _, self.primed_at[kind] = await self.client.listed(self.path(kind), partial(self._put, kind))
 
     async def relist(self, kind: Kind) -> str:
         """Take in one kind as it is now, for a watch that lost its place; returns the list's resourceVersion.
@@ -67,18 +63,13 @@ class Sweep:
         Raises:
             KubeError, KubeUnreachable: it cannot be listed; what was taken in so far stays.
         """
+
+        def take(raw: dict[str, Any]) -> None:
+            if (change := self._put(kind, raw)) is not None:
+                self.on_change(change)
+
         store = self.cache.store(kind)
-        listed: set[ObjectKey] = set()
-        version = ""
-        async for page in self.client.pages(self.path(kind)):
-            if (begun := str(page["metadata"]["resourceVersion"])) != version:
-                # A list that began anew: what only the one before has may be gone by now.
-                version = begun
-                listed.clear()
-            for raw in page["items"]:
-                listed.add(_key(raw))
-                if self._concerns(kind, raw) and (change := store.put(raw)) is not None:
-                    self.on_change(change)
+        listed, version = await self.client.listed(self.path(kind), take)
         for key in [key for key in store if key not in listed]:
             # What is newer than the list was made after it; `remove` leaves that alone.
             if (change := store.remove(key, int(version))) is not None:
@@ -106,7 +97,7 @@ class Sweep:
         async for raw in self.client.list(self.path(kind)):
             if not self._concerns(kind, raw):
                 continue
-            key = _key(raw)
+            key = key_of(raw)
             listed.add(key)
             if store.version(key) < int(raw["metadata"]["resourceVersion"]):
                 newer.append(raw)
@@ -159,10 +150,9 @@ class Sweep:
             case _:
                 return resource_path(kind, namespace)
 
+    def _put(self, kind: Kind, raw: dict[str, Any]) -> Change[Any] | None:
+        return self.cache.store(kind).put(raw) if self._concerns(kind, raw) else None
+
     @staticmethod
     def _concerns(kind: Kind, raw: dict[str, Any]) -> bool:
         return kind not in (Kind.DEPLOYMENT, Kind.ENDPOINT) or is_farebox_backend(raw)
-
-
-def _key(raw: dict[str, Any]) -> ObjectKey:
-    return ObjectKey(raw["metadata"].get("namespace", ""), raw["metadata"]["name"])

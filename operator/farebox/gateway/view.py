@@ -16,6 +16,7 @@ from farebox.domain.facts import Unknown
 from farebox.domain.keys import ObjectKey
 from farebox.gateway.purse import Purse
 from farebox.gateway.terms import ModelRoute, key_terms, model_route, model_terms, service_terms
+from farebox.kube.names import key_of
 
 log = structlog.get_logger(__name__)
 JSONObject = dict[str, Any]
@@ -38,7 +39,7 @@ class Shelf(Generic[T]):
 
     def put(self, raw: JSONObject) -> None:
         """See Sink."""
-        key = ObjectKey(raw["metadata"].get("namespace", ""), raw["metadata"]["name"])
+        key = key_of(raw)
         try:
             value = self._read(raw)
         except ValueError as error:

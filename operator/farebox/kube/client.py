@@ -17,6 +17,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from pydantic_core import from_json, to_json
 
+from farebox.domain.keys import ObjectKey
 from farebox.errors import (
     ConfigurationError,
     Conflict,
@@ -27,6 +28,7 @@ from farebox.errors import (
     NotFound,
     TooManyRequests,
 )
+from farebox.kube.names import key_of
 
 JSONObject = dict[str, Any]
 
@@ -141,6 +143,26 @@ class KubeClient:
         async for page in self.pages(path):
             for item in page["items"]:
                 yield item
+
+    async def listed(self, path: str, take: Callable[[JSONObject], object]) -> tuple[set[ObjectKey], str]:
+        """Give every object of a collection to `take`; the keys of those that are there, as of which version.
+
+        A list that had to begin anew (see `pages`) gives objects twice, perhaps newer ones, and what only the
+        first attempt had may be gone by now: it is not among the keys.
+
+        Raises:
+            KubeError, KubeUnreachable: it cannot be listed; what was given so far has been.
+        """
+        keys: set[ObjectKey] = set()
+        version = ""
+        async for page in self.pages(path):
+            if (begun := str(page["metadata"]["resourceVersion"])) != version:
+                version = begun
+                keys.clear()
+            for raw in page["items"]:
+                keys.add(key_of(raw))
+                take(raw)
+        return keys, version
 
     async def pages(self, path: str) -> AsyncIterator[JSONObject]:
         """The lists that a collection comes in, as of one moment: `items` and `metadata.resourceVersion`.

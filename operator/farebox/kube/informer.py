@@ -18,6 +18,7 @@ import structlog
 from farebox.domain.keys import ObjectKey
 from farebox.errors import KubeError, KubeUnreachable
 from farebox.kube.client import KubeClient
+from farebox.kube.names import key_of
 
 log = structlog.get_logger(__name__)
 JSONObject = dict[str, Any]
@@ -133,14 +134,7 @@ class Informer:
         Raises:
             KubeError, KubeUnreachable: nothing is known.
         """
-        listed: set[ObjectKey] = set()
-        version = ""
-        async for page in self.client.pages(self.path):
-            if (begun := str(page["metadata"]["resourceVersion"])) != version:
-                # A list that began anew: what only the one before has may be gone by now.
-                version = begun
-                listed.clear()
-            listed.update(self._put(raw) for raw in page["items"])
+        listed, version = await self.client.listed(self.path, self._put)
         for key in [key for key, at in self._versions.items() if key not in listed and at <= int(version)]:
             self._remove(key, int(version))
         self._gone = {key: at for key, at in self._gone.items() if at > int(version)}
@@ -153,17 +147,16 @@ class Informer:
 
     def _hear(self, type_: str, raw: JSONObject) -> None:
         if type_ == "DELETED":
-            self._remove(_key(raw), int(raw["metadata"]["resourceVersion"]))
+            self._remove(key_of(raw), int(raw["metadata"]["resourceVersion"]))
         else:
             self._put(raw)
 
-    def _put(self, raw: JSONObject) -> ObjectKey:
-        key, version = _key(raw), int(raw["metadata"]["resourceVersion"])
+    def _put(self, raw: JSONObject) -> None:
+        key, version = key_of(raw), int(raw["metadata"]["resourceVersion"])
         if version > max(self._versions.get(key, 0), self._gone.get(key, 0)):
             self._versions[key] = version
             self._gone.pop(key, None)
             self.sink.put(raw)
-        return key
 
     def _remove(self, key: ObjectKey, version: int) -> None:
         if self._versions.get(key, 0) > version:
@@ -171,7 +164,3 @@ class Informer:
         self._gone[key] = version
         if self._versions.pop(key, None) is not None:
             self.sink.remove(key)
-
-
-def _key(raw: JSONObject) -> ObjectKey:
-    return ObjectKey(raw["metadata"].get("namespace", ""), raw["metadata"]["name"])

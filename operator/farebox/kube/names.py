@@ -1,4 +1,4 @@
-"""Paths, labels and derived names: where objects live and what Farebox's own are called.
+"""Paths, keys, labels and derived names: where objects live and what Farebox's own are called.
 
 Names of services and models may have dots and 253 characters; those of Services and label values may not.
 Every derived name goes through `dns_label` or `label_value`, which are the identity where they can be.
@@ -7,7 +7,7 @@ Every derived name goes through `dns_label` or `label_value`, which are the iden
 import hashlib
 import re
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from farebox.api import GROUP, KINDS, VERSION
 from farebox.domain.keys import ObjectKey
@@ -26,6 +26,12 @@ DEFAULT_FOR_LABEL: Final = f"{GROUP}/default-for"
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _HASH = 8
+
+
+def key_of(raw: dict[str, Any]) -> ObjectKey:
+    """The key of an object as the API server has it."""
+    metadata = raw["metadata"]
+    return ObjectKey(metadata.get("namespace", ""), metadata["name"])
 
 
 def dns_label(text: str) -> str:
