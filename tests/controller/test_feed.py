@@ -71,10 +71,29 @@ class Reader:
                 await asyncio.sleep(0.001)
         self.told.clear()
 
+    async def known(self) -> None:
+        """Wait until balances can be trusted."""
+        async with asyncio.timeout(SECONDS):
+            while not self.balances.known:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    async def balance_anew(self, ledger: Ledger) -> int:
+        """What the account has by another ledger, when that was noticed to be another and read."""
+        self.line.ledger = ledger
+        await self.until("reset")
+        await self.known()
+        found = self.balances.of(ACME, 0)
+        assert found is not UNKNOWN
+        return found.balance
+
 
 @asynccontextmanager
-async def reading(ledger: Ledger | None, wait_seconds: float = 0.05) -> AsyncIterator[Reader]:
+async def reading(
+    ledger: Ledger | None, wait_seconds: float = 0.05, before: Bookmark | None = None
+) -> AsyncIterator[Reader]:
+    """A reader at work, where an earlier one had come as far as `before`."""
     reader = Reader(ledger, wait_seconds)
+    reader.feed.before = before or Bookmark()
     task = asyncio.create_task(reader.feed.run())
     try:
         yield reader
@@ -143,44 +162,39 @@ async def test_a_ledger_that_was_away_is_caught_up_with(ledger: Ledger) -> None:
         await reader.until(ACME)
 
 
-async def test_a_ledger_from_an_older_backup_is_noticed_and_read_anew(
-    database: Database, files: SqliteDatabases
-) -> None:
+@asynccontextmanager
+async def parted(
+    database: Database, files: SqliteDatabases, later: timedelta
+) -> AsyncIterator[tuple[Ledger, Ledger]]:
+    """A ledger that goes on, and one restored from an older copy of it, whose clock shows a later time."""
     async with opened(database) as ledger:
         await ledger.record(FACTS)
     with files.copy(database) as backup:
-        async with opened(database) as used, opened(backup) as restored:
-            await used.post_topup(topup())
-            async with reading(used) as reader:
-                await reader.until("known")
-                reader.line.ledger = restored
-                await reader.until("reset")
-                await _known_again(reader)
-                found = reader.balances.of(ACME, 0)
-                assert found is not UNKNOWN
-                assert found.balance == 0
+        async with opened(database) as used, opened(backup, Clock(START + later)) as restored:
+            yield used, restored
+
+
+async def test_a_ledger_from_an_older_backup_is_noticed_and_read_anew(
+    database: Database, files: SqliteDatabases
+) -> None:
+    async with parted(database, files, timedelta(0)) as (used, restored):
+        await used.post_topup(topup())
+        async with reading(used) as reader:
+            await reader.until("known")
+            assert await reader.balance_anew(restored) == 0
 
 
 async def test_a_restored_ledger_that_has_come_further_is_noticed_and_read_anew(
     database: Database, files: SqliteDatabases
 ) -> None:
-    later = Clock(START + timedelta(microseconds=1))
-    async with opened(database) as ledger:
-        await ledger.record(FACTS)
-    with files.copy(database) as backup:
-        async with opened(database) as used, opened(backup, later) as restored:
-            await used.post_topup(topup("lost"))
-            async with reading(used) as reader:
-                await reader.until("known")
-                for number in range(5):
-                    await restored.post_topup(topup(f"new_{number}", "1"))
-                assert await restored.head() > await used.head()
-                reader.line.ledger = restored
-                await reader.until("reset")
-                await _known_again(reader)
-                found = reader.balances.of(ACME, 0)
-                assert found is not UNKNOWN
-                assert found.balance == 5_000_000_000
+    async with parted(database, files, timedelta(microseconds=1)) as (used, restored):
+        await used.post_topup(topup("lost"))
+        async with reading(used) as reader:
+            await reader.until("known")
+            for number in range(5):
+                await restored.post_topup(topup(f"new_{number}", "1"))
+            assert await restored.head() > await used.head()
+            assert await reader.balance_anew(restored) == 5_000_000_000
 
 
 async def test_what_an_earlier_operator_read_is_compared_before_anything_is_known(ledger: Ledger) -> None:
@@ -189,18 +203,14 @@ async def test_what_an_earlier_operator_read_is_compared_before_anything_is_know
     assert Bookmark.parse(str(read)) == read
     lost = replace(read, written_at=START - timedelta(seconds=1))
     for before, told in ((read, [ACME, "known"]), (lost, ["reset", ACME, "known"])):
-        reader = Reader(None)
-        reader.feed.before = before
-        task = asyncio.create_task(reader.feed.run())
-        # Until it can be compared, nothing is known.
-        async with asyncio.timeout(SECONDS):
-            while len(reader.line.asked) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-        reader.line.ledger = ledger
-        await _known_again(reader)
-        assert reader.told == told
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with reading(None, before=before) as reader:
+            # Until it can be compared, nothing is known.
+            async with asyncio.timeout(SECONDS):
+                while len(reader.line.asked) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            reader.line.ledger = ledger
+            await reader.known()
+            assert reader.told == told
 
 
 @pytest.mark.parametrize("text", ["", "x", "id 7 yesterday", "id seven 2026-03-01T12:00:00+00:00", "a b c d"])
@@ -217,15 +227,4 @@ async def test_another_ledger_is_noticed_and_read_anew(ledger: Ledger, files: Sq
             await other.record([*FACTS, terms(ObjectKey("billing", "second"))])
             await other.post_topup(topup())
             await reader.until("known")
-            reader.line.ledger = other
-            await reader.until("reset")
-            await _known_again(reader)
-            found = reader.balances.of(ACME, 0)
-            assert found is not UNKNOWN
-            assert found.balance == 10_000_000_000
-
-
-async def _known_again(reader: Reader) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not reader.balances.known:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+            assert await reader.balance_anew(other) == 10_000_000_000

@@ -6,16 +6,16 @@ Not among the tests that always run (the file is not named like one): it needs 1
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anthropic
-import openai
 import pytest
 import xllamacpp
 
-from tests.gateway.rules.world import ACCOUNT, TOKEN, UNIT, RealTime, World, model
-from tests.gateway.transport.gateway import Gateway, gateway
+from tests.gateway.rules.place import Stack, stacked
+from tests.gateway.rules.world import ACCOUNT, TOKEN, UNIT
 from tests.llama import tiny
 
 CHAT: list[Any] = [{"role": "user", "content": "How many tokens are in this question?"}]
@@ -35,38 +35,32 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     del server
 
 
-class Place:
+@dataclass
+class Place(Stack):
     """The rules, an Envoy and llama.cpp behind them."""
 
-    def __init__(self, world: World, envoy: Gateway) -> None:
-        self.world = world
-        self.envoy = envoy
-        self.calls = 0
-        self.spent = 0
+    calls: int = 0
+    spent: int = 0
 
     async def check(self, prompt: int, cached: int, output: int) -> None:
         """One call more is metered, with these tokens, and costs what they cost."""
         self.calls += 1
-        line = await self.envoy.line(self.calls)
+        line = await self.settle(self.calls)
         assert (line.input_tokens, line.cached_tokens or 0, line.output_tokens) == (prompt, cached, output)
-        self.world.settling.on_usage(line)
         self.spent += (prompt - cached) * 500 + cached * 50 + output * 1500
         assert self.world.purse.available(ACCOUNT) == 5 * UNIT - self.spent
 
 
 @asynccontextmanager
 async def placed(directory: Path, llama: str) -> AsyncIterator[Place]:
-    world = World(clock=RealTime())
-    world.put(model(servedName="tiny"))
-    world.gate.backend_address = lambda name, port: llama
-    async with gateway(directory, world.gate.handle) as envoy:
-        yield Place(world, envoy)
+    async with stacked(directory, llama, "tiny") as stack:
+        yield Place(stack.world, stack.envoy)
 
 
 async def test_openais_client_is_served_by_a_real_model_and_metered(tmp_path: Path, llama: str) -> None:
     async with (
         placed(tmp_path, llama) as place,
-        openai.AsyncOpenAI(base_url=f"{place.envoy.url}/v1", api_key=TOKEN, max_retries=0) as client,
+        place.client as client,
     ):
         cached = []
         for _ in range(2):
@@ -111,7 +105,7 @@ async def test_anthropics_client_is_served_by_a_real_model_and_metered(tmp_path:
 async def test_a_client_that_leaves_midway_is_metered(tmp_path: Path, llama: str) -> None:
     async with (
         placed(tmp_path, llama) as place,
-        openai.AsyncOpenAI(base_url=f"{place.envoy.url}/v1", api_key=TOKEN, max_retries=0) as client,
+        place.client as client,
     ):
         stream = await client.chat.completions.create(
             model="chat", messages=CHAT, max_tokens=300, stream=True, extra_body={"ignore_eos": True}

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
+
+from farebox.gateway.usage import UsageLine
 from tests.gateway.rules.hostile import request
-from tests.gateway.rules.world import UNIT, RealTime, World, model
+from tests.gateway.rules.world import TOKEN, UNIT, RealTime, World, model
 from tests.gateway.transport.gateway import Gateway, Mirror, gateway
 
 
@@ -47,12 +50,42 @@ async def answer(reader: asyncio.StreamReader) -> Answer:
 
 
 @dataclass
-class Place:
-    """A gateway, its upstream, and how many calls should have been served so far."""
+class Stack:
+    """Envoy, the rules behind it, and an upstream."""
 
     world: World
-    upstream: Mirror
     envoy: Gateway
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The official client, which repeats nothing here."""
+        return openai.AsyncOpenAI(base_url=f"{self.envoy.url}/v1", api_key=TOKEN, max_retries=0)
+
+    async def settle(self, lines: int) -> UsageLine:
+        """Wait for so many lines of the log, and take the last in."""
+        line = await self.envoy.line(lines)
+        self.world.settling.on_usage(line)
+        await self.world.settling.correct()
+        return line
+
+
+@asynccontextmanager
+async def stacked(
+    directory: Path, upstream: str, served_name: str = "simulated", **settings: Any
+) -> AsyncIterator[Stack]:
+    """A stack with a service `chat` and a key, whose upstream is at host:port; settings of Envoy."""
+    world = World(clock=RealTime())
+    world.put(model(servedName=served_name))
+    world.gate.backend_address = lambda name, port: upstream
+    async with gateway(directory, world.gate.handle, **settings) as envoy:
+        yield Stack(world, envoy)
+
+
+@dataclass
+class Place(Stack):
+    """A stack whose upstream remembers, and how many calls should have been served so far."""
+
+    upstream: Mirror
     served: int = 0
 
     @asynccontextmanager
@@ -84,10 +117,6 @@ class Place:
 
 @asynccontextmanager
 async def running(directory: Path, **settings: Any) -> AsyncIterator[Place]:
-    """A place with a service `chat` and a key, inside the `async with`; settings of Envoy."""
-    world = World(clock=RealTime())
-    world.put(model(servedName="simulated"))
-    async with Mirror() as upstream:
-        world.gate.backend_address = lambda name, port: upstream.address
-        async with gateway(directory, world.gate.handle, **settings) as envoy:
-            yield Place(world, upstream, envoy)
+    """A place, inside the `async with`; settings of Envoy."""
+    async with Mirror() as upstream, stacked(directory, upstream.address, **settings) as stack:
+        yield Place(stack.world, stack.envoy, upstream)

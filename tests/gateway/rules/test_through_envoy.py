@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,16 @@ import pytest
 
 from farebox.gateway.exchange import Forward
 from tests.gateway.rules.hostile import GOOD, request
+from tests.gateway.rules.place import Stack, stacked
 from tests.gateway.rules.world import (
     ACCOUNT,
     TOKEN,
     UNIT,
-    RealTime,
-    World,
     account,
     api_key,
-    model,
     service,
 )
-from tests.gateway.transport.gateway import Gateway, gateway, simulator
+from tests.gateway.transport.gateway import simulator
 
 
 @pytest.fixture(scope="module")
@@ -33,31 +30,10 @@ def upstream() -> Iterator[str]:
         yield running.upstream
 
 
-@dataclass
-class Stack:
-    """Envoy, the rules and a simulator behind them."""
-
-    world: World
-    envoy: Gateway
-
-    @property
-    def client(self) -> openai.AsyncOpenAI:
-        """The official client, which repeats nothing here."""
-        return openai.AsyncOpenAI(base_url=f"{self.envoy.url}/v1", api_key=TOKEN, max_retries=0)
-
-    async def settle(self, lines: int) -> None:
-        """Wait for so many lines of the log, and take the last in."""
-        self.world.settling.on_usage(await self.envoy.line(lines))
-        await self.world.settling.correct()
-
-
 @pytest.fixture
 async def stack(tmp_path: Path, upstream: str) -> AsyncIterator[Stack]:
-    world = World(clock=RealTime())
-    world.put(model(servedName="simulated"))
-    world.gate.backend_address = lambda name, port: upstream
-    async with gateway(tmp_path, world.gate.handle) as envoy:
-        yield Stack(world, envoy)
+    async with stacked(tmp_path, upstream) as running:
+        yield running
 
 
 CHAT: list[Any] = [{"role": "user", "content": "hello there"}]
