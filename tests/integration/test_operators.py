@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from farebox.kube.names import core_path, deployment_path
+from farebox.kube.names import core_path, deployment_path, shared_backend_name
 from tests.integration.alone import (
     ENV,
     LEASE,
@@ -186,6 +186,34 @@ def test_b24_without_an_operator_workloads_stay_and_deletes_do_not_hang(tenant: 
     with operators(alone, 1):
         tenant.wait_stopped("two", "AccountNotFound", "ModelNotFound")
         tenant.wait_gone(deployment_path(BACKENDS, tenant.backend_name("one")))
+
+
+def test_what_was_made_again_as_something_else_meanwhile_keeps_no_pods_of_before(
+    tenant: Tenant, alone: Stack
+) -> None:
+    """Another service, or model, of the same name needs no backend: what ran for the first runs for nobody."""
+    with operators(alone, 1) as (operator,):
+        model, names = shop(tenant)
+        wait_all(tenant, model, names, running=True)
+        wait_rest(alone, operator)
+    own = [deployment_path(BACKENDS, tenant.backend_name(name)) for name in names]
+    endpoint = core_path("services", BACKENDS, tenant.backend_name("one"))
+    shared = deployment_path(BACKENDS, shared_backend_name(model))
+    tenant.delete("InferenceService", "one")
+    tenant.service("one", model, dedicated=False)
+    with operators(alone, 1):
+        tenant.wait_gone(own[0])
+        tenant.wait_gone(endpoint)
+        tenant.wait_state("one", "Running")
+        tenant.wait_shared(model, 1)
+        tenant.wait_running("two", 2)
+    tenant.delete("Model", model)
+    tenant.model(serving={"external": {"baseURL": "https://api.example.com/v1"}})
+    with operators(alone, 1):
+        for path in (shared, *own):
+            tenant.wait_gone(path)
+        for name in ("one", "two", "three", "shared"):
+            tenant.wait_condition(name, "Ready", "True", "External")
 
 
 # -- health: a deaf watch, a Lease that cannot be renewed ------------------------------------------------

@@ -40,6 +40,9 @@ async def reconcile_model(context: Context, key: Key, lane: Lane) -> None:
         if context.backend_errors.get(target, "") != facts.refusal:
             for service in context.cache.services_of_model.of(key.object):
                 context.queue.add(service_key(service), Lane.BULK)
+    elif serving is None:
+        # Served by a provider; one is there where a model of this name was served here before.
+        await remove_backend(context, target, lane)
     await _report(context, key, lane, model, facts, verdict)
 
 

@@ -53,17 +53,19 @@ async def reconcile_service(context: Context, key: Key, lane: Lane) -> None:
 async def _apply_backend(
     context: Context, key: Key, lane: Lane, service: InferenceService, verdict: Verdict, target: ObjectKey
 ) -> None:
-    """A dedicated backend follows its service; a shared one is the Model's pass."""
-    if not service.spec.dedicated:
+    """A dedicated backend follows its service; a shared one is the Model's pass, an external one nobody's."""
+    model = context.cache.models.get(ObjectKey("", service.model_name))
+    serving = None if model is None else model.spec.serving.deployment
+    if not service.spec.dedicated or (model is not None and serving is None):
+        # One is there where a service of this name, or its model, was another one before.
+        await _remove_backends(context, key, lane)
         return
     if not verdict.wanted:
         await scale_to_zero(context, target, lane)
         return
-    model = context.cache.models.get(ObjectKey("", service.model_name))
-    if model is None or model.spec.serving.deployment is None:
+    if serving is None:
         return
     replicas = desired_replicas(verdict.wanted, service.spec.replicas)
-    serving = model.spec.serving.deployment
     deployment = dedicated_backend(context.backend_namespace, service, serving, replicas)
     await ensure_backend(context, key, lane, deployment, serving)
 
@@ -140,6 +142,11 @@ async def _forget(context: Context, key: Key, lane: Lane) -> None:
         context.queue.add(model_key(model), lane)
     if not release(context, key):
         context.forget(key)
+    await _remove_backends(context, key, lane)
+
+
+async def _remove_backends(context: Context, key: Key, lane: Lane) -> None:
+    """Delete what a service has, or had, of its own."""
     cache = context.cache
     for target in cache.backends_of_service.of(key.object) | cache.endpoints_of_service.of(key.object):
         await remove_backend(context, target, lane)
