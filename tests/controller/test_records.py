@@ -149,11 +149,15 @@ async def test_many_facts_go_in_batches(ledger: Ledger) -> None:
 async def test_a_refusal_is_kept_answered_and_not_asked_again(ledger: Ledger) -> None:
     async with telling(ledger) as told:
         told.records.offer(ACCOUNT, terms())
+        assert not told.records.answered(ACCOUNT, terms())
         await told.settled()
+        assert told.records.answered(ACCOUNT, terms())
         told.answered.clear()
         euros = terms(currency="EUR")
         told.records.offer(ACCOUNT, euros)
+        assert not told.records.answered(ACCOUNT, euros)
         await told.settled()
+        assert told.records.answered(ACCOUNT, euros)
         refusal = told.records.refusal(ACCOUNT)
         assert refusal is not None
         assert "USD" in refusal.message

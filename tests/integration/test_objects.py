@@ -93,15 +93,29 @@ def test_b11_an_account_deleted_and_made_again_owes_what_it_owed(tenant: Tenant)
     tenant.wait_account(balance="0.01", state="Active")
 
 
-def test_b11_an_account_made_again_in_another_currency_is_refused(tenant: Tenant) -> None:
+def test_b11_an_account_made_again_in_another_currency_has_no_money_in_it(tenant: Tenant) -> None:
     tenant.account(balance="5")
+    foreign = tenant.model(
+        prices={"currency": "ZZZ", "tiers": [{"input": "1", "cachedInput": "1", "output": "1"}]}
+    )
+    tenant.service("own", foreign)
+    tenant.wait_stopped("own", "CurrencyMismatch")
     tenant.delete("BillingAccount", "acme")
     tenant.account(currency="ZZZ")
+    paid = tenant.topup("7")
     condition = tenant.wait_condition("acme", "Stalled", "True", "CurrencyChanged", kind="BillingAccount")
     assert tenant.currency in condition["message"]
+    # What is left of the other currency neither shows nor starts anything, and nothing is added to it.
+    waiting = tenant.wait_condition(paid, "Stalled", "True", "CurrencyChanged", kind="TopUp")
+    assert tenant.currency in waiting["message"]
+    tenant.wait_condition("own", "Ready", "Unknown")
+    assert tenant.status("own")["phase"] == "Stopped"
+    shown = tenant.status("acme", "BillingAccount")
+    assert not {"balance", "available", "state"} & shown.keys(), shown
     tenant.delete("BillingAccount", "acme")
     tenant.account()
-    tenant.wait_account(balance="5.00", state="Active")
+    tenant.wait_topup(paid)
+    tenant.wait_account(balance="12.00", state="Active")
 
 
 def test_a_service_on_a_model_in_another_currency_says_so(tenant: Tenant) -> None:

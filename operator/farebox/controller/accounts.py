@@ -19,7 +19,7 @@ from farebox.api import (
 from farebox.api.inferenceservice import BillingAccountRef, InferenceServiceSpec
 from farebox.controller.cache import account_of
 from farebox.controller.context import Context
-from farebox.controller.gather import known_balance
+from farebox.controller.gather import account_terms, known_balance
 from farebox.controller.keys import Key, Kind
 from farebox.controller.queue import Lane
 from farebox.controller.status import conditions
@@ -31,7 +31,6 @@ from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import parse_amount
 from farebox.kube.names import DEFAULT_FOR_LABEL, MANAGED_BY, MANAGER, label_value, resource_path
-from farebox.ledger.port import AccountTerms
 
 
 async def reconcile_account(context: Context, key: Key, lane: Lane) -> None:
@@ -41,9 +40,7 @@ async def reconcile_account(context: Context, key: Key, lane: Lane) -> None:
         context.forget(key)
         await _remove_pristine(context, key.object, lane)
         return
-    context.records.offer(
-        key, AccountTerms(key.object, account.spec.currency, parse_amount(account.spec.credit_limit))
-    )
+    context.records.offer(key, account_terms(key.object, account))
     if context.balances.behind(key.object, account.status.ledger_sequence or 0):
         # The status knows of more than the ledger: it was restored while no operator was there to hear of it.
         for work in doubt_balance(context.cache, context.balances, key.object):

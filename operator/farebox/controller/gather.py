@@ -23,7 +23,7 @@ from farebox.domain.facts import (
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano, available, parse_amount
 from farebox.kube.names import dedicated_backend_name, shared_backend_name
-from farebox.ledger.port import AccountBalance
+from farebox.ledger.port import AccountBalance, AccountTerms
 
 
 def gather(
@@ -72,9 +72,21 @@ def gather(
     )
 
 
+def account_terms(key: ObjectKey, account: BillingAccount) -> AccountTerms:
+    """What the ledger must know of an account as it is now."""
+    return AccountTerms(key, account.spec.currency, parse_amount(account.spec.credit_limit))
+
+
 def known_balance(balances: Balances, key: ObjectKey, account: BillingAccount) -> AccountBalance | Unknown:
-    """The ledger's balance of an account, if it can be trusted now."""
-    return balances.of(key, account.status.ledger_sequence or 0)
+    """The ledger's balance of an account, if it can be trusted now.
+
+    One in another currency is that of an earlier account of the same name: it says nothing of this one, which
+    the ledger refuses (CurrencyChanged, B11).
+    """
+    balance = balances.of(key, account.status.ledger_sequence or 0)
+    if balance is UNKNOWN or balance.currency != account.spec.currency:
+        return UNKNOWN
+    return balance
 
 
 def available_amount(balances: Balances, key: ObjectKey, account: BillingAccount) -> Nano | Unknown:

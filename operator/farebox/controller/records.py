@@ -93,6 +93,14 @@ class Records:
         """Why the ledger did not take a fact of the object, if it refused one."""
         return next((refusal for _, refusal in self._refused.get(key, {}).values()), None)
 
+    def answered(self, key: Key, record: Record) -> bool:
+        """Whether the ledger has taken or refused this very fact of the object."""
+        slot = _slot(key, record)
+        taken = self._taken.get(key, {}).get(slot)
+        refused = self._refused.get(key, {}).get(slot)
+        known = taken if refused is None else refused[0]
+        return known is not None and _same(known, record)
+
     async def run(self) -> None:
         """Send what waits, for ever."""
         while True:

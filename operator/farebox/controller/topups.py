@@ -17,7 +17,8 @@ from farebox.api import ConditionType, TopUp, TopUpPhase, TopUpStatus
 from farebox.controller.balances import Balances
 from farebox.controller.cache import Cache
 from farebox.controller.context import Context
-from farebox.controller.keys import Key, topup_key
+from farebox.controller.gather import account_terms
+from farebox.controller.keys import Key, account_key, topup_key
 from farebox.controller.queue import Lane
 from farebox.controller.routing import Work
 from farebox.controller.status import conditions
@@ -89,20 +90,30 @@ async def reconcile_topup(context: Context, key: Key, lane: Lane) -> None:
         if context.balances.doubted(account, key.object):
             await _book_again(context, key, account, topup)
         return
-    if account not in context.cache.accounts:
+    found = context.cache.accounts.get(account)
+    if found is None:
         message = f"BillingAccount {account} does not exist: create it, and this is booked"
         await _wait(context, key, lane, topup, "AccountNotFound", message)
+        return
+    owner, terms = account_key(account), account_terms(account, found)
+    context.records.offer(owner, terms)
+    if not context.records.answered(owner, terms):
+        raise LedgerUnavailable(f"the ledger has not answered to the terms of BillingAccount {account} yet")
+    if refusal := context.records.refusal(owner):
+        # An amount is in its account's currency: it must not be booked in that of an earlier account (B11).
+        message = f"{refusal.message}; this is booked once the ledger takes BillingAccount {account}"
+        await _wait(context, key, lane, topup, "CurrencyChanged", message)
         return
     try:
         with LEDGER_TOPUP_SECONDS.time():
             receipt = await context.ledger.post_topup(_order(key, account, topup))
-    except LedgerRefused as refusal:
-        if refusal.reason == "AccountNotFound":
-            # The ledger has not been told of the account yet; its record is on the way.
-            raise LedgerUnavailable(refusal.message) from refusal
-        ready = false(ConditionType.READY, refusal.reason, refusal.message)
-        await _finish(context, key, lane, topup, TopUpPhase.REJECTED, kstatus(ready, stalled=refusal.reason))
-        context.recorder.event(topup, "Warning", refusal.reason, "Reject", refusal.message)
+    except LedgerRefused as refused:
+        if refused.reason == "AccountNotFound":
+            # It was restored from an older copy since it answered; it is told of the account again.
+            raise LedgerUnavailable(refused.message) from refused
+        ready = false(ConditionType.READY, refused.reason, refused.message)
+        await _finish(context, key, lane, topup, TopUpPhase.REJECTED, kstatus(ready, stalled=refused.reason))
+        context.recorder.event(topup, "Warning", refused.reason, "Reject", refused.message)
         return
     # The receipt says what the feed will say a moment later; the services need not wait for it.
     context.balances_learned(receipt.account)
