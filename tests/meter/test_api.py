@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -51,6 +52,21 @@ async def test_a_single_structured_event_is_taken(api: Api) -> None:
         "POST", "/v1/events", GATEWAY, cloud_event(), "application/cloudevents+json; charset=utf-8"
     )
     assert answer.body["accepted"] == 1
+
+
+async def test_a_binary_event_is_charged_once_in_whatever_mode_it_comes(api: Api, meter: Running) -> None:
+    await api.call("POST", "/v1/records", body=RECORDS)
+    event = cloud_event("é 1")
+    attributes = {f"Ce-{name}": quote(value) for name, value in event.items() if name != "data"}
+    headers = {"Authorization": f"Bearer {GATEWAY}"} | attributes
+    for answer in ((1, 0), (0, 1)):
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{meter.url}/v1/events", json=event["data"], headers=headers) as response,
+        ):
+            body = await response.json()
+        assert (response.status, body["accepted"], body["duplicate"]) == (200, *answer)
+    assert (await api.post_events([event])).body["duplicate"] == 1
 
 
 async def test_bad_events_are_rejected_by_themselves_with_their_places(api: Api) -> None:
@@ -126,11 +142,25 @@ async def test_a_bad_record_does_not_hold_up_the_others(api: Api) -> None:
 async def test_only_callers_with_the_right_get_in(api: Api, method: str, path: str, token: str) -> None:
     nobody = await api.call(method, path, None)
     assert (nobody.status, nobody.reason) == (401, "Unauthenticated")
+    assert nobody.headers["WWW-Authenticate"] == 'Bearer realm="farebox-meter"'
     assert (await api.call(method, path, "guessed")).status == 401
     for other in {GATEWAY, OPERATOR, READER} - {token}:
         answer = await api.call(method, path, other)
         assert (answer.status, answer.reason) == (403, "Forbidden")
     assert (await api.call(method, path, token)).status not in (401, 403)
+
+
+async def test_who_has_no_token_hears_that_before_anything_else(api: Api) -> None:
+    for path in ("/v1/usage", "/v1/usage?account=x", "/v1/accounts/a/b/statement?format=x"):
+        assert (await api.call("GET", path, None)).status == 401
+
+
+async def test_another_method_or_path_is_refused_with_what_there_is(api: Api) -> None:
+    answer = await api.call("GET", "/v1/events")
+    assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+    assert answer.body["error"]["message"] == "/v1/events does not take GET: use POST"
+    nothing = await api.call("GET", "/v1/event")
+    assert nothing.body["error"]["message"] == "there is nothing at /v1/event: see docs/meter-api.md"
 
 
 async def test_a_right_in_one_namespace_is_none_in_another(api: Api) -> None:

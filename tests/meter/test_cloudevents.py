@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.ledger.usage import UsageEvent
-from farebox.meter.cloudevents import BATCH, STRUCTURED, InvalidBody, parse
+from farebox.meter.cloudevents import BATCH, STRUCTURED, InvalidBody, parse, parse_binary
 from tests.ledger.support import CHAT, usage
 from tests.meter.support import cloud_event
 
@@ -142,3 +142,54 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     except InvalidBody:
         return
     assert len(parsed.events) + len(parsed.rejected) == len(json.loads(body))
+
+
+def binary(**changes: str) -> tuple[list[tuple[str, str]], bytes]:
+    """The headers and body of the event of tests.meter.support in binary mode."""
+    event = cloud_event() | changes
+    body = json.dumps(event.pop("data")).encode()
+    return [(f"ce-{name}", value) for name, value in event.items()], body
+
+
+def test_a_binary_event_is_the_same_as_a_structured_one() -> None:
+    structured = parse(json.dumps(cloud_event()).encode(), STRUCTURED)
+    headers, body = binary()
+    assert parse_binary(headers, body).events == structured.events
+    others = [("Host", "meter"), ("Traceparent", "00-1-1-00"), ("CE-Partition", "7")]
+    assert parse_binary([(name.upper(), value) for name, value in headers] + others, body) == parse_binary(
+        headers, body
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "identifier"),
+    [
+        ("plain-1", "plain-1"),
+        ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+        ("%2541", "%41"),
+        ('"quoted \\"one\\""', 'quoted "one"'),
+        ('"', '"'),
+    ],
+)
+def test_attributes_in_headers_are_decoded_once(header: str, identifier: str) -> None:
+    (event,) = parse_binary(*binary(id=header)).events
+    assert event.id == identifier
+
+
+def test_two_binary_ids_that_are_no_utf8_never_become_one_event() -> None:
+    for broken in ("%FF", "%FE", "a\udcff"):
+        parsed = parse_binary(*binary(id=broken))
+        assert not parsed.events
+        assert parsed.rejected[0].message.startswith("id: Input should be a valid string")
+
+
+def test_what_is_wrong_with_a_binary_event_is_said() -> None:
+    headers, body = binary()
+    with pytest.raises(InvalidBody, match="ce-id is sent more than once"):
+        parse_binary([*headers, ("Ce-Id", "2")], body)
+    with pytest.raises(InvalidBody, match="the body is not JSON"):
+        parse_binary(headers, b"tokens")
+    (missed,) = parse_binary(headers[1:], body).rejected
+    assert missed.message == "specversion: Field required"
+    (other,) = parse_binary(*binary(type="com.example.other")).rejected
+    assert other.message.startswith("type: ")

@@ -69,14 +69,8 @@ def create_app(meter: Meter) -> web.Application:
 async def post_events(request: web.Request) -> web.Response:
     """Usage, as CloudEvents: charged exactly once by (source, id) (B12)."""
     ledger = await authorized(request, POST_USAGE)
-    if request.content_type not in (cloudevents.STRUCTURED, cloudevents.BATCH):
-        raise ApiError(
-            415,
-            "UnsupportedMediaType",
-            f"Content-Type must be {cloudevents.STRUCTURED} or {cloudevents.BATCH}",
-        )
     try:
-        parsed = await _parsed(await request.read(), request.content_type)
+        parsed = await _parsed(request)
     except cloudevents.InvalidBody as invalid:
         status = 413 if invalid.reason == "TooManyEvents" else 400
         raise ApiError(status, invalid.reason, invalid.message) from invalid
@@ -104,11 +98,28 @@ async def post_events(request: web.Request) -> web.Response:
     )
 
 
-async def _parsed(body: bytes, content_type: str) -> cloudevents.Parsed:
-    """Parse large bodies aside, so that other callers need not wait for it."""
-    if len(body) < _LARGE_BODY_BYTES:
-        return cloudevents.parse(body, content_type)
-    return await asyncio.to_thread(cloudevents.parse, body, content_type)
+async def _parsed(request: web.Request) -> cloudevents.Parsed:
+    """The events of a request in any of the three modes."""
+    content_type = request.content_type
+    if content_type in (cloudevents.STRUCTURED, cloudevents.BATCH):
+        body = await request.read()
+        if len(body) < _LARGE_BODY_BYTES:
+            return cloudevents.parse(body, content_type)
+        # Aside, so that other callers need not wait for it.
+        return await asyncio.to_thread(cloudevents.parse, body, content_type)
+    headers = [(name, value) for name, value in request.headers.items() if _is_attribute(name)]
+    if content_type == cloudevents.BINARY and headers:
+        return cloudevents.parse_binary(headers, await request.read())
+    raise ApiError(
+        415,
+        "UnsupportedMediaType",
+        f"Content-Type must be {cloudevents.STRUCTURED} or {cloudevents.BATCH}, or {cloudevents.BINARY} "
+        f"with the event's attributes as headers ({cloudevents.ATTRIBUTE}id, ...)",
+    )
+
+
+def _is_attribute(header: str) -> bool:
+    return header.lower().startswith(cloudevents.ATTRIBUTE)
 
 
 async def get_pending(request: web.Request) -> web.Response:
@@ -265,7 +276,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ApiError as error:
-        return _error(error.status, error.reason, error.message)
+        challenge = {"WWW-Authenticate": 'Bearer realm="farebox-meter"'} if error.status == 401 else {}
+        return _error(error.status, error.reason, error.message, **challenge)
     except LedgerRefused as refusal:
         return _error(409, refusal.reason, refusal.message)
     except LedgerUnavailable as error:
@@ -273,6 +285,12 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPRequestEntityTooLarge:
         message = f"the body is larger than {MAX_BODY_BYTES} bytes: send less at a time"
         return _error(413, "BodyTooLarge", message)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.path} does not take {request.method}: use {allowed}"
+        return _error(405, "MethodNotAllowed", message, Allow=allowed)
+    except web.HTTPNotFound:
+        return _error(404, "NotFound", f"there is nothing at {request.path}: see docs/meter-api.md")
     except web.HTTPException as error:
         return _error(error.status, error.reason.title().replace(" ", ""), f"{request.method} {request.path}")
     except Exception:
@@ -280,8 +298,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _error(500, "InternalError", "the meter has a fault: see its log")
 
 
-def _error(status: int, reason: str, message: str) -> web.Response:
-    return web.json_response({"error": {"reason": reason, "message": message}}, status=status)
+def _error(status: int, reason: str, message: str, **headers: str) -> web.Response:
+    body = {"error": {"reason": reason, "message": message}}
+    return web.json_response(body, status=status, headers=headers)
 
 
 @web.middleware

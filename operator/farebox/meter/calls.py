@@ -38,15 +38,20 @@ class ApiError(Exception):
 async def authorized(request: web.Request, permission: Permission) -> Ledger:
     """The ledger, for a caller who may do this."""
     meter = request.app[METER]
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise ApiError(401, "Unauthenticated", "send a token: Authorization: Bearer <token>")
-    review = await meter.authenticator.review(token.strip(), permission)
+    review = await meter.authenticator.review(bearer_token(request), permission)
     if review.decision is not Decision.ALLOWED:
         raise ApiError(review.decision.value, review.decision.name.capitalize(), review.message)
     if meter.ledger is None:
         raise ApiError(503, "NotReady", "the ledger's database is not open yet: try again")
     return meter.ledger
+
+
+def bearer_token(request: web.Request) -> str:
+    """The caller's token, not looked at yet."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise ApiError(401, "Unauthenticated", "send a token: Authorization: Bearer <token>")
+    return token.strip()
 
 
 def integer(

@@ -1,13 +1,15 @@
-"""Reads usage from CloudEvents 1.0 in structured mode, one or a batch. Pure: bytes in, values out.
+"""Reads usage from CloudEvents 1.0, in structured or binary mode or a batch. Pure: bytes in, values out.
 
 A bad event is refused by itself, with its index, id and what to change; the others of its batch count. Only
 a body that is no batch of events at all is refused as a whole.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +30,10 @@ from farebox.ledger.wire import NO_TIME, parse_key, parse_time
 
 STRUCTURED: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
+BINARY: Final = "application/json"
+"""In binary mode the body is the event's data, and its attributes are headers: `ce-id`, `ce-source`, ..."""
+ATTRIBUTE: Final = "ce-"
+"""What the names of these headers begin with."""
 EVENT_TYPE: Final = "dev.farebox.usage.v1"
 MAX_EVENTS: Final = 10_000
 """Events in one request."""
@@ -57,10 +63,7 @@ def parse(body: bytes, content_type: str) -> Parsed:
     Raises:
         InvalidBody: InvalidJSON, InvalidBatch or TooManyEvents.
     """
-    try:
-        decoded = from_json(body)
-    except ValueError as error:
-        raise InvalidBody("InvalidJSON", f"the body is not JSON: {error}") from error
+    decoded = _json(body)
     if content_type == STRUCTURED:
         decoded = [decoded]
     if not isinstance(decoded, list):
@@ -73,6 +76,38 @@ def parse(body: bytes, content_type: str) -> Parsed:
         return Parsed([item.event() for item in _MANY.validate_python(decoded)], range(len(decoded)), ())
     except ValidationError:
         return _one_by_one(decoded)
+
+
+def parse_binary(headers: Iterable[tuple[str, str]], body: bytes) -> Parsed:
+    """The usage event of a request in binary mode, whose Content-Type is BINARY.
+
+    Raises:
+        InvalidBody: InvalidJSON, or InvalidHeader where an attribute is there twice.
+    """
+    event: dict[str, Any] = {}
+    for header, value in headers:
+        name = header.lower()
+        if name.startswith(ATTRIBUTE):
+            if name in event:
+                raise InvalidBody("InvalidHeader", f"{name} is sent more than once: send it once")
+            event[name] = _attribute(value)
+    named = {name.removeprefix(ATTRIBUTE): value for name, value in event.items()}
+    return _one_by_one([named | {"data": _json(body)}])
+
+
+def _attribute(value: str) -> str:
+    """A header's text: without quotes, then decoded once from percent signs (HTTP binding, 3.1.3.2)."""
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = re.sub(r"\\(.)", r"\1", value[1:-1])
+    # What is not UTF-8 stays apart, and is refused as unprintable: two ids must not become one.
+    return unquote(value, errors="surrogateescape")
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError as error:
+        raise InvalidBody("InvalidJSON", f"the body is not JSON: {error}") from error
 
 
 def _one_by_one(decoded: Sequence[Any]) -> Parsed:

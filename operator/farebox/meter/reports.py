@@ -25,7 +25,7 @@ from farebox.ledger.usage_report import Bucket, Group, Place, UsageQuery, read_u
 from farebox.ledger.wire import parse_key, parse_time
 from farebox.ledger.wire_reports import WireStatement, WireUsage, statement_csv
 from farebox.meter.auth import Permission
-from farebox.meter.calls import ApiError, authorized, integer
+from farebox.meter.calls import ApiError, authorized, bearer_token, integer
 
 MAX_USAGE_DAYS: Final = 90
 MAX_STATEMENT_DAYS: Final = 366
@@ -43,6 +43,7 @@ _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 async def get_usage(request: web.Request) -> web.Response:
     """Usage of an account or a namespace, summed (B19)."""
+    bearer_token(request)  # which right is asked for needs the parameters: who has no token hears that first
     owner = _owner(request)
     if isinstance(owner, ObjectKey):
         permission = Permission("get", "billingaccounts", owner.namespace)
