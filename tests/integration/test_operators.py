@@ -191,7 +191,7 @@ def test_b24_without_an_operator_workloads_stay_and_deletes_do_not_hang(tenant: 
 def test_what_was_made_again_as_something_else_meanwhile_keeps_no_pods_of_before(
     tenant: Tenant, alone: Stack
 ) -> None:
-    """Another service, or model, of the same name needs no backend: what ran for the first runs for nobody."""
+    """Another service, or model, of the same name needs no backend: nobody pays for what ran before."""
     with operators(alone, 1) as (operator,):
         model, names = shop(tenant)
         wait_all(tenant, model, names, running=True)

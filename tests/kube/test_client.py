@@ -1,6 +1,5 @@
 """The client: every answer is an object or one of Farebox's errors; it never retries nor waits for ever."""
 
-import asyncio
 import datetime
 import json
 import ssl
@@ -27,7 +26,6 @@ from farebox.kube.client import (
     KubeClient,
     load_configuration,
     tls_context,
-    wait_until_reachable,
 )
 from tests.kube.server import Answer, JSONObject, Server, client_of, hang, nonsense, refuse, reset, status
 
@@ -248,21 +246,6 @@ async def test_no_credentials_is_a_sentence_that_says_what_to_do(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigurationError, match="set FAREBOX_KUBECONFIG or KUBECONFIG"):
         await load_configuration(tmp_path / "absent")
-
-
-async def test_waiting_for_the_server_ends_when_it_answers_or_the_time_is_up(
-    server: Server, client: KubeClient
-) -> None:
-    server.trouble = refuse
-    with pytest.raises(KubeError):
-        await wait_until_reachable(client, 0)
-    waiting = asyncio.create_task(wait_until_reachable(client, 60))
-    while len(server.requests) < 2:  # noqa: ASYNC110 - it happens in the server
-        await asyncio.sleep(0.005)
-    server.objects["/version"] = {"major": "1"}
-    server.trouble = None
-    await waiting
-    assert server.requests[-1][1] == "/version"
 
 
 def test_certificates_are_checked_unless_the_kubeconfig_says_otherwise() -> None:

@@ -47,7 +47,3 @@ class Demand:
         if self._wanted[model]:
             return True
         return False if services <= self._decided[model] else UNKNOWN
-
-    def wanting(self, model: str) -> frozenset[ObjectKey]:
-        """The shared services on a model that want to run."""
-        return frozenset(self._wanted[model])

@@ -6,7 +6,6 @@ the standard library's, and more than that on the way out. It never retries: the
 (aiohttp repeats a PUT or DELETE once when its connection was reset; those carry a resourceVersion or a uid.)
 """
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -286,16 +285,3 @@ def _error(status: int, payload: bytes, request: str) -> KubeError:
     except (ValueError, AttributeError):
         pass
     return _ERRORS.get(status, KubeError)(status, reason, message or f"{request}: HTTP {status}")
-
-
-async def wait_until_reachable(client: KubeClient, seconds: float) -> None:
-    """Wait for the API server to answer. Raises KubeUnreachable when it does not in time."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        try:
-            await client.request("GET", "/version", timeout=5)
-            return
-        except (KubeUnreachable, KubeError):
-            if asyncio.get_running_loop().time() > deadline:
-                raise
-            await asyncio.sleep(0.2)

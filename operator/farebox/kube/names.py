@@ -19,7 +19,6 @@ BACKEND_LABEL: Final = f"{GROUP}/backend"
 SERVICE_NAMESPACE_LABEL: Final = f"{GROUP}/service-namespace"
 SERVICE_NAME_LABEL: Final = f"{GROUP}/service-name"
 SERVICE_UID_LABEL: Final = f"{GROUP}/service-uid"
-OWNER_ANNOTATION: Final = f"{GROUP}/owner"
 NOTE_ANNOTATION: Final = f"{GROUP}/note"
 DEFAULT_FOR_LABEL: Final = f"{GROUP}/default-for"
 
