@@ -59,6 +59,13 @@ def operators(stack: Stack, count: int) -> Iterator[list[Process]]:
     before = len(stack.operators)
     try:
         yield [start(stack, f"op-{number}-{uuid.uuid4().hex[:4]}") for number in range(count)]
+    except Exception as error:
+        # Kubernetes would start it again. Here whoever waits for what it does waits in vain, as when the
+        # machine is too busy to renew a Lease of seconds.
+        for process in stack.operators[before:]:
+            if not process.running():
+                error.add_note(f"{process.name} has ended\n{process.tail(10)}")
+        raise
     finally:
         for process in stack.operators[before:]:
             if process.running():
