@@ -1,21 +1,25 @@
 """A fresh ledger for each test, on SQLite and on PostgreSQL; its books are verified at the end."""
 
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from farebox.ledger.engine import Ledger
-from tests.ledger.databases import Database, Databases, PostgresDatabases, SqliteDatabases
+from tests.ledger.databases import Database, Databases, PostgresDatabases, SqliteDatabases, scratch
 from tests.ledger.support import Clock, opened
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def databases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Databases:
+def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
     """Where the ledgers of a test live."""
-    if request.param == "sqlite":
-        return SqliteDatabases(tmp_path_factory.mktemp("ledger"))
-    return PostgresDatabases(request.getfixturevalue("postgres"))
+    if request.param == "postgresql":
+        yield PostgresDatabases(request.getfixturevalue("postgres"))
+        return
+    with tempfile.TemporaryDirectory(prefix="farebox-ledger-", dir=scratch()) as directory:
+        yield SqliteDatabases(Path(directory))
 
 
 @pytest.fixture

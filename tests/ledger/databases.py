@@ -18,6 +18,17 @@ from farebox.ledger.migrate import upgrade
 from farebox.ledger.verify import verify
 from tests.support.postgres import Postgres
 
+_MEMORY = Path("/dev/shm")
+
+
+def scratch() -> str | None:
+    """Where files go that need not survive the machine: what a commit costs on a disk is no part of a test.
+
+    None, the usual place, where there is no room in memory.
+    """
+    has_room = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 10**9
+    return str(_MEMORY) if has_room else None
+
 
 @dataclass(frozen=True)
 class Database:
@@ -98,13 +109,18 @@ class SqliteDatabases(Databases):
 
     @contextmanager
     def empty(self) -> Iterator[Database]:
-        yield self._new()[1]
+        path, database = self._new()
+        try:
+            yield database
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
 
     @contextmanager
     def copy(self, original: Database) -> Iterator[Database]:
-        path, database = self._new()
-        shutil.copyfile(original.name, path)
-        yield database
+        with self.empty() as database:
+            shutil.copyfile(original.name, database.name)
+            yield database
 
     def template(self) -> Database:
         if self._template is None:

@@ -7,8 +7,7 @@ ledger against it. script.py draws what happens, test_simulation drives it.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Engine, select
 
 from farebox.errors import LedgerRefused
 from farebox.ledger import tables
@@ -19,6 +18,7 @@ from farebox.ledger.journal import Journal
 from farebox.ledger.port import AccountTerms, Binding, Budget, Posted, PriceVersion, Record, Reservation
 from farebox.ledger.usage import IngestResult, UsageEvent
 from tests.ledger import reference
+from tests.ledger.faults import after_commits, before_calls, injected
 from tests.ledger.script import Work
 from tests.ledger.support import Clock
 
@@ -138,15 +138,8 @@ class Observer:
         """Whether the next commit fails once it is done."""
         self._perform = perform
         self._under_way: tuple[Sequence[Any], int, Sequence[Any]] | None = None
-        event.listen(engine, "before_cursor_execute", lambda *_: self._call())
-        event.listen(engine, "commit", lambda *_: self._call())
-        commit = engine.dialect.do_commit
-
-        def observed(connection: Any) -> None:
-            commit(connection)
-            self._committed()
-
-        engine.dialect.do_commit = observed  # type: ignore[assignment, method-assign]
+        before_calls(engine, self._call)
+        after_commits(engine, lambda _: self._committed())
 
     def perform(self, journal: Journal, works: Sequence[Any]) -> Sequence[Any]:
         """What the writer calls in the place of the ledger's own."""
@@ -158,7 +151,7 @@ class Observer:
     def _call(self) -> None:
         self.fail_call -= 1
         if self.fail_call == 0:
-            raise OperationalError("injected", None, Exception("injected"))
+            raise injected()
 
     def _committed(self) -> None:
         under_way, self._under_way = self._under_way, None
@@ -172,7 +165,7 @@ class Observer:
         ]
         if self.fail_commit:
             self.fail_commit = False
-            raise OperationalError("injected after the commit", None, Exception("injected"))
+            raise injected()
 
 
 def compare(connection: Connection, books: Books, clock: Clock) -> None:

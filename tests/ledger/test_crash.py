@@ -17,6 +17,7 @@ from farebox.errors import LedgerUnavailable
 from farebox.ledger.engine import Ledger
 from farebox.ledger.migrate import upgrade
 from tests.ledger.databases import Database, Databases
+from tests.ledger.faults import after_commits, before_calls, injected
 from tests.ledger.support import CALL_CHARGE, FACTS, Clock, balance, price, terms, topup, usage
 from tests.ledger.test_terms import OFFER, QUOTA, TERM_PRICE, model, reserved
 
@@ -35,15 +36,13 @@ class Fault:
 
     def arm(self, ledger: Ledger) -> None:
         """Count the ledger's calls from now on."""
-        engine = ledger._write_engine
-        event.listen(engine, "before_cursor_execute", lambda *_: self.call())
-        event.listen(engine, "commit", lambda *_: self.call())
+        before_calls(ledger._write_engine, self.call)
 
     def call(self) -> None:
         """One more call."""
         self.calls += 1
         if self.calls == self.at:
-            raise OperationalError("injected", None, Exception("injected"))
+            raise injected()
 
 
 class FaultAfterCommit(Fault):
@@ -51,14 +50,7 @@ class FaultAfterCommit(Fault):
 
     def arm(self, ledger: Ledger) -> None:
         """Count the ledger's commits from now on."""
-        dialect = ledger._write_engine.dialect
-        commit = dialect.do_commit
-
-        def commit_and_call(connection: Any) -> None:
-            commit(connection)
-            self.call()
-
-        dialect.do_commit = commit_and_call  # type: ignore[assignment, method-assign]
+        after_commits(ledger._write_engine, lambda _: self.call())
 
 
 Step = Callable[[Ledger], Awaitable[object]]
@@ -156,7 +148,7 @@ async def test_a_commit_that_fails_keeps_nothing_locked(database: Database) -> N
     await ledger.record(FACTS)
 
     def fail(*_: Any) -> None:
-        raise OperationalError("injected", None, Exception("injected"))
+        raise injected()
 
     event.listen(ledger._write_engine, "commit", fail)
     with pytest.raises(LedgerUnavailable):
@@ -203,7 +195,7 @@ def upgraded_with_fault(database: Database, at: int) -> bool:
         nonlocal seen
         seen += 1
         if seen == at:
-            raise OperationalError("injected", None, Exception("injected"))
+            raise injected()
 
     event.listen(Engine, "before_cursor_execute", fail)
     try:

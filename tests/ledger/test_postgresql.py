@@ -8,18 +8,19 @@ from itertools import count
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from farebox.api import ReservationState
 from farebox.domain.money import Nano
 from farebox.domain.reservation import Buying
 from farebox.errors import ConfigurationError, LedgerUnavailable
 from farebox.ledger import engine as engine_module
-from farebox.ledger.database import BulkInsert, ledger_url
+from farebox.ledger.database import ledger_url
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import BudgetClaim
+from farebox.ledger.prepared import BulkInsert
 from farebox.ledger.verify import verify
 from tests.ledger.databases import Database, Databases, PostgresDatabases
+from tests.ledger.faults import after_commits, before_calls
 from tests.ledger.support import (
     ACME,
     CALL_CHARGE,
@@ -62,22 +63,18 @@ class Cutter:
         """Watches the ledger from now on."""
         self._cut = cut
         self._left = 0
-        engine, dialect = ledger._write_engine, ledger._write_engine.dialect
-        commit, copy = dialect.do_commit, BulkInsert.run_many
+        copy = BulkInsert.run_many
 
-        def commit_and_call(connection: Any) -> None:
-            commit(connection)
+        def answer_is_lost(connection: Any) -> None:
             if self._call():
-                # It was done: only its answer is lost.
                 connection.execute("SELECT 1")
 
         def call_and_copy(*arguments: Any) -> None:
             self._call()
             copy(*arguments)
 
-        event.listen(engine, "before_cursor_execute", lambda *_: self._call())
-        event.listen(engine, "commit", lambda *_: self._call())
-        monkeypatch.setattr(dialect, "do_commit", commit_and_call)
+        before_calls(ledger._write_engine, self._call)
+        after_commits(ledger._write_engine, answer_is_lost)
         monkeypatch.setattr(BulkInsert, "run_many", call_and_copy)
 
     def arm(self, at: int) -> None:

@@ -158,8 +158,9 @@ def test_an_overflow_is_refused_and_never_becomes_a_float(guarded: Database) -> 
 
 async def test_commits_are_durable_and_block_no_reader(ledger: Ledger) -> None:
     await ledger.record(FACTS)
-    engine = ledger._write_engine
-    with disposing(engine), engine.connect() as connection:
+    connection = ledger._writer._connection
+    assert connection is not None
+    with connection.begin():
         if connection.dialect.name == "sqlite":
             pragmas = {
                 name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()

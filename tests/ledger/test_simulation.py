@@ -21,7 +21,7 @@ from farebox.ledger.database import disposing, read_engine, write_engine
 from farebox.ledger.engine import Ledger, _Advance, _Claim, _Ingest, _perform, _Records, _TopUp
 from farebox.ledger.verify import _Verification
 from farebox.ledger.writer import Writer, _Job
-from tests.ledger.databases import Database, Databases, SqliteDatabases
+from tests.ledger.databases import Database, Databases, SqliteDatabases, scratch
 from tests.ledger.script import Script, Step, Work
 from tests.ledger.simulation import Books, Observer, compare
 from tests.ledger.support import START, Clock
@@ -33,8 +33,6 @@ CONCURRENT_LIVES = 30
 STEPS = (10, 30)
 CHANCE_OF_FAULT = 0.15
 CHANCE_OF_RESTART = 0.05
-FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None
-"""Nothing here is to survive the machine: what a commit costs on a disk is no part of these tests."""
 CALLS = 25
 """A piece of work makes about so many calls to the database; a fault strikes one of them."""
 
@@ -67,11 +65,14 @@ class Process:
     def __init__(self, url: str, clock: Clock) -> None:
         self._clock = clock
         self._engine = write_engine(url)
+        self._writer: Writer | None = None
         self.observer = Observer(self._engine, _perform)
         self.start(Books())
 
     def start(self, books: Books) -> None:
         """A new process: it remembers nothing, and has no connection yet."""
+        if self._writer is not None:
+            self._writer.disconnect()
         self._engine.dispose()
         self.observer.books = books
         self.observer.fail_call, self.observer.fail_commit = 0, False
@@ -79,6 +80,7 @@ class Process:
 
     def commit(self, works: Sequence[Work]) -> list[Work]:
         """Do work that is handed over together; what has to be tried again."""
+        assert self._writer is not None
         jobs = [(work, _AtOnce()) for work in works]
         self._writer._commit([_Job(work, at_once, at_once) for work, at_once in jobs])  # type: ignore[arg-type]
         failed = [(work, at_once.error) for work, at_once in jobs if at_once.error is not None]
@@ -198,7 +200,7 @@ def _seeds(count: int) -> list[int]:
 
 @pytest.mark.timeout(3600)
 def test_any_life_with_crashes_ends_in_the_books_of_the_reference() -> None:
-    with tempfile.TemporaryDirectory(dir=FAST) as directory, capture_logs():
+    with tempfile.TemporaryDirectory(dir=scratch()) as directory, capture_logs():
         lives = Lives(Path(directory))
         for seed in _seeds(LIVES):
             try:

@@ -9,19 +9,31 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection
 
 from farebox.api import ReservationState
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano
 from farebox.domain.reservation import Buying, Offer, Outcome, Plan, Term
-from farebox.ledger import tables
-from farebox.ledger.database import Prepared
+from farebox.ledger.catalog_queries import (
+    ACCOUNTS,
+    BINDINGS,
+    BOOKS,
+    BUDGETS,
+    LEDGER,
+    PRICES,
+    QUOTAS,
+    RESERVATIONS,
+    TERMS,
+    TIERS,
+)
 from farebox.ledger.port import AccountBalance, FreeQuota, PriceTier
 
 T = TypeVar("T")
+_FOREVER: Final = 2**63
+"""No time in microseconds is so far away."""
 
 
 @dataclass(slots=True)
@@ -127,7 +139,14 @@ class Timeline(Generic[T]):
 
     def at(self, moment: int) -> T:
         """The value in force; before the first one, the first (docs/decisions/101)."""
-        return self._values[max(bisect_right(self._times, moment) - 1, 0)]
+        return self.span(moment)[2]
+
+    def span(self, moment: int) -> tuple[int, int, T]:
+        """From when to before when the value in force holds, and the value."""
+        place = max(bisect_right(self._times, moment) - 1, 0)
+        begins = self._times[place] if place else -_FOREVER
+        ends = self._times[place + 1] if place + 1 < len(self._times) else _FOREVER
+        return begins, ends, self._values[place]
 
     def newest(self) -> T:
         """The value whose time is the latest."""
@@ -176,28 +195,29 @@ class Catalog:
 
     def refresh(self, connection: Connection) -> None:
         """Lock the ledger for this transaction, and read what other processes wrote since the last one."""
-        row = _LEDGER.run(connection, ()).one()
-        if row.revision == self.revision:
+        ((head, revision),) = LEDGER.rows(connection, ())
+        if revision == self.revision:
             return
-        for account in connection.execute(_ACCOUNTS, {"after": self.head}):
-            self.add_account(AccountState(account.id, ObjectKey.parse(account.key), *account[2:]))
-        for book in connection.execute(_BOOKS, {"after": self.last_book}):
-            self.add_book(book.account_id, book.name, book.id)
-        for bound in connection.execute(_BINDINGS, {"after": self.last_binding}):
-            account_key = ObjectKey.parse(bound.account)
-            binding = KnownBinding(bound.id, account_key, bound.model, bool(bound.trial))
-            self.add_binding(ObjectKey.parse(bound.service), bound.effective_at, binding)
+        for account_id, key, *state in ACCOUNTS.rows(connection, (self.head,)):
+            self.add_account(AccountState(account_id, ObjectKey.parse(key), *state))
+        for account_id, name, book_id in BOOKS.rows(connection, (self.last_book,)):
+            self.add_book(account_id, name, book_id)
+        for binding_id, service, account, model, effective_at, trial in BINDINGS.rows(
+            connection, (self.last_binding,)
+        ):
+            binding = KnownBinding(binding_id, ObjectKey.parse(account), model, bool(trial))
+            self.add_binding(ObjectKey.parse(service), effective_at, binding)
         for model, effective_at, price in read_prices(connection, self.last_price):
             self.add_price(model, effective_at, price)
-        for quota in connection.execute(_QUOTAS, {"after": self.head}):
+        for quota in QUOTAS.rows(connection, (self.head,)):
             self.add_quota(QuotaState(*quota))
-        for budget in connection.execute(_BUDGETS, {"after": self.revision}):
+        for budget in BUDGETS.rows(connection, (self.revision,)):
             self.add_budget(BudgetState(*budget))
         for reservation in read_reservations(connection, self.head):
             self.add_reservation(reservation)
-        for bought in connection.execute(_TERMS, {"after": self.head}):
-            self.reservations[bought.reservation_id].terms.append(Term(*bought[1:]))
-        self.head, self.revision = row.head, row.revision
+        for reservation_id, *term in TERMS.rows(connection, (self.head,)):
+            self.reservations[reservation_id].terms.append(Term(*term))
+        self.head, self.revision = head, revision
 
     def add_account(self, account: AccountState) -> None:
         """Remember an account, new or changed."""
@@ -253,117 +273,40 @@ class Catalog:
 
 def read_prices(connection: Connection, after: int) -> Iterator[tuple[str, int, KnownPrice]]:
     """(model, effective_at, prices) of all versions with an id above `after`, in the order of their ids."""
+    versions = PRICES.rows(connection, (after,))
     tiers: dict[int, list[PriceTier]] = defaultdict(list)
-    for version_id, up_to, of_input, of_cached, of_output in connection.execute(_TIERS, {"after": after}):
-        tiers[version_id].append(PriceTier(up_to, Nano(of_input), Nano(of_cached), Nano(of_output)))
-    for row in connection.execute(_PRICES, {"after": after}):
-        price = KnownPrice(row.id, row.currency, tuple(tiers[row.id]), _offer(row), _free_quota(row))
-        yield row.model, row.effective_at, price
+    for version_id, up_to, *prices in TIERS.rows(connection, (after,)) if versions else ():
+        tiers[version_id].append(PriceTier(up_to, *map(Nano, prices)))
+    for version_id, model, currency, effective_at, *offers in versions:
+        offer, quota = _offer(*offers[:5]), _free_quota(*offers[5:])
+        yield model, effective_at, KnownPrice(version_id, currency, tuple(tiers[version_id]), offer, quota)
 
 
-def _offer(row: Row[*tuple[Any, ...]]) -> Offer | None:
-    if row.terms is None:
+def _offer(
+    input_unit_tpm: int, input_price: int, output_unit_tpm: int, output_price: int, terms: str | None
+) -> Offer | None:
+    if terms is None:
         return None
-    return Offer(
-        row.input_unit_tpm,
-        Nano(row.input_unit_price_per_day),
-        row.output_unit_tpm,
-        Nano(row.output_unit_price_per_day),
-        tuple(map(int, row.terms.split(","))),
-    )
+    days = tuple(map(int, terms.split(",")))
+    return Offer(input_unit_tpm, Nano(input_price), output_unit_tpm, Nano(output_price), days)
 
 
-def _free_quota(row: Row[*tuple[Any, ...]]) -> FreeQuota | None:
-    return None if row.quota_tokens is None else FreeQuota(row.quota_tokens, row.quota_valid_days)
+def _free_quota(tokens: int | None, valid_days: int | None) -> FreeQuota | None:
+    return None if tokens is None or valid_days is None else FreeQuota(tokens, valid_days)
 
 
 def read_reservations(connection: Connection, after: int) -> Iterator[KnownReservation]:
     """Reservations that changed after a sequence number, without their terms."""
-    for row in connection.execute(_RESERVATIONS, {"after": after}):
+    for row in RESERVATIONS.rows(connection, (after,)):
+        known_id, service, uid, account, model, input_tpm, output_tpm, days, sequence, *change = row
+        buying, state, current_term, reason, message = change
         yield KnownReservation(
-            id=row.id,
-            service=ObjectKey.parse(row.service),
-            uid=row.uid,
-            account=ObjectKey.parse(row.account),
-            model=row.model,
-            plan=Plan(row.input_tpm, row.output_tpm, row.days, Buying(row.buying)),
-            outcome=Outcome(ReservationState(row.state), row.current_term, row.reason, row.message),
-            sequence=row.sequence,
+            id=known_id,
+            service=ObjectKey.parse(service),
+            uid=uid,
+            account=ObjectKey.parse(account),
+            model=model,
+            plan=Plan(input_tpm, output_tpm, days, Buying(buying)),
+            outcome=Outcome(ReservationState(state), current_term, reason, message),
+            sequence=sequence,
         )
-
-
-_AFTER = bindparam("after", type_=tables.Int64)
-_LEDGER = Prepared(select(tables.ledger.c.head, tables.ledger.c.revision).with_for_update(), ())
-_accounts = tables.accounts.c
-_ACCOUNTS = select(
-    _accounts.id,
-    _accounts.key,
-    _accounts.currency,
-    _accounts.credit_limit,
-    _accounts.balance,
-    _accounts.sequence,
-).where(_accounts.sequence > _AFTER)
-_books = tables.books.c
-_BOOKS = select(_books.account_id, _books.name, _books.id).where(_books.id > _AFTER)
-_bindings = tables.bindings.c
-_BINDINGS = (
-    select(
-        _bindings.id,
-        _bindings.service,
-        _bindings.account,
-        _bindings.model,
-        _bindings.effective_at,
-        _bindings.trial,
-    )
-    .where(_bindings.id > _AFTER)
-    .order_by(_bindings.id)
-)
-_prices = tables.price_versions.c
-_PRICES = select(tables.price_versions).where(_prices.id > _AFTER).order_by(_prices.id)
-_tiers = tables.price_tiers.c
-_TIERS = (
-    select(
-        _tiers.price_version_id,
-        _tiers.up_to_input_tokens,
-        _tiers.input,
-        _tiers.cached_input,
-        _tiers.output,
-    )
-    .where(_tiers.price_version_id > _AFTER)
-    .order_by(_tiers.price_version_id, _tiers.position)
-)
-_quotas = tables.quotas.c
-_QUOTAS = select(
-    _quotas.id,
-    _quotas.account_id,
-    _quotas.model,
-    _quotas.tokens,
-    _quotas.used,
-    _quotas.expires_at,
-    _quotas.sequence,
-).where(_quotas.sequence > _AFTER)
-_budgets = tables.budgets.c
-_BUDGETS = select(
-    _budgets.source, _budgets.account_id, _budgets.granted, _budgets.spent, _budgets.expires_at
-).where(_budgets.revision > _AFTER)
-_reservations = tables.reservations.c
-_changes = tables.reservation_changes.c
-_RESERVATIONS = (
-    select(
-        tables.reservations,
-        _changes.buying,
-        _changes.state,
-        _changes.current_term,
-        _changes.reason,
-        _changes.message,
-    )
-    .join_from(tables.reservations, tables.reservation_changes, _changes.sequence == _reservations.sequence)
-    .where(_reservations.sequence > _AFTER)
-    .order_by(_reservations.id)
-)
-_terms = tables.reservation_terms.c
-_TERMS = (
-    select(_terms.reservation_id, _terms.number, _terms.start_at, _terms.end_at)
-    .where(_terms.transaction_sequence > _AFTER)
-    .order_by(_terms.transaction_sequence)
-)

@@ -17,9 +17,9 @@ from farebox.domain.pricing import charge
 from farebox.domain.reservation import MICROS_PER_MINUTE
 from farebox.errors import InvalidAmount
 from farebox.ledger import tables
-from farebox.ledger.catalog import AccountState, KnownBinding, QuotaState
-from farebox.ledger.database import Prepared
+from farebox.ledger.catalog import AccountState, KnownBinding, KnownPrice, QuotaState
 from farebox.ledger.journal import Journal
+from farebox.ledger.prepared import Prepared
 
 USAGE: Final = "Usage"
 """The kind of the transactions made here."""
@@ -72,6 +72,23 @@ class _Group:
 
 
 @dataclass(slots=True)
+class _Route:
+    """Where the calls of a service and a named model go that ended from `begins` to before `ends`.
+
+    Found once for many calls: most of a batch are of few services, in one minute.
+    """
+
+    begins: int
+    ends: int
+    binding: KnownBinding
+    account: AccountState
+    price: KnownPrice
+    quota: QuotaState | None
+    reserved: bool
+    group: _Group | None = None
+
+
+@dataclass(slots=True)
 class _Minute:
     """What a service's reservation covered in one minute so far. `stored`: whether it has its row."""
 
@@ -88,6 +105,7 @@ class Charging:
         self._journal = journal
         self._catalog = journal.catalog
         self._groups: dict[tuple[int, str], _Group] = {}
+        self._routes: dict[tuple[ObjectKey, str | None], _Route] = {}
         self._minutes: dict[tuple[ObjectKey, int], _Minute] = {}
 
     def charge(
@@ -106,36 +124,66 @@ class Charging:
             occurred_at: microseconds since 1970 UTC.
             tokens: input, cached input and output; the caller checked them.
         """
-        bindings = self._catalog.bindings.get(service)
+        route = self._routes.get((service, model))
+        if route is None or not route.begins <= occurred_at < route.ends:
+            found = self._find(service, model, occurred_at)
+            if isinstance(found, tuple):
+                return found
+            route = self._routes[service, model] = found
+        binding, account, quota = route.binding, route.account, route.quota
+        coverage = NOTHING
+        if route.reserved or (quota is not None and quota.used < quota.tokens):
+            coverage = self._coverage(service, binding, quota, occurred_at, tokens)
+        try:
+            nano = 0 if binding.trial else charge(route.price.tiers, *tokens, coverage)
+        except InvalidAmount:
+            return _waits("AmountOutOfRange", account.key)
+        group = route.group or self._groups.get((account.id, binding.model))
+        if account.balance - nano < -MAX_NANO or (group is not None and group.total + nano > MAX_NANO):
+            return _waits("AmountOutOfRange", account.key)
+        if group is None:
+            group = _Group(account, binding.model, self._journal.next_sequence(), key)
+            self._groups[account.id, binding.model] = group
+        route.group = group
+        account.balance -= nano
+        group.total += nano
+        if occurred_at > group.latest:
+            group.latest = occurred_at
+        if self._catalog.budgets:
+            self._spend(key[0], account, nano)
+        if coverage is NOTHING:
+            return (group.sequence, binding.id, route.price.id, nano, None, None, 0, 0, 0)
+        self._use(service, quota, group, occurred_at, coverage)
+        return (group.sequence, binding.id, route.price.id, nano, None, None, *coverage)
+
+    def _find(self, service: ObjectKey, model: str | None, occurred_at: int) -> _Route | Outcome:
+        """Where a call goes (docs/decisions/101), or what it waits for."""
+        catalog = self._catalog
+        bindings = catalog.bindings.get(service)
         if bindings is None:
             return _waits("BindingNotFound", service)
         timeline = bindings.all if model is None else bindings.by_model.get(model)
         if timeline is None:
             return _waits("ModelNotBound", service)
-        binding = timeline.at(occurred_at)
-        account = self._catalog.accounts.get(binding.account)
+        bound_at, bound_until, binding = timeline.span(occurred_at)
+        account = catalog.accounts.get(binding.account)
         if account is None:
             return _waits("AccountNotFound", binding.account)
-        versions = self._catalog.prices.get(binding.model)
+        versions = catalog.prices.get(binding.model)
         if versions is None:
             return _waits("PriceNotFound", binding.model)
-        price = versions.at(occurred_at)
+        priced_at, priced_until, price = versions.span(occurred_at)
         if price.currency != account.currency:
             return _waits("CurrencyMismatch", binding.model)
-        quota = self._catalog.quotas.get((account.id, binding.model))
-        coverage = NOTHING
-        if service in self._catalog.reservations_of or (quota is not None and quota.used < quota.tokens):
-            coverage = self._coverage(service, binding, quota, occurred_at, tokens)
-        try:
-            nano = 0 if binding.trial else charge(price.tiers, *tokens, coverage)
-        except InvalidAmount:
-            return _waits("AmountOutOfRange", account.key)
-        group = self._group(account, binding, key, occurred_at, nano)
-        if group is None:
-            return _waits("AmountOutOfRange", account.key)
-        if coverage is not NOTHING:
-            self._use(service, quota, group, occurred_at, coverage)
-        return (group.sequence, binding.id, price.id, nano, None, None, *coverage)
+        return _Route(
+            begins=max(bound_at, priced_at),
+            ends=min(bound_until, priced_until),
+            binding=binding,
+            account=account,
+            price=price,
+            quota=catalog.quotas.get((account.id, binding.model)),
+            reserved=service in catalog.reservations_of,
+        )
 
     def _coverage(
         self,
@@ -187,31 +235,11 @@ class Charging:
     def _minute(self, service: ObjectKey, number: int) -> _Minute:
         minute = self._minutes.get((service, number))
         if minute is None:
-            row = _READ_MINUTE.run(self._journal.connection, (str(service), number)).one_or_none()
-            minute = _Minute(0, 0, stored=False)
-            if row is not None:
-                minute = _Minute(row.input_tokens, row.output_tokens, stored=True)
+            rows = _READ_MINUTE.rows(self._journal.connection, (str(service), number))
+            of_input, of_output = rows[0] if rows else (0, 0)
+            minute = _Minute(of_input, of_output, stored=bool(rows))
             self._minutes[service, number] = minute
         return minute
-
-    def _group(
-        self, account: AccountState, binding: KnownBinding, key: tuple[str, str], occurred_at: int, nano: int
-    ) -> _Group | None:
-        """Add a charge to the transaction of its account and model; None if 64 bits cannot hold it."""
-        group = self._groups.get((account.id, binding.model))
-        balance = account.balance - nano
-        if balance < -MAX_NANO or (group is not None and group.total + nano > MAX_NANO):
-            return None
-        if group is None:
-            group = _Group(account, binding.model, self._journal.next_sequence(), key)
-            self._groups[account.id, binding.model] = group
-        account.balance = balance
-        if self._catalog.budgets:
-            self._spend(key[0], account, nano)
-        group.total += nano
-        if occurred_at > group.latest:
-            group.latest = occurred_at
-        return group
 
     def _spend(self, source: str, account: AccountState, nano: int) -> None:
         """Take a charge from the budget of the gateway that it came from (B17)."""
@@ -235,6 +263,7 @@ class Charging:
                 tokens=quota_entries(group.model, group.tokens),
             )
         self._groups.clear()
+        self._routes.clear()
         self._write_minutes()
 
     def _write_minutes(self) -> None:

@@ -10,28 +10,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import psycopg
-from sqlalchemy import (
-    URL,
-    BindParameter,
-    ClauseElement,
-    Connection,
-    CursorResult,
-    Engine,
-    Table,
-    bindparam,
-    create_engine,
-    event,
-    make_url,
-)
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
 
 from farebox.errors import ConfigurationError
+from farebox.ledger.prepared import execute
 
 _BUSY_TIMEOUT_MS: Final = 10_000
-COPY_ROWS: Final = 10
-"""From so many rows on a `BulkInsert` is a COPY."""
 _POSTGRESQL_ARGUMENTS: Final = {
     "connect_timeout": "5",
     # A server that is gone without a word is noticed in half a minute, not in two hours.
@@ -120,6 +105,8 @@ def _postgresql_engine(url: URL, isolation: str, pool_size: int, session: Sequen
         max_overflow=0,
         isolation_level=isolation,
         connect_args=_POSTGRESQL_ARGUMENTS | dict(url.query),
+        # Values by their place, as SQLite takes them.
+        paramstyle="format",
     )
 
     @event.listens_for(engine, "connect")
@@ -149,102 +136,9 @@ def _sqlite_engine(parsed: URL, begin: str, pool_size: int, pragmas: Sequence[st
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        execute(connection, begin, ())
 
     return engine
-
-
-class Prepared:
-    """A statement that SQLAlchemy writes once, and the driver then takes with its values as they are.
-
-    For the few statements that every call runs: SQLAlchemy's own work for a row costs more than the row.
-    """
-
-    def __init__(self, statement: ClauseElement, names: Sequence[str]) -> None:
-        """`names` are the statement's parameters, in the order in which values are given."""
-        self._statement = statement
-        self._names = tuple(names)
-        self._written: dict[str, str] = {}
-
-    @classmethod
-    def insert(cls, table: Table, columns: Sequence[str] | None = None) -> "Prepared":
-        """An INSERT; values in the order of `columns`, by default all of the table's."""
-        parameters: dict[str, BindParameter[Any]] = {
-            name: bindparam(f"new_{name}") for name in columns or table.columns.keys()
-        }
-        return cls(table.insert().values(parameters), [parameter.key for parameter in parameters.values()])
-
-    def run(self, connection: Connection, values: tuple[Any, ...]) -> CursorResult[Any]:
-        """Run it once."""
-        return connection.exec_driver_sql(self._text(connection), self._parameters(connection, values))
-
-    def run_many(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Run it for each of `rows`."""
-        parameters = [self._parameters(connection, row) for row in rows]
-        connection.exec_driver_sql(self._text(connection), parameters)
-
-    def _text(self, connection: Connection) -> str:
-        dialect = connection.dialect
-        text = self._written.get(dialect.name)
-        if text is None:
-            compiled = self._statement.compile(dialect=dialect)
-            assert isinstance(compiled, SQLCompiler)
-            if dialect.positional:
-                assert tuple(compiled.positiontup or ()) == self._names, "values are in the driver's order"
-            text = self._written[dialect.name] = str(compiled)
-        return text
-
-    def _parameters(self, connection: Connection, values: tuple[Any, ...]) -> Any:
-        if connection.dialect.positional:
-            return values
-        return dict(zip(self._names, values, strict=True))
-
-
-class BulkInsert(Prepared):
-    """An INSERT of many rows, which PostgreSQL takes as one COPY: no statement and no plan for each."""
-
-    def __init__(self, table: Table, columns: Sequence[str]) -> None:
-        insert = Prepared.insert(table, columns)
-        super().__init__(insert._statement, insert._names)
-        names = ", ".join(f'"{column}"' for column in columns)
-        self._copy = f'COPY "{table.name}" ({names}) FROM STDIN'
-
-    def run_many(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert `rows`."""
-        if connection.dialect.name != "postgresql" or len(rows) < COPY_ROWS:
-            super().run_many(connection, rows)
-            return
-        driver: Any = connection.connection.driver_connection
-        with _translated(connection, self._copy), driver.cursor() as cursor, cursor.copy(self._copy) as copy:
-            for row in rows:
-                copy.write_row(row)
-
-
-@contextmanager
-def one_trip(connection: Connection) -> Iterator[None]:
-    """What is written inside goes to a server in one piece: no wait for the answer to each statement.
-
-    Nothing can be read inside, and no COPY. An error shows at the end, or at a commit inside.
-    """
-    if connection.dialect.name != "postgresql":
-        yield
-        return
-    driver: Any = connection.connection.driver_connection
-    with _translated(connection, "pipeline"), driver.pipeline():
-        yield
-
-
-@contextmanager
-def _translated(connection: Connection, statement: str) -> Iterator[None]:
-    """The driver's errors as SQLAlchemy would raise them, had it sent the statement."""
-    driver: Any = connection.connection.driver_connection
-    try:
-        yield
-    except psycopg.Error as error:
-        lost = bool(driver.closed)
-        if lost:
-            connection.invalidate(error)
-        raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
 
 
 @contextmanager

@@ -25,8 +25,9 @@ from farebox.ledger.catalog import (
     KnownReservation,
     QuotaState,
 )
-from farebox.ledger.database import COPY_ROWS, Prepared, one_trip, to_micros
+from farebox.ledger.database import to_micros
 from farebox.ledger.port import AccountTerms, Binding, PriceVersion
+from farebox.ledger.prepared import COPY_ROWS, Prepared, one_trip
 from farebox.ledger.statements import (
     ANNOUNCE,
     INSERTS,

@@ -5,8 +5,8 @@ from typing import Final
 from sqlalchemy import bindparam, func, literal_column, update
 
 from farebox.ledger import tables
-from farebox.ledger.database import Prepared
 from farebox.ledger.listen import CHANNEL
+from farebox.ledger.prepared import Prepared
 
 INSERTS: Final = {
     table: Prepared.insert(table)

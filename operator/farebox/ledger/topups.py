@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, select
+from sqlalchemy import bindparam, select
 
 from farebox.domain.money import Nano, format_amount
 from farebox.errors import LedgerRefused
@@ -11,6 +11,7 @@ from farebox.ledger.catalog import AccountState
 from farebox.ledger.database import from_micros
 from farebox.ledger.journal import Journal, fits
 from farebox.ledger.port import Posted, TopUpOrder
+from farebox.ledger.prepared import Prepared
 from farebox.ledger.terms import advance
 from farebox.ledger.usage import settle
 
@@ -29,8 +30,7 @@ def post_topup(journal: Journal, order: TopUpOrder) -> Posted:
         raise LedgerRefused(
             "AccountNotFound", f"the ledger has no account {order.account}: create its BillingAccount first"
         )
-    first = journal.connection.execute(_FIRST, {"of": account.id, "called": order.reference}).one_or_none()
-    if first is not None:
+    for first in _FIRST.rows(journal.connection, (account.id, order.reference)):
         return _repeated(order, account, first)
     _check_amount(order, account)
     balance_after = account.balance + order.amount
@@ -63,14 +63,15 @@ def post_topup(journal: Journal, order: TopUpOrder) -> Posted:
     return Posted(from_micros(journal.recorded_at), Nano(balance_after), False, account.public())
 
 
-def _repeated(order: TopUpOrder, account: AccountState, first: Row[*tuple[Any, ...]]) -> Posted:
-    if (first.amount, first.kind) != (order.amount, order.kind):
+def _repeated(order: TopUpOrder, account: AccountState, first: tuple[Any, ...]) -> Posted:
+    amount, kind, source, balance_after, posted_at = first
+    if (amount, kind) != (order.amount, order.kind):
         raise LedgerRefused(
             "ReferenceConflict",
-            f"reference {order.reference!r} of account {order.account} is already used by a {first.kind} of "
-            f"{format_amount(first.amount)} {account.currency} ({first.source}): use another reference",
+            f"reference {order.reference!r} of account {order.account} is already used by a {kind} of "
+            f"{format_amount(amount)} {account.currency} ({source}): use another reference",
         )
-    return Posted(from_micros(first.posted_at), Nano(first.balance_after), True, account.public())
+    return Posted(from_micros(posted_at), Nano(balance_after), True, account.public())
 
 
 def _check_amount(order: TopUpOrder, account: AccountState) -> None:
@@ -89,6 +90,9 @@ def _check_amount(order: TopUpOrder, account: AccountState) -> None:
 
 
 _topups = tables.topups.c
-_FIRST = select(_topups.amount, _topups.kind, _topups.source, _topups.balance_after, _topups.posted_at).where(
-    _topups.account_id == bindparam("of"), _topups.reference == bindparam("called")
+_FIRST = Prepared(
+    select(_topups.amount, _topups.kind, _topups.source, _topups.balance_after, _topups.posted_at).where(
+        _topups.account_id == bindparam("of"), _topups.reference == bindparam("called")
+    ),
+    ("of", "called"),
 )

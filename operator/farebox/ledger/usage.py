@@ -4,23 +4,24 @@ An event that cannot be charged yet is stored as pending with what it waits for,
 the very transaction that records it. How an event finds its price is in `charging.py`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 import structlog
-from sqlalchemy import ARRAY, BindParameter, Row, Text, any_, bindparam, select, update
+from sqlalchemy import ARRAY, BindParameter, Row, Text, any_, bindparam, func, select, update
 
 from farebox.domain.keys import ObjectKey
 from farebox.domain.pricing import usage_fault
 from farebox.ledger import tables
 from farebox.ledger.budgets import budgets_of
 from farebox.ledger.charging import OUTCOME_COLUMNS, Charging, is_charged
-from farebox.ledger.database import BulkInsert, Prepared, from_micros, to_micros
+from farebox.ledger.database import from_micros, to_micros
 from farebox.ledger.journal import Journal
 from farebox.ledger.port import Budget
+from farebox.ledger.prepared import BulkInsert, Prepared
 
 MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
 """An event from further in the future is refused: it would be charged at prices that may yet change."""
@@ -81,47 +82,69 @@ class IngestResult:
 
 @dataclass(slots=True)
 class _Tally:
-    accepted: int = 0
+    fresh: list[UsageEvent] = field(default_factory=list)
     duplicate: int = 0
     pending: int = 0
     rejected: list[Rejection] = field(default_factory=list)
 
-    def result(self) -> IngestResult:
-        return IngestResult(self.accepted, self.duplicate, self.pending, tuple(self.rejected))
 
-
-_EventKey = tuple[str, str]
+_BySource = dict[str, dict[str, UsageEvent]]
+"""Events by their source and id."""
 
 
 def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[IngestResult]:
     """Store the events of several senders in one go, and charge those that can be; one result for each."""
-    tallies = [_Tally() for _ in batches]
-    fresh: dict[_EventKey, tuple[UsageEvent, _Tally]] = {}
-    latest = journal.now + MAX_CLOCK_SKEW
-    for tally, batch in zip(tallies, batches, strict=True):
-        for index, event in enumerate(batch):
-            if (rejection := _rejection(index, event, latest)) is not None:
-                tally.rejected.append(rejection)
-                continue
-            taken = (event, tally)
-            first = fresh.setdefault((event.source, event.id), taken)
-            if first is not taken:
-                tally.duplicate += 1
-                _warn_if_other(event, _payload(first[0]))
-    for known in _already_stored(journal, fresh):
-        event, tally = fresh.pop((known.source, known.event_id))
-        tally.duplicate += 1
-        _warn_if_other(event, tuple(known)[2:])
-    if fresh:
-        _store(journal, fresh.values())
+    first: _BySource = {}
+    tallies = [_taken(journal, batch, first) for batch in batches]
+    if stored := _already_stored(journal, first):
+        for tally in tallies:
+            _drop(tally, stored)
+    if any(tally.fresh for tally in tallies):
+        _store(journal, tallies)
     return [
-        replace(
-            tally.result(),
-            budgets=budgets_of(journal, {event.source for event in batch}) if journal.catalog.budgets else (),
-            sequence=journal.catalog.head,
+        IngestResult(
+            len(tally.fresh),
+            tally.duplicate,
+            tally.pending,
+            tuple(tally.rejected),
+            budgets_of(journal, {event.source for event in batch}) if journal.catalog.budgets else (),
+            journal.catalog.head,
         )
         for tally, batch in zip(tallies, batches, strict=True)
     ]
+
+
+def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _Tally:
+    """A batch without what is bad or was seen in this transaction already; `first` gets the rest as well."""
+    tally = _Tally()
+    latest = journal.now + MAX_CLOCK_SKEW
+    for index, event in enumerate(batch):
+        if (rejection := _rejection(index, event, latest)) is not None:
+            tally.rejected.append(rejection)
+            continue
+        of_source = first.get(event.source)
+        if of_source is None:
+            of_source = first[event.source] = {}
+        if event.id in of_source:
+            tally.duplicate += 1
+            _warn_if_other(event, _payload(of_source[event.id]))
+        else:
+            of_source[event.id] = event
+            tally.fresh.append(event)
+    return tally
+
+
+def _drop(tally: _Tally, stored: Mapping[tuple[str, str], tuple[Any, ...]]) -> None:
+    """Leave out what an earlier transaction stored; `stored` has its payloads."""
+    fresh = []
+    for event in tally.fresh:
+        payload = stored.get((event.source, event.id))
+        if payload is None:
+            fresh.append(event)
+        else:
+            tally.duplicate += 1
+            _warn_if_other(event, payload)
+    tally.fresh = fresh
 
 
 def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | None:
@@ -137,53 +160,65 @@ def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | N
     return None
 
 
-def _store(journal: Journal, fresh: Iterable[tuple[UsageEvent, _Tally]]) -> None:
+def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
     charging = Charging(journal)
     received_at = journal.recorded_at
     rows: list[tuple[Any, ...]] = []
-    for event, tally in fresh:
-        service = event.service
-        occurred_at = to_micros(event.time)
-        tokens = (event.input_tokens, event.cached_input_tokens, event.output_tokens)
-        outcome = charging.charge((event.source, event.id), service, event.model, occurred_at, tokens)
-        tally.accepted += 1
-        if not is_charged(outcome):
-            tally.pending += 1
-        rows.append(
-            (
-                event.source,
-                event.id,
-                f"{service[0]}/{service[1]}",
-                event.model,
-                event.api_key,
-                event.request_id,
-                event.status,
-                occurred_at,
-                received_at,
-                *tokens,
-                *outcome,
+    for tally in tallies:
+        for event in tally.fresh:
+            service = event.service
+            occurred_at = to_micros(event.time)
+            tokens = (event.input_tokens, event.cached_input_tokens, event.output_tokens)
+            outcome = charging.charge((event.source, event.id), service, event.model, occurred_at, tokens)
+            if not is_charged(outcome):
+                tally.pending += 1
+            rows.append(
+                (
+                    event.source,
+                    event.id,
+                    f"{service[0]}/{service[1]}",
+                    event.model,
+                    event.api_key,
+                    event.request_id,
+                    event.status,
+                    occurred_at,
+                    received_at,
+                    *tokens,
+                    *outcome,
+                )
             )
-        )
     charging.post()
     journal.write_last(_INSERT, rows)
 
 
-def _already_stored(journal: Journal, keys: Mapping[_EventKey, Any]) -> list[Row[*tuple[Any, ...]]]:
-    by_source: dict[str, list[str]] = {}
-    for source, event_id in keys:
-        by_source.setdefault(source, []).append(event_id)
-    found: list[Row[*tuple[Any, ...]]] = []
-    if journal.connection.dialect.name == "postgresql":
-        for source, ids in by_source.items():
-            found += _LOOKUP_ALL.run(journal.connection, (source, ids)).all()
-        return found
-    for source, ids in by_source.items():
-        for start in range(0, len(ids), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
-            # Statements for a few sizes, written once: the rest of the places repeats the first id.
-            size = next(size for size in _LOOKUPS if size >= len(chunk))
-            padding = [chunk[0]] * (size - len(chunk))
-            found += _LOOKUPS[size].run(journal.connection, (source, *chunk, *padding)).all()
+def _already_stored(journal: Journal, events: _BySource) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """The payloads of those events that are in the table, by source and id."""
+    look_up = _found_by_array if journal.connection.dialect.name == "postgresql" else _found_by_places
+    return {
+        (source, event_id): tuple(payload)
+        for source, of_source in events.items()
+        for event_id, *payload in look_up(journal, source, of_source)
+    }
+
+
+def _found_by_array(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
+    return _LOOKUP_ALL.rows(journal.connection, (source, list(ids)))
+
+
+def _found_by_places(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
+    """On SQLite. Ids rise as a rule (docs/decisions/110), and above the newest there is nothing to be found.
+
+    SQLite orders text as Python does; what a server does depends on its locale.
+    """
+    if len(ids) > 1:
+        ((newest,),) = _NEWEST.rows(journal.connection, (source,))
+        ids = [event_id for event_id in ids if event_id <= newest] if newest is not None else []
+    found: list[tuple[Any, ...]] = []
+    for chunk in _chunks(ids, _CHUNK):
+        # Statements for a few sizes, written once: the rest of the places repeats the first id.
+        size = next(size for size in _LOOKUPS if size >= len(chunk))
+        padding = [chunk[0]] * (size - len(chunk))
+        found += _LOOKUPS[size].rows(journal.connection, (source, *chunk, *padding))
     return found
 
 
@@ -220,7 +255,8 @@ def settle(journal: Journal, services: Iterable[ObjectKey], waited_for: Iterable
     In the order in which they arrived, whatever each waits for: it decides who gets the quota (B6).
     Returns how many were charged. Those that still cannot be keep waiting, for what they now wait for.
     """
-    if journal.connection.execute(_ANY_PENDING).first() is None:
+    ((any_pending,),) = _ANY_PENDING.rows(journal.connection, ())
+    if not any_pending:
         return 0
     found: set[int] = set()
     for condition, keys in ((_OF_SERVICES, map(str, services)), (_WAITING_FOR, iter(waited_for))):
@@ -315,7 +351,8 @@ _INSERT = BulkInsert(
 )
 
 
-_STORED = select(_events.source, _events.event_id, *_PAYLOAD).where(_events.source == bindparam("of"))
+_NEWEST = Prepared(select(func.max(_events.event_id)).where(_events.source == bindparam("of")), ["of"])
+_STORED = select(_events.event_id, *_PAYLOAD).where(_events.source == bindparam("of"))
 
 
 def _lookup(size: int) -> Prepared:
@@ -327,7 +364,7 @@ _LOOKUP_ALL = Prepared(
     _STORED.where(_events.event_id == any_(bindparam("ids", type_=ARRAY(Text)))), ["of", "ids"]
 )
 _LOOKUPS = {size: _lookup(size) for size in (1, 20, 100, _CHUNK)}
-_ANY_PENDING = select(_events.id).where(_IS_PENDING).limit(1)
+_ANY_PENDING = Prepared(select(select(_events.id).where(_IS_PENDING).exists()), ())
 _PENDING_IDS = select(_events.id).where(_IS_PENDING)
 _OF_SERVICES = _PENDING_IDS.where(_events.service.in_(_KEYS))
 _WAITING_FOR = _PENDING_IDS.where(_events.waiting_for.in_(_KEYS))

@@ -16,13 +16,13 @@ from datetime import datetime
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Engine, RootTransaction
+from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from farebox.errors import LedgerUnavailable
 from farebox.ledger.catalog import Catalog
-from farebox.ledger.database import one_trip
 from farebox.ledger.journal import Journal
+from farebox.ledger.prepared import one_trip
 
 MAX_SHARED: Final = 256
 """So many pieces of work share a commit at most."""
@@ -58,6 +58,7 @@ class Writer:
         self._after_commit = after_commit
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._catalog = Catalog()
+        self._connection: Connection | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
 
@@ -97,6 +98,7 @@ class Writer:
             stopping = job is None
             if jobs:
                 self._commit(jobs)
+        self.disconnect()
 
     def _commit(self, jobs: Sequence[_Job]) -> None:
         started = time.monotonic()
@@ -127,20 +129,31 @@ class Writer:
         A connection that was lost while nothing was to do shows it only now, and nothing can have happened on
         it yet: then another one is taken.
         """
-        connection = self._engine.connect()
         try:
-            transaction = connection.begin()
-            journal = Journal(connection, self._catalog, self._clock())
-        except DBAPIError as error:
+            try:
+                begun = self._begin()
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                self.disconnect()
+                self._catalog = Catalog()
+                begun = self._begin()
+            yield begun
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def _begin(self) -> tuple[Journal, RootTransaction]:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        transaction = self._connection.begin()
+        return Journal(self._connection, self._catalog, self._clock()), transaction
+
+    def disconnect(self) -> None:
+        """Let go of the connection, which outlives its transactions; what is open on it is undone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
             connection.close()
-            if not error.connection_invalidated:
-                raise
-            self._catalog = Catalog()
-            connection = self._engine.connect()
-            transaction = connection.begin()
-            journal = Journal(connection, self._catalog, self._clock())
-        with connection:
-            yield journal, transaction
 
     def _answer(self, jobs: Sequence[_Job], outcomes: Sequence[Any]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
