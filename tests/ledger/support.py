@@ -8,8 +8,20 @@ from typing import Any
 
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano, parse_amount
+from farebox.domain.reservation import Buying, Offer
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import AccountTerms, Binding, PriceTier, PriceVersion, Record, TopUpOrder
+from farebox.ledger.port import (
+    AccountTerms,
+    Binding,
+    FreeQuota,
+    PriceTier,
+    PriceVersion,
+    QuotaBalance,
+    Record,
+    Reservation,
+    ReservationBalance,
+    TopUpOrder,
+)
 from farebox.ledger.usage import UsageEvent
 from tests.ledger.databases import Database
 
@@ -23,6 +35,11 @@ TIERS = (
 )
 CALL_CHARGE = 100 * 500 + 20 * 1_500
 """Of `usage()` without arguments: 100 tokens in and 20 out, in the first tier."""
+
+OFFER = Offer(10_000, Nano(12_000_000_000), 1_000, Nano(9_000_000_000), (1, 30))
+TERM_PRICE = 30 * (2 * 12 + 1 * 9) * 1_000_000_000
+QUOTA = FreeQuota(1_000, 90)
+"""What the model may offer: reservations, at the price of `reserved()`'s term, and a free quota."""
 
 
 @dataclass
@@ -59,6 +76,26 @@ def price(
 ) -> PriceVersion:
     """The model's prices."""
     return PriceVersion(model, currency, tuple(tiers), at)
+
+
+def model(**offers: object) -> PriceVersion:
+    """The model's prices, with what it offers."""
+    return PriceVersion(MODEL, "USD", TIERS, START, **offers)  # type: ignore[arg-type]
+
+
+def reserved(buying: Buying = Buying.ONCE, **changes: object) -> Reservation:
+    """The service's reservation of 20,000 tokens in and 1,000 out, for 30 days."""
+    values: dict[str, object] = {
+        "service": CHAT,
+        "uid": "uid-1",
+        "account": ACME,
+        "model": MODEL,
+        "input_tpm": 20_000,
+        "output_tpm": 1_000,
+        "days": 30,
+        "buying": buying,
+    }
+    return Reservation(**(values | changes))  # type: ignore[arg-type]
 
 
 def flat(nano: int) -> tuple[PriceTier, ...]:
@@ -110,3 +147,15 @@ async def balance(ledger: Ledger, account: ObjectKey = ACME) -> int:
     found = await ledger.account(account)
     assert found is not None
     return found.balance
+
+
+async def quota(ledger: Ledger) -> QuotaBalance:
+    """The one free quota there is."""
+    (found,) = (await ledger.changes(0, 0)).quotas
+    return found
+
+
+async def reservation(ledger: Ledger) -> ReservationBalance:
+    """The one reservation there is."""
+    (found,) = (await ledger.changes(0, 0)).reservations
+    return found

@@ -1,8 +1,9 @@
 """Crediting and charging survive a failure at any call to the database, before or after its commit."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -18,8 +19,21 @@ from farebox.ledger.engine import Ledger
 from farebox.ledger.migrate import upgrade
 from tests.ledger.databases import Database, Databases
 from tests.ledger.faults import after_commits, before_calls, injected
-from tests.ledger.support import CALL_CHARGE, FACTS, Clock, balance, price, terms, topup, usage
-from tests.ledger.test_terms import OFFER, QUOTA, TERM_PRICE, model, reserved
+from tests.ledger.support import (
+    CALL_CHARGE,
+    FACTS,
+    OFFER,
+    QUOTA,
+    TERM_PRICE,
+    Clock,
+    balance,
+    model,
+    price,
+    reserved,
+    terms,
+    topup,
+    usage,
+)
 
 
 @dataclass
@@ -112,18 +126,27 @@ async def buy_with_fault(database: Database, fault: Fault, restarts: bool) -> No
     database.check()
 
 
+Life = Callable[[Database, Fault], Coroutine[Any, Any, None]]
+
+
+def fail_each_call(databases: Databases, life: Life, kind: type[Fault], numbers: Iterable[int]) -> int:
+    """A life for each of the numbers of a call that fails, until there are not so many; the last number."""
+    for number in numbers:
+        fault = kind(number)
+        with databases.ledger() as database:
+            asyncio.run(life(database, fault))
+        if not fault.fired:
+            return number
+    raise AssertionError("the numbers do not end")
+
+
 @pytest.mark.parametrize("restarts", [False, True], ids=["same-process", "restarted"])
 @pytest.mark.parametrize(("kind", "at_least"), [(Fault, 40), (FaultAfterCommit, len(TERM_STEPS) - 1)])
 def test_a_failure_at_any_database_call_buys_and_grants_once(
     databases: Databases, kind: type[Fault], at_least: int, restarts: bool
 ) -> None:
     numbers = count(1) if databases.name == "sqlite" else count(1 + 2 * restarts, 4)
-    for number in numbers:
-        fault = kind(number)
-        with databases.ledger() as database:
-            asyncio.run(buy_with_fault(database, fault, restarts))
-        if not fault.fired:
-            break
+    number = fail_each_call(databases, partial(buy_with_fault, restarts=restarts), kind, numbers)
     assert number >= at_least, "every call of every step had its turn to fail"
 
 
@@ -134,12 +157,7 @@ def test_a_failure_at_any_database_call_loses_and_doubles_nothing(
 ) -> None:
     # A server takes longer for each: there the two variants share the calls between them.
     numbers = count(1) if databases.name == "sqlite" else count(1 + restarts, 2)
-    for number in numbers:
-        fault = kind(number)
-        with databases.ledger() as database:
-            asyncio.run(run_with_fault(database, fault, restarts))
-        if not fault.fired:
-            break
+    number = fail_each_call(databases, partial(run_with_fault, restarts=restarts), kind, numbers)
     assert number > at_least, "every call of every step had its turn to fail"
 
 

@@ -26,16 +26,21 @@ from tests.ledger.support import (
     CALL_CHARGE,
     CHAT,
     FACTS,
+    OFFER,
+    QUOTA,
     START,
+    TERM_PRICE,
     Clock,
     balance,
     binding,
+    model,
     opened,
+    reservation,
+    reserved,
     terms,
     topup,
     usage,
 )
-from tests.ledger.test_terms import OFFER, QUOTA, TERM_PRICE, model, reservation, reserved
 from tests.support.postgres import Postgres
 
 UNIT = 1_000_000_000

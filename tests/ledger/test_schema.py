@@ -17,8 +17,20 @@ from farebox.ledger.migrate import is_current, upgrade
 from farebox.ledger.tables import metadata
 from farebox.ledger.verify import verify
 from tests.ledger.databases import Database, Databases
-from tests.ledger.support import FACTS, balance, binding, opened, terms, topup, usage
-from tests.ledger.test_terms import OFFER, QUOTA, TERM_PRICE, model, reserved
+from tests.ledger.support import (
+    FACTS,
+    OFFER,
+    QUOTA,
+    TERM_PRICE,
+    balance,
+    binding,
+    model,
+    opened,
+    reserved,
+    terms,
+    topup,
+    usage,
+)
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_code(database: Database) -> None:

@@ -7,17 +7,14 @@ import pytest
 from farebox.api import ReservationState
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying, Offer
+from farebox.domain.reservation import Buying
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import (
     AccountTerms,
     Binding,
     FreeQuota,
     PriceVersion,
-    QuotaBalance,
     Record,
-    Reservation,
-    ReservationBalance,
 )
 from tests.ledger.databases import Database
 from tests.ledger.support import (
@@ -25,52 +22,23 @@ from tests.ledger.support import (
     CALL_CHARGE,
     CHAT,
     MODEL,
+    OFFER,
+    QUOTA,
     START,
+    TERM_PRICE,
     TIERS,
     Clock,
     balance,
     binding,
+    model,
     opened,
+    quota,
+    reservation,
+    reserved,
     terms,
     topup,
     usage,
 )
-
-OFFER = Offer(10_000, Nano(12_000_000_000), 1_000, Nano(9_000_000_000), (1, 30))
-TERM_PRICE = 30 * (2 * 12 + 1 * 9) * 1_000_000_000
-QUOTA = FreeQuota(1_000, 90)
-
-
-def model(**offers: object) -> PriceVersion:
-    """The model's prices, with what it offers."""
-    return PriceVersion(MODEL, "USD", TIERS, START, **offers)  # type: ignore[arg-type]
-
-
-def reserved(buying: Buying = Buying.ONCE, **changes: object) -> Reservation:
-    """The service's reservation of 20,000 tokens in and 1,000 out, for 30 days."""
-    values: dict[str, object] = {
-        "service": CHAT,
-        "uid": "uid-1",
-        "account": ACME,
-        "model": MODEL,
-        "input_tpm": 20_000,
-        "output_tpm": 1_000,
-        "days": 30,
-        "buying": buying,
-    }
-    return Reservation(**(values | changes))  # type: ignore[arg-type]
-
-
-async def quota(ledger: Ledger) -> QuotaBalance:
-    """The one free quota there is."""
-    (found,) = (await ledger.changes(0, 0)).quotas
-    return found
-
-
-async def reservation(ledger: Ledger) -> ReservationBalance:
-    """The one reservation there is."""
-    (found,) = (await ledger.changes(0, 0)).reservations
-    return found
 
 
 async def test_b6_the_quota_comes_before_money_and_the_excess_is_billed(ledger: Ledger) -> None:

@@ -8,8 +8,19 @@ from farebox.domain.money import Nano
 from farebox.ledger.port import AccountTerms
 from farebox.ledger.verify import verify
 from tests.ledger.databases import Database
-from tests.ledger.support import ACME, START, Clock, binding, opened, usage
-from tests.ledger.test_terms import OFFER, QUOTA, TERM_PRICE, model, reserved
+from tests.ledger.support import (
+    ACME,
+    OFFER,
+    QUOTA,
+    START,
+    TERM_PRICE,
+    Clock,
+    binding,
+    model,
+    opened,
+    reserved,
+    usage,
+)
 
 
 @pytest.fixture
