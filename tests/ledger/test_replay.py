@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from itertools import islice
 
 import pytest
@@ -39,6 +40,7 @@ def records() -> list[Record]:
     ]
 
 
+@lru_cache(100_000)
 def event(number: int) -> UsageEvent:
     """The event of a number, always the same."""
     drawn = random.Random(number)

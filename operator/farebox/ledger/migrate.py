@@ -4,6 +4,7 @@ An upgrade is one database transaction: it happens as a whole or not at all, and
 at the same time take turns.
 """
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -33,6 +34,8 @@ def upgrade(url: str) -> None:
         if connection.dialect.name == "postgresql":
             # SQLite's transaction has its lock already.
             connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+        if is_current(connection):
+            return
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
@@ -44,5 +47,10 @@ def upgrade(url: str) -> None:
 
 def is_current(connection: Connection) -> bool:
     """Whether the schema is the one that this code was written for."""
-    script = ScriptDirectory(str(_SCRIPTS))
-    return set(MigrationContext.configure(connection).get_current_heads()) == set(script.get_heads())
+    return set(MigrationContext.configure(connection).get_current_heads()) == _heads()
+
+
+@cache
+def _heads() -> set[str]:
+    """The version of this code's schema. The scripts do not change while it runs."""
+    return set(ScriptDirectory(str(_SCRIPTS)).get_heads())

@@ -8,9 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, literal, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    func,
+    select,
+    tuple_,
+)
 
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
@@ -117,15 +130,20 @@ def read_usage(
             "CursorExpired", "the ledger was restored from a backup: begin again, without cursor"
         )
     as_of = head if as_of is None else as_of
+    shape, values = _shape(query), _values(query) | {"as_of": as_of}
+    values |= {f"after_{place}": value for place, value in enumerate(after or ())}
+    sums = _sums(shape, goes_on=after is not None)
     found: list[Row[*tuple[Any, ...]]] = []
     for start, end in _windows(query, limit, after):
-        statement = _sums(query, start, end, as_of, after)
-        found += connection.execute(statement.limit(limit + 1 - len(found)))
+        window = {"start": start, "end": end, "at_most": limit + 1 - len(found)}
+        if query.bucket is Bucket.MONTH:
+            window["month"] = to_micros(_month_of(start))
+        found += connection.execute(sums, values | window)
         if len(found) > limit:
             break
     rows, more = found[:limit], len(found) > limit
-    place = tuple(getattr(rows[-1], name) for name in _key_names(query)) if more else None
-    pending = connection.execute(_pending(query)).scalar_one()
+    place = tuple(getattr(rows[-1], name) for name in _key_names(shape)) if more else None
+    pending = connection.execute(_pending(shape), _values(query)).scalar_one()
     return UsagePage([_row(query, row) for row in rows], as_of, pending, place)
 
 
@@ -158,34 +176,66 @@ def _month_of(moment: int) -> datetime:
     return from_micros(moment).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-def _key_names(query: UsageQuery) -> list[str]:
-    buckets = [] if query.bucket is Bucket.NONE else ["bucket"]
-    return [*buckets, *(_GROUPS[group] for group in Group if group in query.group_by), "currency"]
+class _Shape(NamedTuple):
+    """What of a query decides how its statements are written; the rest are values."""
+
+    of_account: bool
+    group_by: frozenset[Group]
+    bucket: Bucket
+    of_service: bool
+    of_model: bool
+    of_api_key: bool
 
 
-def _sums(
-    query: UsageQuery, start: int, end: int, as_of: int, after: Place | None
-) -> Select[*tuple[Any, ...]]:
-    """The rows of a window after a place. The calls are a subquery, because PostgreSQL takes an expression
-    with parameters that is written twice for two."""
+def _shape(query: UsageQuery) -> _Shape:
+    return _Shape(
+        isinstance(query.owner, ObjectKey),
+        query.group_by,
+        query.bucket,
+        query.service is not None,
+        query.model is not None,
+        query.api_key is not None,
+    )
+
+
+def _values(query: UsageQuery) -> dict[str, Any]:
+    """What the statements of a query take, apart from the window and the page."""
+    owner = str(query.owner) if isinstance(query.owner, ObjectKey) else f"{query.owner}/"
+    values = {
+        "owner": owner,
+        "owner_length": len(owner),
+        "start": to_micros(query.start),
+        "end": to_micros(query.end),
+    }
+    given = {"of_service": query.service, "of_model": query.model, "of_api_key": query.api_key}
+    return values | {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _key_names(shape: _Shape) -> list[str]:
+    buckets = [] if shape.bucket is Bucket.NONE else ["bucket"]
+    return [*buckets, *(_GROUPS[group] for group in Group if group in shape.group_by), "currency"]
+
+
+@cache
+def _sums(shape: _Shape, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
+    """The rows of a window, after a place if it goes on.
+
+    The calls are a subquery, because PostgreSQL takes an expression with parameters that is written twice for
+    two.
+    """
     columns: dict[str, ColumnElement[Any]] = {
-        "bucket": _bucket(query.bucket, start),
+        "bucket": _bucket(shape.bucket),
         "service": _events.service,
         "model": _bindings.model,
         "api_key": func.coalesce(_events.api_key, ""),
         "currency": _accounts.currency,
     }
-    names = _key_names(query)
+    names = _key_names(shape)
     calls = (
         select(*(columns[name].label(name) for name in names), *_FIGURES, _events.charge)
         .join_from(tables.usage_events, tables.bindings, _bindings.id == _events.binding_id)
         .join(tables.accounts, _accounts.key == _bindings.account)
-        .where(
-            _events.occurred_at >= start,
-            _events.occurred_at < end,
-            _events.transaction_sequence <= as_of,
-            *_filters(query),
-        )
+        .where(*_IN_WINDOW, _events.transaction_sequence <= bindparam("as_of"), *_filters(shape))
         .subquery()
     )
     keys = [calls.c[name] for name in names]
@@ -198,66 +248,63 @@ def _sums(
         )
         .group_by(*keys)
         .order_by(*keys)
+        .limit(bindparam("at_most"))
     )
-    if after is not None:
-        values = [literal(value, key.type) for value, key in zip(after, keys, strict=True)]
+    if goes_on:
+        values = [bindparam(f"after_{place}", type_=key.type) for place, key in enumerate(keys)]
         statement = statement.where(tuple_(*keys) > tuple_(*values))
     return statement
 
 
-def _bucket(bucket: Bucket, start: int) -> ColumnElement[Any]:
+def _bucket(bucket: Bucket) -> ColumnElement[Any]:
     """Where a call's bucket begins; a window of months is one month, whose beginning is known."""
     if bucket in _WIDTHS:
         return _events.occurred_at - _events.occurred_at % _WIDTHS[bucket]
-    return literal(to_micros(_month_of(start)), tables.Int64)
+    return bindparam("month", type_=tables.Int64)
 
 
-def _filters(query: UsageQuery) -> list[ColumnElement[bool]]:
+def _filters(shape: _Shape) -> list[ColumnElement[bool]]:
     """Only services that the owner has are looked at, each by the index of its calls in time."""
     known = tables.bindings.alias("known").c
-    services = select(known.service).where(_owned(query.owner, known.account, known.service))
-    conditions = [_owned(query.owner, _bindings.account, _bindings.service)]
-    if query.service is not None:
-        conditions.append(_events.service == str(query.service))
+    services = select(known.service).where(_owned(shape, known.account, known.service))
+    conditions = [_owned(shape, _bindings.account, _bindings.service)]
+    if shape.of_service:
+        conditions.append(_events.service == bindparam("of_service"))
     else:
         conditions.append(_events.service.in_(services))
-    if query.model is not None:
-        conditions.append(_bindings.model == query.model)
-    if query.api_key is not None:
-        conditions.append(_events.api_key == query.api_key)
+    if shape.of_model:
+        conditions.append(_bindings.model == bindparam("of_model"))
+    if shape.of_api_key:
+        conditions.append(_events.api_key == bindparam("of_api_key"))
     return conditions
 
 
-def _owned(
-    owner: ObjectKey | str, account: ColumnElement[str], service: ColumnElement[str]
-) -> ColumnElement[bool]:
+def _owned(shape: _Shape, account: ColumnElement[str], service: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a binding is one of the account, or of a service in the namespace."""
-    return account == str(owner) if isinstance(owner, ObjectKey) else _in_namespace(owner, service)
+    return account == bindparam("owner") if shape.of_account else _in_namespace(service)
 
 
-def _in_namespace(namespace: str, service: ColumnElement[str]) -> ColumnElement[bool]:
+def _in_namespace(service: ColumnElement[str]) -> ColumnElement[bool]:
     """Not LIKE, which takes no account of case on SQLite."""
-    return func.substr(service, 1, len(namespace) + 1) == f"{namespace}/"
+    return func.substr(service, 1, bindparam("owner_length", type_=Integer)) == bindparam("owner")
 
 
-def _pending(query: UsageQuery) -> Select[*tuple[int]]:
+@cache
+def _pending(shape: _Shape) -> Select[*tuple[int]]:
     """Calls of the owner's services that are not charged yet; a model is what they named, if they did."""
-    conditions = [
-        _events.transaction_sequence.is_(None),
-        _events.occurred_at >= to_micros(query.start),
-        _events.occurred_at < to_micros(query.end),
-    ]
-    if isinstance(query.owner, ObjectKey):
-        owned = select(_bindings.service).where(_bindings.account == str(query.owner))
+    conditions = [_events.transaction_sequence.is_(None), *_IN_WINDOW]
+    if shape.of_account:
+        owned = select(_bindings.service).where(_bindings.account == bindparam("owner"))
         conditions.append(_events.service.in_(owned))
     else:
-        conditions.append(_in_namespace(query.owner, _events.service))
-    if query.service is not None:
-        conditions.append(_events.service == str(query.service))
-    if query.model is not None:
-        conditions.append(func.coalesce(_events.model, query.model) == query.model)
-    if query.api_key is not None:
-        conditions.append(_events.api_key == query.api_key)
+        conditions.append(_in_namespace(_events.service))
+    if shape.of_service:
+        conditions.append(_events.service == bindparam("of_service"))
+    if shape.of_model:
+        model = bindparam("of_model", type_=Text)
+        conditions.append(func.coalesce(_events.model, model) == model)
+    if shape.of_api_key:
+        conditions.append(_events.api_key == bindparam("of_api_key"))
     return select(func.count()).select_from(tables.usage_events).where(and_(*conditions))
 
 
@@ -284,6 +331,7 @@ def _row(query: UsageQuery, row: Row[*tuple[Any, ...]]) -> UsageRow:
 _events = tables.usage_events.c
 _bindings = tables.bindings.c
 _accounts = tables.accounts.c
+_IN_WINDOW: Final = (_events.occurred_at >= bindparam("start"), _events.occurred_at < bindparam("end"))
 _GROUPS: Final = {Group.SERVICE: "service", Group.MODEL: "model", Group.API_KEY: "api_key"}
 _FIGURES: Final = (
     _events.input_tokens,
