@@ -17,6 +17,8 @@ _FIELDS: Final = {
 }
 """Where each event has its usage, by the names that `usage` reads."""
 
+_RECORD: Final = "metadata.typed_filter_metadata['envoy.ai.token_usage']"
+"""What the filter says of an answer that came to its end (envoy.data.ai.v3.TokenUsage)."""
 _JSON_TYPE: Final = {"regex": "application/json.*"}
 _ASKED: Final[Json] = {
     "single_predicate": {
@@ -125,8 +127,21 @@ def access_log(log_file: Path) -> Json:
                     "sent": "%BYTES_SENT%",
                     "status": "%RESPONSE_CODE%",
                     "upstream": "%UPSTREAM_WIRE_BYTES_SENT%",
-                    "usage": "%TYPED_CEL(metadata.typed_filter_metadata['envoy.ai.token_usage'])%",
+                    "usage": _usage(),
                 }
             },
         },
+    }
+
+
+def _usage() -> Json:
+    """Each value by itself: to write the whole record as JSON costs Envoy twice as much.
+
+    An expression says 0 for what is not there. Of the input alone it matters which of them is meant (`used`).
+    """
+    return {
+        "extraction_status": f"%CEL({_RECORD}.extraction_status)%",
+        "input_token_details": {"cached_tokens": f"%CEL({_RECORD}.input_token_details.cached_tokens)%"},
+        "input_tokens": f"%CEL(has({_RECORD}.input_tokens) ? {_RECORD}.input_tokens : 'unknown')%",
+        "output_tokens": f"%CEL({_RECORD}.output_tokens)%",
     }

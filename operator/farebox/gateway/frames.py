@@ -41,7 +41,8 @@ MAX_WINDOW: Final = 2**31 - 1
 MAX_BLOCK: Final = 64 * 1024
 """Bytes of one header block."""
 _CACHED_BLOCKS: Final = 256
-_HEAD: Final = struct.Struct(">HBBBL")
+HEAD: Final = struct.Struct(">HBBBL")
+"""What each frame begins with: its length in two parts, kind, flags, stream."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -58,7 +59,7 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One frame. The payload must fit into DEFAULT_FRAME."""
     size = len(payload)
     assert size <= DEFAULT_FRAME
-    return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+    return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
 
 
 def settings(values: dict[int, int]) -> bytes:

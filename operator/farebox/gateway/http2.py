@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._in = bytearray()
+        self._in = b""
         self._out: list[bytes] = []
         self._flush_is_due = False
         self._preface_seen = False
@@ -103,9 +103,8 @@ class Connection(asyncio.Protocol):
         """All whole frames in what has come."""
         if self._closing:
             return
-        self._in += data
         try:
-            self._read_frames()
+            self._read_frames(self._in + data if self._in else data)
         except ProtocolError as error:
             _log.warning("http2 client broke the protocol", code=error.code, error=str(error))
             self._end(error.code, str(error))
@@ -160,30 +159,27 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
-    def _read_frames(self) -> None:
-        buffer = self._in
-        position = 0
+    def _read_frames(self, data: bytes) -> None:
+        position, end = 0, len(data)
         if not self._preface_seen:
-            if not PREFACE.startswith(buffer[: len(PREFACE)]):
+            if not PREFACE.startswith(data[: len(PREFACE)]):
                 raise ProtocolError(frames.PROTOCOL_ERROR, "this is not HTTP/2")
-            if len(buffer) < len(PREFACE):
+            if end < len(PREFACE):
+                self._in = data
                 return
             self._preface_seen = True
             position = len(PREFACE)
-        end = len(buffer)
         while end - position >= 9:
-            size = buffer[position] << 16 | buffer[position + 1] << 8 | buffer[position + 2]
+            high, low, kind, flags, stream_id = frames.HEAD.unpack_from(data, position)
+            size = high << 8 | low
             if size > DEFAULT_FRAME:
                 raise ProtocolError(frames.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
-            if end - position - 9 < size:
+            behind = position + 9 + size
+            if behind > end:
                 break
-            kind, flags = buffer[position + 3], buffer[position + 4]
-            stream_id = int.from_bytes(buffer[position + 5 : position + 9], "big") & MAX_WINDOW
-            position += 9
-            self._frame(kind, flags, stream_id, bytes(buffer[position : position + size]))
-            position += size
-        if position:
-            del buffer[:position]
+            self._frame(kind, flags, stream_id & MAX_WINDOW, data[position + 9 : behind])
+            position = behind
+        self._in = data[position:]
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._open_block is not None and kind != CONTINUATION:

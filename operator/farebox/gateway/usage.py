@@ -22,6 +22,10 @@ _UPSTREAM_FAULTS: Final = frozenset(
 )
 
 
+_COMPLETE: Final = ("1", "COMPLETE")
+"""envoy.data.ai.v3.TokenUsage.ExtractionStatus: as an expression says it, or a message."""
+
+
 class InvalidLine(Exception):
     """The line is not one that Envoy wrote whole."""
 
@@ -133,18 +137,19 @@ def _usage_line(values: Any) -> UsageLine:
         details=str(values["details"] or ""),
         flags=frozenset((values["flags"] or "").replace("-", "").split(",")) - {""},
         labels={str(name): str(value) for name, value in from_json(values["labels"]).items()},
-        input_tokens=_count(usage.get("input_tokens", each.get("input"))),
-        cached_tokens=_count(details.get("cached_tokens", each.get("cached"))),
-        output_tokens=_count(usage.get("output_tokens", each.get("output"))),
-        complete=usage.get("extraction_status") == "COMPLETE",
+        input_tokens=_count(usage.get("input_tokens"), each.get("input")),
+        cached_tokens=_count(details.get("cached_tokens"), each.get("cached")),
+        output_tokens=_count(usage.get("output_tokens"), each.get("output")),
+        complete=usage.get("extraction_status") in _COMPLETE,
         sent_bytes=int(values["sent"]),
         upstream_bytes=int(values["upstream"] or 0),
         milliseconds=int(values["ms"] or 0),
     )
 
 
-def _count(value: Any) -> int | None:
-    """Protobuf's 64-bit numbers are strings in JSON."""
+def _count(said: Any, of_events: Any) -> int | None:
+    """A number, or its digits: of the whole answer, or else of its last event; None where it is not known."""
+    value = of_events if said is None or said == "unknown" else said
     return None if value is None else int(value)
 
 

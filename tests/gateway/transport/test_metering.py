@@ -152,8 +152,13 @@ async def test_a_stream_that_the_upstream_breaks_off_costs_nothing(tmp_path: Pat
         assert used(await running.line()) is None
 
 
-async def test_an_answer_without_usage_is_estimated_not_free(tmp_path: Path) -> None:
-    answer = json.dumps({"choices": [{"message": {"content": "word " * 100}}]}).encode()
+@pytest.mark.parametrize(
+    "usage", [{}, {"usage": None}, {"usage": {"completion_tokens": 5}}, {"usage": {"prompt_tokens": None}}]
+)
+async def test_an_answer_that_does_not_tell_its_input_is_estimated_not_free(
+    tmp_path: Path, usage: dict[str, Any]
+) -> None:
+    answer = json.dumps({"choices": [{"message": {"content": "word " * 100}}], **usage}).encode()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
