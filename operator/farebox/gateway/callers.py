@@ -7,6 +7,7 @@ something between the gateway's own parts, or to a provider, goes any further.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from farebox.domain.addresses import Address, Network, client_address
@@ -80,8 +81,14 @@ def check_headers(head: Head) -> None:
 
 def removed_headers(headers: Mapping[str, str], kept: Mapping[str, str]) -> tuple[str, ...]:
     """The client's headers that go no further, but for those that are `kept` with another value."""
+    return _removed(tuple(headers), tuple(kept))
+
+
+@lru_cache(1024)
+def _removed(names: tuple[str, ...], kept: tuple[str, ...]) -> tuple[str, ...]:
+    """Clients of one sort send the same names with each call."""
     return tuple(
         name
-        for name in headers
+        for name in names
         if (name in _REMOVED or name.startswith(_REMOVED_PREFIXES)) and name not in kept and name != _KEPT
     )

@@ -149,7 +149,9 @@ def _connection_manager(settings: EnvoySettings) -> Json:
                 {"dns_cache_config": dns_cache()},
             ),
             # Nobody reads counts by status code, and each call would pay for a dozen of them.
-            http_filter("router", "router.v3.Router", {"suppress_envoy_headers": True, "dynamic_stats": False}),
+            http_filter(
+                "router", "router.v3.Router", {"suppress_envoy_headers": True, "dynamic_stats": False}
+            ),
         ],
     }
 

@@ -4,7 +4,8 @@ By hand, because of hundreds of fields the gateway reads six and writes nine, fo
 those of Envoy's .proto files, named beside each use; unknown fields are skipped, as protobuf asks.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -34,6 +35,7 @@ _MAX_CACHED_ENTRY: Final = 64
 _MAX_CACHED: Final = 4096
 _MAX_MUTATIONS: Final = 1024
 _CLEAR_ROUTE_CACHE: Final = b"\x28\x01"  # CommonResponse.clear_route_cache = 5
+_CLEAR_BODY: Final = b"\x10\x01"  # BodyMutation.clear_body = 2
 _ALWAYS_REMOVED: Final = ("accept-encoding",)
 """A compressed answer could not be read for its usage."""
 
@@ -142,34 +144,41 @@ def _entry(message: bytes) -> tuple[str, str]:
     return entry
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+def _fields(message: bytes) -> list[tuple[int, bytes]]:
     """The fields of a message: number and content; of a varint its bytes, of fixed ones nothing."""
+    fields = []
     position, end = 0, len(message)
     while position < end:
-        tag, position = _varint(message, position)
+        tag = message[position]
+        position += 1
+        if tag > 0x7F:
+            tag, position = _varint(message, position - 1)
         wire = tag & 7
         if wire == 2:
             size, position = _varint(message, position)
             if position + size > end:
                 raise InvalidMessage("a field is longer than its message")
-            yield tag >> 3, message[position : position + size]
+            fields.append((tag >> 3, message[position : position + size]))
             position += size
         elif wire == 0:
             start = position
             _, position = _varint(message, position)
-            yield tag >> 3, message[start:position]
+            fields.append((tag >> 3, message[start:position]))
         elif wire in (1, 5):
             position += 8 if wire == 1 else 4
         else:
             raise InvalidMessage(f"wire type {wire}")
     if position != end:
         raise InvalidMessage("a field is longer than its message")
+    return fields
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
     """The number at a position, and the position behind it."""
     value = shift = 0
     try:
+        if message[position] < 0x80:
+            return message[position], position + 1
         while True:
             byte = message[position]
             position += 1
@@ -192,13 +201,12 @@ def forward(decision: Forward, on_headers: bool) -> bytes:
     Args:
         on_headers: it answers a headers message (the request has no body), not a body message.
     """
-    mutation = _mutation(decision)
-    if decision.body is not None:
-        mutation += _bytes(1, _set_header("content-length", str(len(decision.body))))
-    common = _bytes(2, mutation)
-    if decision.body is not None:
-        common += _bytes(3, _bytes(1, decision.body) if decision.body else b"\x10\x01")  # body, clear_body
-    common += _CLEAR_ROUTE_CACHE
+    body = decision.body
+    if body is None:
+        common = _bytes(2, _mutation(decision)) + _CLEAR_ROUTE_CACHE
+    else:
+        mutation = _bytes(2, _mutation(decision) + _length_header(len(body)))
+        common = mutation + _bytes(3, _bytes(1, body) if body else _CLEAR_BODY) + _CLEAR_ROUTE_CACHE
     # request_headers = 1 or request_body = 3, each {response = 1}; dynamic_metadata = 8
     return _bytes(1 if on_headers else 3, _bytes(1, common)) + _bytes(8, _labels(decision.labels))
 
@@ -245,6 +253,12 @@ def _mutation(decision: Forward) -> bytes:
     return made
 
 
+@lru_cache(_MAX_CACHED)
+def _length_header(size: int) -> bytes:
+    """HeaderMutation{set_headers = 1} of content-length."""
+    return _bytes(1, _set_header("content-length", str(size)))
+
+
 def _set_header(name: str, value: str) -> bytes:
     """HeaderValueOption{header = 1 {key = 1, raw_value = 3}, append_action = 3: overwrite or add}."""
     return _bytes(1, _bytes(1, name.encode()) + _bytes(3, value.encode("latin-1"))) + b"\x18\x02"
@@ -262,12 +276,12 @@ def _labels(labels: Mapping[str, str]) -> bytes:
 
 def _bytes(number: int, content: bytes) -> bytes:
     """A field with a length."""
-    return bytes((number << 3 | 2,)) + _sized(content)
-
-
-def _sized(content: bytes) -> bytes:
     size = len(content)
-    return (bytes((size,)) if size < 128 else _number(size)) + content
+    if size < 0x80:
+        return bytes((number << 3 | 2, size)) + content
+    if size < 0x4000:
+        return bytes((number << 3 | 2, size & 0x7F | 0x80, size >> 7)) + content
+    return bytes((number << 3 | 2,)) + _number(size) + content
 
 
 def _number(value: int) -> bytes:

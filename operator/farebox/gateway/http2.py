@@ -136,10 +136,8 @@ class Connection(asyncio.Protocol):
             self.write(frames.frame(frames.DATA, 0, stream.id, bytes(waiting[:size])))
             del waiting[:size]
         if stream.trailers is not None:
+            # Trailers end a call of gRPC: its client ends or resets its side by itself.
             self.write(frames.frame(frames.HEADERS, END_HEADERS | END_STREAM, stream.id, stream.trailers))
-            if not stream.remote_ended:
-                # The answer is whole: what the client might still send is of no interest (RFC 9113, 8.1).
-                self.write(frames.reset(stream.id, frames.NO_ERROR))
             self.forget(stream, tell=False)
 
     def forget(self, stream: Stream, tell: bool = True) -> None:
