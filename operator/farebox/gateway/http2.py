@@ -32,8 +32,8 @@ MAX_STREAMS: Final = 4096
 STREAM_WINDOW: Final = 1024 * 1024
 """Bytes that a client may send on a stream before any of them are taken."""
 CONNECTION_WINDOW: Final = 64 * 1024 * 1024
-_HIGH_WATER: Final = 4 * 1024 * 1024
-"""Bytes waiting for the socket before streams stop handing over theirs."""
+_TOGETHER: Final = 8
+"""Frames that are sent in one piece at most."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,8 +42,8 @@ Accept = Callable[[Stream, Headers], Receiver]
 
 
 class Connection(asyncio.Protocol):
-    """One client. What is written in a pass of the loop and the next goes out in one piece: a call that the
-    process can decide at once, and the first word about the next call, share a system call."""
+    """One client. What is written in a pass of the loop and the next goes out in pieces of a few frames: they
+    share a system call, and the client goes on with the first answers while the next are made."""
 
     def __init__(self, accept: Accept, connections: set["Connection"]) -> None:
         self._accept = accept
@@ -70,7 +70,8 @@ class Connection(asyncio.Protocol):
         """Say the settings first."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
         self._connections.add(self)
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        # A piece goes out when it is written, not at the end; streams keep what the socket does not take.
+        self._transport.set_write_buffer_limits(high=0)
         self.write(
             frames.settings(
                 {
@@ -112,9 +113,12 @@ class Connection(asyncio.Protocol):
     # What streams call.
 
     def write(self, data: bytes) -> None:
-        """Send at the end of the loop's next pass, in which the tasks run that this one begins."""
+        """Send with _TOGETHER frames, or at the end of the loop's next pass, in which the tasks run that this
+        one begins."""
         self._out.append(data)
-        if not self._flush_is_due:
+        if len(self._out) >= _TOGETHER:
+            self._send_out()
+        elif not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._loop.call_soon, self._write_out)
 
@@ -334,6 +338,9 @@ class Connection(asyncio.Protocol):
 
     def _write_out(self) -> None:
         self._flush_is_due = False
+        self._send_out()
+
+    def _send_out(self) -> None:
         if self._out and self._transport is not None:
             self._transport.write(b"".join(self._out))
         self._out.clear()
@@ -341,6 +348,6 @@ class Connection(asyncio.Protocol):
     def _end(self, code: int, reason: str) -> None:
         self._closing = True
         self.write(frames.goaway(self._last_id, code, reason))
-        self._write_out()
+        self._send_out()
         if self._transport is not None:
             self._transport.close()
