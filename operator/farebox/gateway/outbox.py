@@ -27,6 +27,8 @@ from farebox.ledger.port import Budget
 from farebox.metrics import GATEWAY_USAGE, GATEWAY_USAGE_RETRIES
 
 POLL_SECONDS: Final = 0.01
+_MANY_LINES: Final = 50
+"""After so many at once more are looked for without a pause. A look for each line would cost more than it."""
 ROTATE_BYTES: Final = 64 * 2**20
 READ_AHEAD: Final = 20_000
 """Lines kept in memory between the loops; what does not fit is read from the disk again."""
@@ -148,7 +150,7 @@ class Outbox:
         loop = asyncio.get_running_loop()
         reopen_at = loop.time()
         while True:
-            if self._read_some():
+            if self._read_some() >= _MANY_LINES:
                 await asyncio.sleep(0)
                 continue
             self._segments.rotate_if_over(self.rotate_bytes)
@@ -163,12 +165,12 @@ class Outbox:
         except OSError as error:
             _log.warning("envoy cannot be told to open its log anew; will try again", error=str(error))
 
-    def _read_some(self) -> bool:
-        """Take in the next lines; whether there were any."""
+    def _read_some(self) -> int:
+        """Take in the next lines; how many there were."""
         start = self._read_to
         piece = self._segments.read(start)
         if piece.end == start:
-            return False
+            return 0
         for line, end in zip(piece.lines, piece.ends, strict=True):
             parsed = self._parse(line, end)
             event = None
@@ -182,7 +184,7 @@ class Outbox:
             self._ahead.popleft()
         self._read_to = piece.end
         self._news.set()
-        return True
+        return len(piece.lines)
 
     def _tell(self, line: UsageLine) -> None:
         try:
