@@ -18,6 +18,7 @@ from tests.demo.shop import DEMO_LABEL, Calls, Shop
 from tests.demo.timeline import Timeline
 from tests.demo.watching import PhaseWatch
 from tests.plane import places
+from tests.support.processes import runs
 from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import wait_for
 
@@ -51,13 +52,13 @@ def test_demo_shows_every_phase_of_the_main_job_and_can_be_kept_and_ended(tmp_pa
         assert places.is_alive(directory)
         (note,) = directory.parent.glob("demo-*.json")
         pids = json.loads(note.read_text())["pids"]
-        assert all(_runs(pid) for pid in pids)
+        assert all(runs(pid) for pid in pids)
     finally:
         down = _demo(tmp_path, "down")
     assert down.returncode == 0, down.stdout + down.stderr
     assert str(directory) in down.stdout
     assert not directory.exists()
-    assert not any(_runs(pid) for pid in pids)
+    assert not any(runs(pid) for pid in pids)
     assert "no demo was left running" in _demo(tmp_path, "down").stdout
 
 
@@ -195,11 +196,3 @@ def _demo(temporary: Path, *arguments: str, **env: str) -> "subprocess.Completed
         cwd=REPOSITORY, env=os.environ | ours | env, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there; one that ended and that nobody has waited for is not."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    except FileNotFoundError:
-        return False

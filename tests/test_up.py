@@ -22,7 +22,7 @@ from tests.plane import Plane
 from tests.plane.cluster import Cluster
 from tests.support.api import Api, path_of
 from tests.support.ports import free_port
-from tests.support.processes import Process
+from tests.support.processes import Process, runs
 from tests.support.stack import REPOSITORY, SYSTEM, Stack, usage_event
 from tests.support.waiting import wait_for
 
@@ -144,7 +144,7 @@ def test_nothing_outlives_an_up_that_was_killed(laptop: Laptop, backends: dict[s
     process = laptop.start("killed", **backends)
     gateway_, envoy = gateway_of(process)
     process.kill()
-    wait_for("the gateway and Envoy are gone", lambda: not alive(gateway_) and not alive(envoy))
+    wait_for("the gateway and Envoy are gone", lambda: not runs(gateway_) and not runs(envoy))
     # It was its turn to end, so it ended in order.
     assert "parent.gone" in process.log.read_text()
     assert "gateway.stopped" in process.log.read_text()
@@ -158,7 +158,7 @@ def test_no_envoy_outlives_a_gateway_that_was_killed(laptop: Laptop, backends: d
     os.kill(gateway_, signal.SIGKILL)
     assert process.wait_end() == 1
     assert "the gateway has ended with code -9" in process.tail()
-    wait_for("Envoy is gone", lambda: not alive(envoy))
+    wait_for("Envoy is gone", lambda: not runs(envoy))
 
 
 def gateway_of(up: Process) -> tuple[int, int]:
@@ -178,15 +178,6 @@ def children(pid: int) -> list[int]:
     """The processes that a process started, in any thread."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be collected does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 async def test_up_says_what_is_missing_for_calls_and_goes_on(

@@ -94,3 +94,11 @@ class Process:
         if not self.running():
             raise RuntimeError(f"{self.name} ended with {self._process.returncode}\n{self.tail()}")
         return self.http("/readyz")[0] == 200
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there; one that ended and that nobody has waited for is not."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False

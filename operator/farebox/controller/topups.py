@@ -6,9 +6,8 @@ money which is only missing from a backup stops nobody. A new leader asks again 
 (docs/decisions/109).
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -37,25 +36,15 @@ _CLOCKS_APART: Final = timedelta(minutes=1)
 
 def doubt_balances(cache: Cache, balances: Balances) -> Iterator[Work]:
     """Ask again for all top-ups that have a receipt: the ledger is another one, or an older one."""
-    owners = {
-        ObjectKey(key.namespace, topup.spec.billing_account_ref.name) for key, topup in cache.topups.items()
-    }
-    for account in owners.union(cache.accounts):
+    for account in _paid(cache).union(cache.accounts):
         yield from doubt_balance(cache, balances, account)
 
 
 def doubt_balance(cache: Cache, balances: Balances, account: ObjectKey) -> Iterator[Work]:
     """Ask again for the top-ups of one account that have a receipt."""
     found = cache.accounts.get(account)
-    topups = [
-        key
-        for key in cache.topups_of_account.of(account)
-        if (topup := cache.topups.get(key)) is not None and topup.status.phase is TopUpPhase.POSTED
-    ]
     sequence = 0 if found is None else found.status.ledger_sequence or 0
-    balances.doubt(account, topups, sequence)
-    for key in topups:
-        yield Work(topup_key(key), Lane.BULK)
+    yield from _ask_again(balances, account, _posted(cache, account), sequence)
 
 
 def doubt_unread(cache: Cache, balances: Balances, read: Bookmark) -> Iterator[Work]:
@@ -65,16 +54,37 @@ def doubt_unread(cache: Cache, balances: Balances, read: Bookmark) -> Iterator[W
     nobody noted a place, that is every top-up with a receipt.
     """
     since = None if read.written_at is None else read.written_at - _CLOCKS_APART
-    unread: defaultdict[ObjectKey, list[ObjectKey]] = defaultdict(list)
-    for key, topup in cache.topups.items():
-        posted_at = topup.status.posted_at
-        if topup.status.phase is TopUpPhase.POSTED and (
-            since is None or posted_at is None or posted_at >= since
-        ):
-            unread[ObjectKey(key.namespace, topup.spec.billing_account_ref.name)].append(key)
-    for account, topups in unread.items():
-        balances.doubt(account, topups, 0)
-        yield from (Work(topup_key(key), Lane.BULK) for key in topups)
+    for account in _paid(cache):
+        if unread := _posted(cache, account, since):
+            yield from _ask_again(balances, account, unread, 0)
+
+
+def _paid(cache: Cache) -> set[ObjectKey]:
+    """The accounts that top-ups name."""
+    return {
+        ObjectKey(key.namespace, topup.spec.billing_account_ref.name) for key, topup in cache.topups.items()
+    }
+
+
+def _posted(cache: Cache, account: ObjectKey, since: datetime | None = None) -> list[ObjectKey]:
+    """The top-ups of an account that have a receipt; those not known to be older than `since`."""
+    posted = []
+    for key in cache.topups_of_account.of(account):
+        topup = cache.topups.get(key)
+        if topup is None or topup.status.phase is not TopUpPhase.POSTED:
+            continue
+        at = topup.status.posted_at
+        if since is None or at is None or at >= since:
+            posted.append(key)
+    return posted
+
+
+def _ask_again(
+    balances: Balances, account: ObjectKey, topups: list[ObjectKey], reported: int
+) -> Iterator[Work]:
+    balances.doubt(account, topups, reported)
+    for key in topups:
+        yield Work(topup_key(key), Lane.BULK)
 
 
 async def reconcile_topup(context: Context, key: Key, lane: Lane) -> None:

@@ -30,8 +30,8 @@ def post_topup(journal: Journal, order: TopUpOrder) -> Posted:
         raise LedgerRefused(
             "AccountNotFound", f"the ledger has no account {order.account}: create its BillingAccount first"
         )
-    for first in _FIRST.rows(journal.connection, (account.id, order.reference)):
-        return _repeated(order, account, first)
+    if found := _FIRST.rows(journal.connection, (account.id, order.reference)):
+        return _repeated(order, account, found[0])
     _check_amount(order, account)
     balance_after = account.balance + order.amount
     sequence = journal.next_sequence()

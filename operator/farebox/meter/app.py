@@ -107,19 +107,14 @@ async def _parsed(request: web.Request) -> cloudevents.Parsed:
             return cloudevents.parse(body, content_type)
         # Aside, so that other callers need not wait for it.
         return await asyncio.to_thread(cloudevents.parse, body, content_type)
-    headers = [(name, value) for name, value in request.headers.items() if _is_attribute(name)]
-    if content_type == cloudevents.BINARY and headers:
-        return cloudevents.parse_binary(headers, await request.read())
+    if content_type == cloudevents.BINARY and any(map(cloudevents.is_attribute, request.headers)):
+        return cloudevents.parse_binary(request.headers.items(), await request.read())
     raise ApiError(
         415,
         "UnsupportedMediaType",
         f"Content-Type must be {cloudevents.STRUCTURED} or {cloudevents.BATCH}, or {cloudevents.BINARY} "
         f"with the event's attributes as headers ({cloudevents.ATTRIBUTE}id, ...)",
     )
-
-
-def _is_attribute(header: str) -> bool:
-    return header.lower().startswith(cloudevents.ATTRIBUTE)
 
 
 async def get_pending(request: web.Request) -> web.Response:

@@ -86,13 +86,18 @@ def parse_binary(headers: Iterable[tuple[str, str]], body: bytes) -> Parsed:
     """
     event: dict[str, Any] = {}
     for header, value in headers:
-        name = header.lower()
-        if name.startswith(ATTRIBUTE):
-            if name in event:
-                raise InvalidBody("InvalidHeader", f"{name} is sent more than once: send it once")
-            event[name] = _attribute(value)
-    named = {name.removeprefix(ATTRIBUTE): value for name, value in event.items()}
-    return _one_by_one([named | {"data": _json(body)}])
+        if not is_attribute(header):
+            continue
+        name = header.lower().removeprefix(ATTRIBUTE)
+        if name in event:
+            raise InvalidBody("InvalidHeader", f"{ATTRIBUTE}{name} is sent more than once: send it once")
+        event[name] = _attribute(value)
+    return _one_by_one([event | {"data": _json(body)}])
+
+
+def is_attribute(header: str) -> bool:
+    """Whether a header of this name holds an attribute of an event in binary mode."""
+    return header.lower().startswith(ATTRIBUTE)
 
 
 def _attribute(value: str) -> str:

@@ -18,7 +18,7 @@ from farebox.gateway.view import GatewayView
 from farebox.kube import client as client_module
 from farebox.kube.client import KubeClient
 from farebox.kube.informer import Informer
-from farebox.kube.names import core_path, resource_path
+from farebox.kube.names import core_path, key_of, resource_path
 from tests.gateway.rules.world import JSONObject, api_key, model, service, serving
 from tests.plane import Plane
 
@@ -55,7 +55,7 @@ class Objects:
         self.removed: list[ObjectKey] = []
 
     def put(self, raw: JSONObject) -> None:
-        self.now[ObjectKey(raw["metadata"].get("namespace", ""), raw["metadata"]["name"])] = raw
+        self.now[key_of(raw)] = raw
 
     def remove(self, key: ObjectKey) -> None:
         del self.now[key]
