@@ -8,7 +8,7 @@ import pytest
 
 from farebox.api import StopReason
 from farebox.domain.addresses import parse_networks
-from farebox.domain.admission import CHECKS, admit, identify, may_list
+from farebox.domain.admission import CHECKS, admit, identify, look_up
 from farebox.domain.caller import FreeTokens
 from farebox.domain.cases import Grant, Refusal
 from farebox.domain.facts import UNKNOWN
@@ -183,21 +183,26 @@ def test_listing_asks_of_the_key_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "listed"),
+    ("change", "code"),
     [
-        (with_("the_key"), True),
-        (with_("the_key", services=frozenset({"chat"})), True),
-        (with_("the_key", services=frozenset({"other"})), False),
-        (with_("the_service", networks=ELSEWHERE), False),
-        (with_("the_service", inactive="Overdue"), True),
-        (with_("the_service", key=replace_namespace("team-b")), False),
+        (with_("the_key"), ""),
+        (with_("the_key", services=frozenset({"chat"})), ""),
+        (with_("the_key", services=frozenset({"other"})), "service_not_allowed"),
+        (without("the_service"), "model_not_found"),
+        (with_("the_service", networks=ELSEWHERE), "address_not_allowed"),
+        (with_("the_service", inactive="Overdue"), ""),
+        (with_("the_service", key=replace_namespace("team-b")), "model_not_found"),
     ],
 )
-def test_what_a_key_may_list_is_what_it_may_call(change: Change, listed: bool) -> None:
+def test_a_key_learns_of_what_it_may_call(change: Change, code: str) -> None:
     world = change(PAID)
     assert world.the_key is not None
-    assert world.the_service is not None
-    assert may_list(world.the_key, world.call, world.the_service) is listed
+    found = look_up(world.call, world.the_key, world, NOW)
+    if code:
+        assert isinstance(found, Refusal)
+        assert found.code == code == world.refused().code
+    else:
+        assert found == world.the_service
 
 
 def test_admission_is_a_function_of_its_arguments() -> None:

@@ -72,9 +72,12 @@ async def test_openais_client_is_served_by_a_real_model_and_metered(tmp_path: Pa
             await place.check(usage.prompt_tokens, cached[-1], usage.completion_tokens)
         assert cached[1] > cached[0], "it remembers the question, and that is paid as cached"
 
-        stream = await client.chat.completions.create(model="chat", messages=CHAT, max_tokens=9, stream=True)
-        *_, last = [chunk async for chunk in stream]
-        assert last.usage is not None, "a stream tells its usage though nobody asked"
+        stream = await client.chat.completions.create(
+            model="chat", messages=CHAT, max_tokens=9, stream=True, stream_options={"include_usage": True}
+        )
+        *others, last = [chunk async for chunk in stream]
+        assert {chunk.usage for chunk in others} == {None}
+        assert last.usage is not None
         details = last.usage.prompt_tokens_details
         await place.check(
             last.usage.prompt_tokens,

@@ -67,6 +67,7 @@ from farebox.api.model import (
     ReservationOffer,
     SecretKeyRef,
     Serving,
+    StreamUsage,
 )
 from farebox.api.selectors import LabelSelector, SelectorOperator, SelectorRequirement
 from farebox.api.topup import TopUp, TopUpAccountRef, TopUpKind, TopUpPhase, TopUpSpec, TopUpStatus
@@ -135,6 +136,7 @@ __all__ = [
     "Serving",
     "Status",
     "StopReason",
+    "StreamUsage",
     "TopUp",
     "TopUpAccountRef",
     "TopUpKind",

@@ -1,5 +1,6 @@
 """Model: an entry of the gallery, written by cluster admins."""
 
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -80,6 +81,21 @@ The full schema would be half a megabyte in each CRD, and would age with the clu
 """
 
 
+class StreamUsage(StrEnum):
+    """When a stream tells the tokens that it used. It is asked for them in any case (B16)."""
+
+    EACH_EVENT = "EachEvent"
+    LAST_EVENT = "LastEvent"
+
+
+_STREAM_USAGE = (
+    "When streams of the {server} can tell their usage. EachEvent: with each event, as vLLM and SGLang do"
+    " (stream_options.continuous_usage_stats), so that a call whose client leaves midway is charged exactly."
+    " LastEvent: at the end alone, as OpenAI does; such a call is charged by an estimate. Callers see what"
+    " they asked for themselves."
+)
+
+
 class DeploymentServing(APIPart):
     """A backend that runs on this cluster."""
 
@@ -111,6 +127,9 @@ class DeploymentServing(APIPart):
         le=3600,
         description="Seconds that running calls get to finish before a pod ends, after new ones are refused."
         " Becomes a preStop sleep, unless the template has a preStop hook of its own.",
+    )
+    stream_usage: StreamUsage = Field(
+        StreamUsage.EACH_EVENT, description=_STREAM_USAGE.format(server="model server")
     )
     template: Annotated[dict[str, Any], OpenAPI(POD_TEMPLATE)] = Field(
         description="Pod template of the shared backend and the pattern of dedicated ones. Secrets, claims"
@@ -149,6 +168,9 @@ class ExternalServing(APIPart):
     )
     credentials_secret_ref: SecretKeyRef | None = Field(
         None, description="Bearer token for the provider. Without it calls carry none."
+    )
+    stream_usage: StreamUsage = Field(
+        StreamUsage.LAST_EVENT, description=_STREAM_USAGE.format(server="provider")
     )
 
 

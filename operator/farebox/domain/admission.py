@@ -211,10 +211,14 @@ KEY_CHECKS: Final[tuple[Check, ...]] = (
     key_from_address,
 )
 """What is asked of the key alone."""
-SERVICE_CHECKS: Final[tuple[Check, ...]] = (
+NAMING_CHECKS: Final[tuple[Check, ...]] = (
     key_bound,
     service_known,
     service_from_address,
+)
+"""What is asked of the key with the service that is named."""
+SERVICE_CHECKS: Final[tuple[Check, ...]] = (
+    *NAMING_CHECKS,
     service_active,
     output_within_ceiling,
     money_known,
@@ -249,16 +253,10 @@ def admit_known(call: Call, key: KeyTerms, view: View, now: datetime) -> Grant |
     return _first_refusal(SERVICE_CHECKS, case) or _grant(case)
 
 
-def may_list(key: KeyTerms, call: Call, service: ServiceTerms) -> bool:
-    """Whether a key learns that a service exists: its own namespace's, bound, and open to its address."""
-    return (
-        service.key.namespace == key.key.namespace
-        and (key.services is None or service.key.name in key.services)
-        and (
-            service.networks == ()
-            or (service.networks is not None and within(call.address, service.networks))
-        )
-    )
+def look_up(call: Call, key: KeyTerms, view: View, now: datetime) -> ServiceTerms | Refusal:
+    """The service that is named, if the key may learn of it: what it may call, active or not."""
+    case = Case.of(call, key, view, now)
+    return _first_refusal(NAMING_CHECKS, case) or case.service
 
 
 def limit_refusal(standings: Sequence[Standing]) -> Refusal | None:

@@ -98,6 +98,7 @@ class ServiceTerms:
     tpm: int = 0
     networks: tuple[Network, ...] | None = ()
     reservation: ReservationTerms | None = None
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

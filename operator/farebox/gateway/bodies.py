@@ -14,6 +14,7 @@ import msgspec
 from farebox.errors import InvalidCall
 from farebox.gateway.contents import is_text_only
 from farebox.gateway.endpoints import COMPLETIONS, ENDPOINTS, Endpoint
+from farebox.gateway.exchange import Hiding
 
 MAX_DEPTH: Final = 64
 MAX_KEYS: Final = 256
@@ -104,7 +105,7 @@ class Body(msgspec.Struct, frozen=True):
         """The body for the upstream: `model` is the served name, and a stream tells what it used (B16).
 
         Args:
-            continuous_usage: every chunk of a stream tells it, as our own upstreams can.
+            continuous_usage: every chunk of a stream tells it, where the upstream can (`streamUsage`).
             max_output: a bound on each answer, where the caller set none.
         """
         fields: dict[str, Any] = {**self.fields, "model": served_name}
@@ -117,6 +118,17 @@ class Body(msgspec.Struct, frozen=True):
         if max_output is not None and self.asked_output is None:
             fields[self.endpoint.output_fields[-1]] = max_output
         return _encode(fields)
+
+    def hiding(self, *, continuous_usage: bool = False) -> Hiding:
+        """What of the usage that `rewritten` asks for the caller did not ask for."""
+        if not (self.stream and self.endpoint.asks_for_usage):
+            return Hiding.NOTHING
+        options = _options(self.fields)
+        if not _flag(options, "include_usage"):
+            return Hiding.ALL
+        if continuous_usage and not _flag(options, "continuous_usage_stats"):
+            return Hiding.EACH_EVENT
+        return Hiding.NOTHING
 
 
 def parse(endpoint: Endpoint, body: bytes) -> Body:
@@ -239,8 +251,12 @@ def _options(fields: Mapping[str, msgspec.Raw]) -> Fields:
         return {}
     read = _object(options, "stream_options")
     for name in ("include_usage", "continuous_usage_stats"):
-        _read(_FLAG, read, name, "true or false")
+        _flag(read, name)
     return read
+
+
+def _flag(options: Mapping[str, msgspec.Raw], name: str) -> bool:
+    return bool(_read(_FLAG, options, name, "true or false"))
 
 
 def _check_nesting(body: bytes) -> None:

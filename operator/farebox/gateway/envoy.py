@@ -11,9 +11,11 @@ from typing import Final
 
 from farebox.gateway import extproc
 from farebox.gateway.envoy_clusters import decision_cluster, dns_cache, upstream_cluster
+from farebox.gateway.envoy_hiding import hiding_filter, hiding_of_route, says
 from farebox.gateway.envoy_metering import access_log, usage_filters
 from farebox.gateway.envoy_parts import FILTERS, TYPES, Json, http_filter, seconds
 from farebox.gateway.envoy_replies import local_replies
+from farebox.gateway.exchange import Hiding
 
 DECISION_SOCKET: Final = "decide.sock"
 ADMIN_SOCKET: Final = "admin.sock"
@@ -142,6 +144,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "http_filters": [
             http_filter("health_check", "health_check.v3.HealthCheck", _health()),
             http_filter("ext_proc", "ext_proc.v3.ExternalProcessor", _ext_proc(settings)),
+            hiding_filter(),
             *usage_filters(),
             http_filter(
                 "dynamic_forward_proxy",
@@ -209,6 +212,7 @@ def _routes(settings: EnvoySettings) -> Json:
         "name": "calls",
         "request_headers_to_remove": [
             *(extproc.CLUSTER_HEADER, extproc.PEER_HEADER, extproc.USAGE_HEADER, extproc.DIALECT_HEADER),
+            extproc.HIDING_HEADER,
             # Where clients are is not the business of an upstream that somebody else runs.
             *("x-forwarded-for", "x-envoy-external-address"),
         ],
@@ -220,6 +224,7 @@ def _routes(settings: EnvoySettings) -> Json:
                 "routes": [
                     _route(settings, "messages", "ANTHROPIC_MESSAGES"),
                     _route(settings, "responses", "OPENAI_RESPONSES"),
+                    *(_chat_route(settings, hiding) for hiding in (Hiding.EACH_EVENT, Hiding.ALL)),
                     _route(settings, "", "OPENAI_CHAT_COMPLETIONS"),
                 ],
             }
@@ -249,6 +254,14 @@ def _route(settings: EnvoySettings, dialect: str, protocol: str) -> Json:
         },
         "typed_per_filter_config": {"envoy.filters.http.ai_protocol_manager": per_route},
     }
+
+
+def _chat_route(settings: EnvoySettings, hiding: Hiding) -> Json:
+    """For streams of which usage is hidden."""
+    route = _route(settings, "", "OPENAI_CHAT_COMPLETIONS")
+    route["match"]["headers"] = [says(hiding)]
+    route["typed_per_filter_config"] |= hiding_of_route(hiding)
+    return route
 
 
 def _serve_tls(certificate: Path, key: Path) -> Json:

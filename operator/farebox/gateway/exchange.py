@@ -5,6 +5,7 @@ Nothing of Envoy, HTTP/2 or protobuf comes through here, and no rule goes the ot
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct, field
@@ -34,6 +35,15 @@ class Head(Struct, frozen=True):
     request_id: str
 
 
+class Hiding(StrEnum):
+    """Which usage of a stream its caller does not see, because it did not ask for it."""
+
+    NOTHING = ""
+    EACH_EVENT = "each-event"
+    """That of all events but the last, which tells nothing else."""
+    ALL = "all"
+
+
 class Forward(Struct, frozen=True):
     """The call goes to an upstream.
 
@@ -48,6 +58,7 @@ class Forward(Struct, frozen=True):
             reads "service" ("namespace/name"), "model" and "api_key", which the meter is told; "stream" and
             "continuous_usage" (each event of the stream has the usage so far), on unless NO has the value;
             "estimate_input" and "max_output", whole numbers of tokens, for calls that end early.
+        hiding: applies to an answer that is a stream of events.
     """
 
     upstream: str
@@ -57,6 +68,7 @@ class Forward(Struct, frozen=True):
     set_headers: Mapping[str, str] = field(default_factory=dict)
     remove_headers: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    hiding: Hiding = Hiding.NOTHING
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ DIALECTS: Final = frozenset({"messages", "responses"})
 USAGE_HEADER: Final = "x-gw-usage"
 EACH_EVENT: Final = "farebox.each-event"
 """The header's value where each event has the usage so far, and the metadata's namespace where it is kept."""
+HIDING_HEADER: Final = "x-gw-hiding"
+"""A Hiding, where there is one."""
 PRIVATE_PREFIX: Final = "x-gw-"
 PLAIN_CLUSTER: Final = "upstream"
 TLS_CLUSTER: Final = "upstream_tls"
@@ -228,7 +230,8 @@ def _mutation(decision: Forward) -> bytes:
     """
     each_event = decision.labels.get("continuous_usage", "") not in NO
     key = (
-        *(decision.path, decision.upstream, decision.tls, each_event, decision.remove_headers),
+        *(decision.path, decision.upstream, decision.tls, each_event, decision.hiding),
+        decision.remove_headers,
         *decision.set_headers.items(),
     )
     known = _mutations.get(key)
@@ -245,6 +248,8 @@ def _mutation(decision: Forward) -> bytes:
         headers[DIALECT_HEADER] = dialect
     if each_event:
         headers[USAGE_HEADER] = EACH_EVENT
+    if decision.hiding:
+        headers[HIDING_HEADER] = decision.hiding
     parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]
     parts += [_bytes(2, name.encode()) for name in (*_ALWAYS_REMOVED, *decision.remove_headers)]
     if len(_mutations) >= _MAX_MUTATIONS:

@@ -16,8 +16,8 @@ import msgspec
 import structlog
 
 from farebox.domain.addresses import Network
-from farebox.domain.admission import admit_known, identify, limit_refusal, may_list
-from farebox.domain.caller import Call
+from farebox.domain.admission import admit_known, identify, limit_refusal, look_up
+from farebox.domain.caller import Call, ServiceTerms
 from farebox.domain.cases import Grant, Refusal
 from farebox.domain.limits import Taken
 from farebox.errors import InvalidCall, LedgerUnavailable
@@ -153,6 +153,7 @@ class Gate:
         route = self.view.route(grant.service.model)
         assert route is not None, "a model that was granted is there"
         operation, headers = request.endpoint.operation, {"accept-encoding": "identity"}
+        each_event = route.continuous_usage
         if route.provider is not None:
             upstream, tls = route.provider.upstream, route.provider.tls
             path = route.provider.base_path + operation
@@ -169,20 +170,20 @@ class Gate:
                 else shared_backend_name(service.model)
             )
             upstream, tls, path = self.backend_address(name, route.port), False, request.endpoint.path
-        ours = route.provider is None
         per_answer = None
         if grant.hold is not None and grant.output_bound is not None:
             # What is held is what may be used: the upstream must not go by a longer default of its own.
             per_answer = grant.output_bound // request.choices
-        continuous = ours and request.stream and request.endpoint.asks_for_usage
+        continuous = each_event and request.stream and request.endpoint.asks_for_usage
         return Forward(
             upstream=upstream,
             tls=tls,
             path=path,
-            body=request.rewritten(route.served_name, continuous_usage=ours, max_output=per_answer),
+            body=request.rewritten(route.served_name, continuous_usage=each_event, max_output=per_answer),
             set_headers=headers,
             remove_headers=removed_headers(head.headers, headers),
             labels=labels_of(grant, request, taken, continuous=continuous) | {"source": self.budgets.source},
+            hiding=request.hiding(continuous_usage=each_event),
         )
 
     def _caller(self, head: Head) -> Call:
@@ -195,29 +196,34 @@ class Gate:
             message = f"{path} takes GET alone"
             return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "GET, HEAD"})
         check_headers(head)
-        caller = self._caller(head)
-        key = identify(caller, self.view, self.clock())
+        caller, now = self._caller(head), self.clock()
+        key = identify(caller, self.view, now)
         if isinstance(key, Refusal):
             return of_rule(key, head.request_id)
-        services = self.view.services_in(key.key.namespace)
-        listed = [
-            {
-                "id": service.key.name,
-                "object": "model",
-                "created": 0,
-                "owned_by": service.key.namespace,
-                "active": not service.inactive,
-            }
-            for service in services
-            if may_list(key, caller, service)
-        ]
-        if path == MODELS_PATH:
-            return _answer(head, {"object": "list", "data": listed})
-        name = path.removeprefix(f"{MODELS_PATH}/")
-        for each in listed:
-            if each["id"] == name:
-                return _answer(head, each)
-        return refuse(404, "model_not_found", f"there is no model {name!r}", head.request_id)
+
+        def named(name: str) -> ServiceTerms | Refusal:
+            return look_up(msgspec.structs.replace(caller, model=name), key, self.view, now)
+
+        if path != MODELS_PATH:
+            found = named(path.removeprefix(f"{MODELS_PATH}/"))
+            if isinstance(found, Refusal):
+                return of_rule(found, head.request_id)
+            return _answer(head, _model(found))
+        names = [service.key.name for service in self.view.services_in(key.key.namespace)]
+        listed = [_model(found) for found in map(named, names) if isinstance(found, ServiceTerms)]
+        return _answer(head, {"object": "list", "data": listed})
+
+
+def _model(service: ServiceTerms) -> dict[str, Any]:
+    """A service in OpenAI's words, and whether it is active now."""
+    created = service.created_at
+    return {
+        "id": service.key.name,
+        "object": "model",
+        "created": 0 if created is None else int(created.timestamp()),
+        "owned_by": service.key.namespace,
+        "active": not service.inactive,
+    }
 
 
 def _answer(head: Head, value: Any) -> Refuse:

@@ -12,6 +12,7 @@ from farebox.api import (
     Phase,
     QuotaPeriod,
     ReservationState,
+    StreamUsage,
 )
 from farebox.domain.addresses import parse_networks
 from farebox.domain.caller import KeyQuota, KeyTerms, ModelTerms, ReservationTerms, ServiceTerms
@@ -52,9 +53,14 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """Where a model is served: at a provider, or on a port of backends of our own."""
+    """Where a model is served: at a provider, or on a port of backends of our own.
+
+    Args:
+        continuous_usage: each event of a stream can tell the usage so far.
+    """
 
     served_name: str
+    continuous_usage: bool
     port: int = 0
     provider: Provider | None = None
 
@@ -90,6 +96,7 @@ def service_terms(service: InferenceService) -> ServiceTerms:
         tpm=spec.limits.tpm,
         networks=parse_networks(spec.access.allowed_cidrs),
         reservation=_reservation(service),
+        created_at=service.metadata.creation_timestamp,
     )
 
 
@@ -141,13 +148,27 @@ def model_terms(model: Model) -> ModelTerms:
 
 
 def model_route(model: Model) -> ModelRoute:
-    """Where a Model is served."""
+    """Where a Model is served.
+
+    Raises:
+        ValueError: nowhere, or at no URL; the CRD lets neither in.
+    """
     serving = model.spec.serving
     if serving.external is not None:
-        ref = serving.external.credentials_secret_ref
+        external = serving.external
+        ref = external.credentials_secret_ref
         secret = None if ref is None else SecretRef(ref.name, ref.key)
-        return ModelRoute(model.served_name, provider=_provider(serving.external.base_url, secret))
-    return ModelRoute(model.served_name, serving.deployment.port if serving.deployment is not None else 0)
+        return ModelRoute(
+            model.served_name,
+            external.stream_usage is StreamUsage.EACH_EVENT,
+            provider=_provider(external.base_url, secret),
+        )
+    deployment = serving.deployment
+    if deployment is None:
+        raise ValueError(f"{model.name} is served nowhere: it has neither a deployment nor external")
+    return ModelRoute(
+        model.served_name, deployment.stream_usage is StreamUsage.EACH_EVENT, port=deployment.port
+    )
 
 
 def _provider(base_url: str, secret: SecretRef | None) -> Provider:

@@ -19,6 +19,7 @@ from farebox.gateway.endpoints import (
     RESPONSES,
     Endpoint,
 )
+from farebox.gateway.exchange import Hiding
 from tests.domain.strategies import THOROUGH
 
 
@@ -188,6 +189,35 @@ def test_a_stream_tells_its_usage_whatever_the_caller_asked_for(options: bytes, 
         assert written["stream_options"]["continuous_usage_stats"] is True
     else:
         assert written["stream_options"].get("continuous_usage_stats", False) is False
+
+
+ASKED: list[tuple[bytes, Hiding, Hiding]] = [
+    # The options; what is hidden of an upstream that tells usage at the end, and with each event.
+    (b"", Hiding.ALL, Hiding.ALL),
+    (b'{"include_usage":false}', Hiding.ALL, Hiding.ALL),
+    (b'{"include_usage":null,"continuous_usage_stats":true}', Hiding.ALL, Hiding.ALL),
+    (b'{"include_usage":true}', Hiding.NOTHING, Hiding.EACH_EVENT),
+    (b'{"include_usage":true,"continuous_usage_stats":false}', Hiding.NOTHING, Hiding.EACH_EVENT),
+    (b'{"include_usage":true,"continuous_usage_stats":true}', Hiding.NOTHING, Hiding.NOTHING),
+]
+
+
+@pytest.mark.parametrize(("options", "at_the_end", "continuous"), ASKED)
+def test_usage_is_hidden_from_callers_that_did_not_ask(
+    options: bytes, at_the_end: Hiding, continuous: Hiding
+) -> None:
+    given = b',"stream_options":' + options if options else b""
+    for endpoint in (CHAT, COMPLETIONS):
+        body = parse(endpoint, b'{"model":"m","stream":true%s}' % given)
+        assert body.hiding() is at_the_end
+        assert body.hiding(continuous_usage=True) is continuous
+
+
+@pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS, CHAT])
+def test_nothing_is_hidden_where_nothing_was_asked_for(endpoint: Endpoint) -> None:
+    stream = b"false" if endpoint is CHAT else b"true"
+    body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
+    assert body.hiding(continuous_usage=True) is Hiding.NOTHING
 
 
 def test_other_options_of_a_stream_keep_their_bytes() -> None:

@@ -12,7 +12,7 @@ from farebox.domain.addresses import parse_networks
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano
 from farebox.gateway.counters import MemoryCounters
-from farebox.gateway.exchange import Forward, Refuse
+from farebox.gateway.exchange import Forward, Hiding, Refuse
 from tests.gateway.rules.world import (
     ACCOUNT,
     NOW,
@@ -67,6 +67,24 @@ async def test_a_stream_on_our_own_backend_tells_its_usage_all_along(world: Worl
         "continuous_usage_stats": True,
     }
     assert (forward.labels["stream"], forward.labels["continuous_usage"]) == ("true", "true")
+    assert forward.hiding is Hiding.ALL
+
+
+@pytest.mark.parametrize("where", ["deployment", "external"])
+@pytest.mark.parametrize("when", ["EachEvent", "LastEvent"])
+async def test_a_model_says_when_its_streams_can_tell_their_usage(
+    world: World, where: str, when: str
+) -> None:
+    template = {"spec": {"containers": [{"name": "server", "image": "tgi"}]}}
+    given = {"deployment": {"template": template}, "external": {"baseURL": "https://api.example.com/v1"}}
+    world.put(model(serving={where: {**given[where], "streamUsage": when}}))
+    asked = {"model": "chat", "stream": True, "stream_options": {"include_usage": True}}
+    forward = await world.forwarded(asked)
+    each = when == "EachEvent"
+    options = json.loads(forward.body or b"")["stream_options"]
+    assert options == {"include_usage": True} | ({"continuous_usage_stats": True} if each else {})
+    assert forward.labels["continuous_usage"] == ("true" if each else "false")
+    assert forward.hiding is (Hiding.EACH_EVENT if each else Hiding.NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -592,7 +610,22 @@ async def test_models_are_what_the_key_may_call(world: World) -> None:
     world.put(api_key(services={"names": ["b", "no-more"]}))
     assert [each["id"] for each in (await models(world))[1]["data"]] == ["b"]
     assert (await models(world, "/v1/models/b"))[1]["id"] == "b"
-    assert (await models(world, "/v1/models/chat"))[0] == 404
+    assert (await models(world, "/v1/models/chat"))[0] == 403
+
+
+async def test_a_model_that_may_not_be_called_is_refused_as_a_call_of_it_is(world: World) -> None:
+    world.put(service("closed", access={"allowedCIDRs": ["192.0.2.0/24"]}), service("elsewhere", "team-b"))
+    for name in ("closed", "elsewhere", "nothing"):
+        status, error, _ = await world.refused({"model": name})
+        shown, answer = await models(world, f"/v1/models/{name}")
+        assert (shown, answer["error"]["code"]) == (status, error["code"])
+
+
+async def test_a_model_was_created_when_its_service_was(world: World) -> None:
+    made = service("chat")
+    made["metadata"]["creationTimestamp"] = "2026-02-01T00:00:00Z"
+    world.put(made)
+    assert (await models(world, "/v1/models/chat"))[1]["created"] == 1769904000
 
 
 async def test_models_ask_for_a_key(world: World) -> None:
