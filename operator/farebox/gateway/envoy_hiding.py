@@ -17,14 +17,39 @@ from farebox.gateway.exchange import Hiding
 NAME: Final = "envoy.filters.http.lua"
 
 SCRIPT: Final = """
--- A line of a stream as its caller may see it, or nil. In JSON no text of the model can look like these
--- patterns: its quotes are escaped. An event without choices is the one that tells the usage of all.
-function shown(line)
-  if not line:find('"usage"%s*:%s*{') then return line end
-  if not line:find('"choices"%s*:%s*%[%s*%]') then
-    return (line:gsub('"usage"%s*:%s*%b{}', '"usage":null'))
+-- Whole lines of a stream as its caller may see them, and whether the blank line that follows is to go too.
+-- In JSON no text of the model can look like these names: its quotes are escaped. An event without choices is
+-- the one that tells the usage of all.
+function shown(text)
+  local parts, from, line, stop = {}, 1, 1, 0
+  local at = text:find('"usage"', 1, true)
+  while at do
+    while stop < at do
+      line = stop + 1
+      stop = text:find("\\n", line, true)
+    end
+    local on = at + 1
+    local _, last = text:find('^"usage"%s*:%s*%b{}', at)
+    if last and last < stop then
+      local choices = text:find('"choices"', line, true)
+      if choices and choices < stop and text:find('^"choices"%s*:%s*%[%s*%]', choices) then
+        on = stop
+        if not KEEPS_LAST then
+          parts[#parts + 1] = text:sub(from, line - 1)
+          local _, blank = text:find("^\\r?\\n", stop + 1)
+          from = (blank or stop) + 1
+          if from > #text then return table.concat(parts), not blank end
+        end
+      else
+        parts[#parts + 1] = text:sub(from, at - 1)
+        parts[#parts + 1] = '"usage":null'
+        from, on = last + 1, last
+      end
+    end
+    at = text:find('"usage"', on, true)
   end
-  if KEEPS_LAST then return line end
+  parts[#parts + 1] = text:sub(from)
+  return table.concat(parts), false
 end
 
 function envoy_on_response(handle)
@@ -32,23 +57,18 @@ function envoy_on_response(handle)
   if not kind or kind:sub(1, 17) ~= "text/event-stream" then return end
   handle:headers():remove("content-length")
   -- What came of a line that has no end yet. At the end of a stream it is no event, and is left out.
-  local rest, hidden = "", false
+  local rest, blank = "", false
   for chunk in handle:bodyChunks() do
     local text = rest .. chunk:getBytes(0, chunk:length())
-    local lines, from = {}, 1
-    local to = text:find("\\n", from, true)
-    while to do
-      local line = text:sub(from, to)
-      if not (hidden and (line == "\\n" or line == "\\r\\n")) then
-        line = shown(line)
-        hidden = line == nil
-        lines[#lines + 1] = line
-      end
-      from = to + 1
-      to = text:find("\\n", from, true)
+    local whole = text:byte(-1) == 10 and #text or text:find("\\n[^\\n]*$") or 0
+    rest = text:sub(whole + 1)
+    text = text:sub(1, whole)
+    if blank and whole > 0 then
+      text = text:gsub("^\\r?\\n", "")
+      blank = false
     end
-    rest = text:sub(from)
-    chunk:setBytes(table.concat(lines))
+    if whole > 0 then text, blank = shown(text) end
+    chunk:setBytes(text)
   end
 end
 """
