@@ -74,7 +74,7 @@ GATEWAY_DECISIONS = Counter(
 )
 GATEWAY_DECISION_SECONDS = QuickHistogram(
     "farebox_gateway_decision_seconds",
-    "Seconds from a call's last byte at the decision process to its decision",
+    "Seconds from the last that a decision needs of a call to the decision",
     (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2),
 )
 GATEWAY_HOLDS = Gauge("farebox_gateway_holds", "Calls that hold money of Hard accounts now")

@@ -80,8 +80,12 @@ class Refuse:
     body: bytes
 
 
-Handler = Callable[[Head, bytes | None], Awaitable[Forward | Refuse]]
-"""Decides a call. The body is None when the request has none, and is whole otherwise.
+Decide = Callable[[bytes | None], Awaitable[Forward | Refuse]]
+"""Decides a call whose head is known. The body is None when the request has none, and is whole otherwise."""
 
-When it raises, Envoy answers as if the decision process were away (503), and the call goes nowhere.
+Handler = Callable[[Head], Refuse | Decide]
+"""Decides a call by its head: it is refused before its body is read, or this is who decides it with the body.
+
+It answers at once, and may be asked about a call that never gets a body. When either raises, Envoy answers
+as if the decision process were away (503), and the call goes nowhere.
 """

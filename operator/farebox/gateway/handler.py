@@ -1,6 +1,6 @@
 """The Handler: from the head and body of a call to where it goes, or why it does not.
 
-    head -> who calls -> body -> admit (pure) -> hold money -> count -> forward
+    head -> who calls, or why not -> body -> admit (pure) -> hold money -> count -> forward
 
 It holds no rule of its own: those are in `farebox.domain.admission`. A call that is refused after money was
 held gets it back; what follows a call's end is in `settling`.
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +28,7 @@ from farebox.gateway.callers import address_of, check_headers, key_hash, removed
 from farebox.gateway.counters import Counters
 from farebox.gateway.credentials import Credentials, CredentialsUnavailable
 from farebox.gateway.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, Endpoint
-from farebox.gateway.exchange import Forward, Head, Refuse
+from farebox.gateway.exchange import Decide, Forward, Head, Refuse
 from farebox.gateway.purse import Purse
 from farebox.gateway.refusals import of_rule, refuse
 from farebox.gateway.settling import Settling, labels_of, milliseconds
@@ -67,12 +68,12 @@ class Gate:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     clock: Callable[[], datetime] = utc_now
 
-    async def handle(self, head: Head, body: bytes | None) -> Forward | Refuse:
-        """Decide one call (B13-B18)."""
+    def handle(self, head: Head) -> Refuse | Decide:
+        """Decide one call by its head (B13-B15): who is not to be served sends no body."""
         path = head.path.partition("?")[0]
+        if not self.ready.is_set():
+            return refuse(503, "starting", "the gateway has not read the cluster yet", head.request_id)
         try:
-            if not self.ready.is_set():
-                return refuse(503, "starting", "the gateway has not read the cluster yet", head.request_id)
             if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
                 return self._list_models(head, path)
             endpoint = ENDPOINTS.get(path)
@@ -83,7 +84,41 @@ class Gate:
             if head.method != "POST":
                 message = f"{path} takes POST alone"
                 return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "POST"})
-            return await self._decide(head, body, endpoint)
+            check_headers(head)
+            caller = self._caller(head)
+            known_key = identify(caller, self.view, self.clock())
+            if isinstance(known_key, Refusal):
+                return of_rule(known_key, head.request_id)
+        except InvalidCall as error:
+            return refuse(400, error.code, error.message, head.request_id)
+        return partial(self._decide, head, endpoint, caller)
+
+    async def _decide(
+        self, head: Head, endpoint: Endpoint, caller: Call, body: bytes | None
+    ) -> Forward | Refuse:
+        """Decide the same call with its body (B13-B18)."""
+        try:
+            now = self.clock()
+            # Asked again: while the body came, the key may have been disabled, or expired (B14).
+            key = identify(caller, self.view, now)
+            if isinstance(key, Refusal):
+                return of_rule(key, head.request_id)
+            if body is None:
+                raise InvalidCall("missing_body", "the request has no body: send JSON")
+            request = parse(endpoint, body)
+            call = Call(
+                key_hash=caller.key_hash,
+                address=caller.address,
+                model=request.model,
+                body_bytes=request.length,
+                asked_output=request.asked_output,
+                choices=request.choices,
+                text_only=request.text_only,
+            )
+            answer = admit_known(call, key, self.view, now)
+            if isinstance(answer, Refusal):
+                return of_rule(answer, head.request_id)
+            return await self._make(head, request, answer, milliseconds(now))
         except InvalidCall as error:
             return refuse(400, error.code, error.message, head.request_id)
         except LedgerUnavailable:
@@ -94,30 +129,6 @@ class Gate:
             log.error("credentials.unavailable", request_id=head.request_id, error=str(error))
             message = "the provider's credentials are not available: tell the cluster's admin"
             return refuse(503, "credentials_unavailable", message, head.request_id)
-
-    async def _decide(self, head: Head, body: bytes | None, endpoint: Endpoint) -> Forward | Refuse:
-        check_headers(head)
-        now = self.clock()
-        caller = self._caller(head)
-        known = identify(caller, self.view, now)
-        if isinstance(known, Refusal):
-            return of_rule(known, head.request_id)
-        if body is None:
-            raise InvalidCall("missing_body", "the request has no body: send JSON")
-        request = parse(endpoint, body)
-        call = Call(
-            key_hash=caller.key_hash,
-            address=caller.address,
-            model=request.model,
-            body_bytes=request.length,
-            asked_output=request.asked_output,
-            choices=request.choices,
-            text_only=request.text_only,
-        )
-        answer = admit_known(call, known, self.view, now)
-        if isinstance(answer, Refusal):
-            return of_rule(answer, head.request_id)
-        return await self._make(head, request, answer, milliseconds(now))
 
     async def _make(self, head: Head, request: Body, grant: Grant, now: int) -> Forward | Refuse:
         """Hold and count what was granted, and send the call on its way; or undo it all."""

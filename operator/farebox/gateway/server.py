@@ -1,7 +1,8 @@
 """Serves Envoy's questions on a Unix socket: HTTP/2, gRPC's framing, one exchange for each call.
 
-It asks the handler and passes on what it says. It never decides by itself but for two things: a body over
-the limit is refused, and a handler that raises is an error for the client, never an open door.
+It asks the handler and passes on what it says: by the head alone first, so that Envoy reads no body of a call
+that is refused whatever is in it. It never decides by itself but for two things: a body over the limit is
+refused, and a handler that raises is an error for the client, never an open door.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Final
 import structlog
 
 from farebox.gateway import extproc
-from farebox.gateway.exchange import Forward, Handler, Head, Refuse
+from farebox.gateway.exchange import Decide, Forward, Handler, Head, Refuse
 from farebox.gateway.extproc import BodyMessage, HeadersMessage, InvalidMessage
 from farebox.gateway.frames import Headers, literal_block
 from farebox.gateway.http2 import Connection
@@ -54,9 +55,9 @@ class Decisions:
             return Exchange(self, stream)
         return Unimplemented(stream)
 
-    def begin(self, exchange: "Exchange", head: Head, body: bytes | None) -> asyncio.Task[None]:
+    def begin(self, exchange: "Exchange", body: bytes | None) -> asyncio.Task[None]:
         """Decide in a task of its own."""
-        task = self._loop.create_task(exchange.decide(head, body))
+        task = self._loop.create_task(exchange.decide(body))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
@@ -81,13 +82,14 @@ class Unimplemented:
 class Exchange:
     """One call: its head comes, then its body if there is one; a decision goes back and ends the stream."""
 
-    __slots__ = ("_buffer", "_decisions", "_head", "_stream", "_task")
+    __slots__ = ("_buffer", "_decide", "_decisions", "_head", "_stream", "_task")
 
     def __init__(self, decisions: Decisions, stream: Stream) -> None:
         self._decisions = decisions
         self._stream = stream
         self._buffer = bytearray()
         self._head: Head | None = None
+        self._decide: Decide | None = None
         self._task: asyncio.Task[None] | None = None
 
     def data(self, chunk: bytes) -> None:
@@ -121,16 +123,16 @@ class Exchange:
         if self._task is not None:
             self._task.cancel()
 
-    async def decide(self, head: Head, body: bytes | None) -> None:
-        """Ask the handler and answer."""
+    async def decide(self, body: bytes | None) -> None:
+        """Ask who decides with the body, and answer."""
+        assert self._decide is not None
         began = perf_counter()
         try:
-            decision = await self._decisions.handler(head, body)
+            decision = await self._decide(body)
             GATEWAY_DECISION_SECONDS.observe(perf_counter() - began)
             self._answer(decision, on_headers=body is None)
         except Exception:
-            _log.exception("the handler failed", request_id=head.request_id)
-            self._fail(_INTERNAL)
+            self._fault()
 
     def _check(self, compressed: int, size: int) -> None:
         if compressed or size > self._decisions.max_body_bytes + _HEAD_ROOM:
@@ -150,21 +152,32 @@ class Exchange:
             raise InvalidMessage("headers twice")
         self._head = message.head
         self._stream.start(_RESPONSE)
+        began = perf_counter()
+        try:
+            first = self._decisions.handler(message.head)
+        except Exception:
+            self._fault()
+            return
+        if isinstance(first, Refuse):
+            GATEWAY_DECISION_SECONDS.observe(perf_counter() - began)
+            self._answer(first, on_headers=True)
+            return
+        self._decide = first
         # CONNECT has none, and no end either: what follows would be the tunnel.
         if not message.has_body or message.head.method == "CONNECT":
-            self._task = self._decisions.begin(self, message.head, None)
+            self._task = self._decisions.begin(self, None)
         elif _announced(message.head) > self._decisions.max_body_bytes:
             self._answer(self._too_large(message.head), on_headers=True)
         else:
             self._send(extproc.CONTINUE)
 
     def _on_body(self, body: bytes) -> None:
-        if self._head is None:
-            raise InvalidMessage("a body without headers")
+        if self._head is None or self._decide is None:
+            raise InvalidMessage("a body that was not asked for")
         if len(body) > self._decisions.max_body_bytes:
             self._answer(self._too_large(self._head), on_headers=False)
         else:
-            self._task = self._decisions.begin(self, self._head, body)
+            self._task = self._decisions.begin(self, body)
 
     def _too_large(self, head: Head) -> Refuse:
         return too_large(head, self._decisions.max_body_bytes)
@@ -178,6 +191,11 @@ class Exchange:
 
     def _send(self, message: bytes) -> None:
         self._stream.send(b"\x00" + len(message).to_bytes(4, "big") + message)
+
+    def _fault(self) -> None:
+        """The handler raised."""
+        _log.exception("the handler failed", request_id=self._head.request_id if self._head else "")
+        self._fail(_INTERNAL)
 
     def _fail(self, trailers: bytes) -> None:
         """End the exchange without a decision: Envoy answers with its own error."""

@@ -232,9 +232,59 @@ async def test_bad_bodies_are_the_clients_fault(world: World, body: bytes, code:
 
 
 async def test_a_call_without_a_body_is_refused(world: World) -> None:
-    answer = await world.gate.handle(world.head(), None)
+    answer = await world.decide(world.head(), None)
     assert isinstance(answer, Refuse)
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "missing_body")
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"path": "/v1/files"}, "unknown_url"),
+        ({"method": "GET"}, "method_not_allowed"),
+        ({"headers": {"content-type": "text/plain"}}, "unsupported_type"),
+        ({"headers": {"authorization": None}}, "invalid_api_key"),
+        ({"headers": {"authorization": f"Bearer {OTHER_TOKEN}"}}, "invalid_api_key"),
+    ],
+)
+async def test_what_the_head_tells_is_said_before_the_body_comes(
+    world: World, given: dict[str, Any], code: str
+) -> None:
+    answer = world.gate.handle(world.head(**given))
+    assert isinstance(answer, Refuse)
+    assert json.loads(answer.body)["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ({"disabled": True}, "api_key_disabled"),
+        ({"expiresAt": "2026-03-01T12:00:40Z"}, "api_key_expired"),
+        ({"allowedCIDRs": ["192.0.2.0/24"]}, "address_not_allowed"),
+        ({"services": {"names": ["other"]}}, "service_not_allowed"),
+    ],
+)
+async def test_a_key_that_changes_while_the_body_comes_is_asked_again(
+    world: World, key: dict[str, Any], code: str
+) -> None:
+    """B14: within a second of the change, however long a body takes."""
+    decide = world.gate.handle(world.head())
+    assert not isinstance(decide, Refuse)
+    world.put(api_key(**key))
+    world.clock.pass_(20)
+    answer = await decide(b'{"model": "chat"}')
+    assert isinstance(answer, Refuse)
+    assert json.loads(answer.body)["error"]["code"] == code
+    assert world.purse.available(ACCOUNT) == 5 * UNIT
+
+
+async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: World) -> None:
+    decide = world.gate.handle(world.head())
+    assert not isinstance(decide, Refuse)
+    world.view.keys.remove(ObjectKey("team-a", "ci"))
+    answer = await decide(b'{"model": "chat"}')
+    assert isinstance(answer, Refuse)
+    assert answer.status == 401
 
 
 @pytest.mark.parametrize(
@@ -588,7 +638,7 @@ async def test_without_credentials_a_provider_is_not_called_and_nothing_is_kept(
 
 
 async def models(world: World, path: str = "/v1/models", **given: Any) -> tuple[int, Any]:
-    answer = await world.gate.handle(world.head(path, "GET", **given), None)
+    answer = world.gate.handle(world.head(path, "GET", **given))
     assert isinstance(answer, Refuse)
     return answer.status, json.loads(answer.body)
 
@@ -630,7 +680,7 @@ async def test_a_model_was_created_when_its_service_was(world: World) -> None:
 
 async def test_models_ask_for_a_key(world: World) -> None:
     assert (await models(world, headers={"authorization": None}))[0] == 401
-    answer = await world.gate.handle(world.head("/v1/models", "POST"), b"{}")
+    answer = world.gate.handle(world.head("/v1/models", "POST"))
     assert isinstance(answer, Refuse)
     assert answer.status == 405
 

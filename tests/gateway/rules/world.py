@@ -214,7 +214,12 @@ class World:
         if body is None:
             body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.gate.handle(self.head(**given), raw)
+        return await self.decide(self.head(**given), raw)
+
+    async def decide(self, head: Head, body: bytes | None) -> Forward | Refuse:
+        """By its head, and with its body if that is asked for."""
+        first = self.gate.handle(head)
+        return first if isinstance(first, Refuse) else await first(body)
 
     async def forwarded(self, body: Any = None, **given: Any) -> Forward:
         """The same; fails if it is refused."""

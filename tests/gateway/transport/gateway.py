@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,15 @@ class Mirror:
         return web.json_response({"usage": {"prompt_tokens": 1, "completion_tokens": 2}})
 
 
+def by_body(decide: Callable[[Head, bytes | None], Awaitable[Forward | Refuse]]) -> Handler:
+    """A handler that refuses nothing by the head alone."""
+    return lambda head: partial(decide, head)
+
+
 def forwarding(upstream: str, **labels: str) -> Handler:
     """A handler that forwards all calls as they are."""
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         return Forward(upstream, False, head.path, None, labels={"service": SERVICE, **labels})
 

@@ -21,6 +21,7 @@ from tests.gateway.transport.gateway import (
     Gateway,
     Mirror,
     answering,
+    by_body,
     chat,
     envoy_only,
     forwarding,
@@ -47,6 +48,7 @@ def test_validation_says_what_is_wrong(tmp_path: Path) -> None:
 async def test_a_decision_changes_path_body_and_headers_and_nothing_else(tmp_path: Path) -> None:
     async with Mirror() as mirror:
 
+        @by_body
         async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
             assert body is not None
             changed = body.replace(b"alias", b"Qwen/Qwen3-8B")
@@ -79,6 +81,7 @@ async def test_a_decision_changes_path_body_and_headers_and_nothing_else(tmp_pat
 async def test_an_empty_body_and_an_unchanged_one(tmp_path: Path) -> None:
     async with Mirror() as mirror:
 
+        @by_body
         async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
             return Forward(mirror.address, False, head.path, b"" if head.path == "/empty" else None)
 
@@ -92,6 +95,7 @@ async def test_an_empty_body_and_an_unchanged_one(tmp_path: Path) -> None:
 async def test_clients_cannot_say_what_only_the_gateway_may(tmp_path: Path, upstream: str) -> None:
     heads: list[Head] = []
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         heads.append(head)
         return Forward(upstream, False, head.path, labels={"service": "a/b"})
@@ -123,6 +127,7 @@ async def test_a_refusal_reaches_the_client_as_it_is_and_is_not_logged(tmp_path:
     body = b'{"error": {"type": "permission_error", "message": "endpoint is inactive: OVERDUE"}}'
     statuses = iter([402, 413, 429, 503])
 
+    @by_body
     async def handler(head: Head, _: bytes | None) -> Forward | Refuse:
         headers = {"content-type": "application/json", "retry-after": "7", "x-ratelimit-limit-requests": "60"}
         return Refuse(next(statuses), headers, body)
@@ -152,6 +157,7 @@ async def test_without_a_decision_process_there_is_no_open_door(tmp_path: Path, 
 
 
 async def test_a_decision_that_hangs_is_503_after_its_time(tmp_path: Path) -> None:
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         await asyncio.Event().wait()
         raise AssertionError
@@ -163,6 +169,7 @@ async def test_a_decision_that_hangs_is_503_after_its_time(tmp_path: Path) -> No
 
 
 async def test_a_handler_that_fails_is_503(tmp_path: Path) -> None:
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         raise RuntimeError("a fault")
 
@@ -177,6 +184,7 @@ async def test_a_body_over_the_limit_is_413(tmp_path: Path, framing: str) -> Non
         for _ in range(30):
             yield b"y" * 10_000
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         raise AssertionError("asked")
 
@@ -190,6 +198,7 @@ async def test_a_body_over_the_limit_is_413(tmp_path: Path, framing: str) -> Non
 async def test_a_body_of_the_greatest_size_goes_through(tmp_path: Path, size: int) -> None:
     async with Mirror() as mirror:
 
+        @by_body
         async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
             assert body is not None
             return Forward(mirror.address, False, head.path, body[:-1] + b"!")
@@ -212,6 +221,7 @@ async def test_an_upstream_that_cannot_be_reached_is_an_upstream_error(
 ) -> None:
     address = request.getfixturevalue("upstream") if upstream == "SIMULATOR" else upstream
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         return Forward(address, tls, head.path, labels={"service": "a/b"})
 
@@ -284,6 +294,7 @@ async def test_tls_upstreams_must_have_a_certificate_that_is_trusted(tmp_path: P
     Authority.create(tmp_path, "theirs").server("bad", ("localhost",), ())
     async with tls_upstream(tmp_path, "good") as good, tls_upstream(tmp_path, "bad") as bad:
 
+        @by_body
         async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
             host = {"/good": f"localhost:{good}", "/bad": f"localhost:{bad}", "/name": f"127.0.0.1:{good}"}
             return Forward(host[head.path], True, head.path)

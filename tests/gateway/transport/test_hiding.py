@@ -15,7 +15,7 @@ from lupa import luajit21
 from farebox.gateway.envoy_hiding import SCRIPT
 from farebox.gateway.exchange import Forward, Head, Hiding, Refuse
 from farebox.gateway.usage import Used, used
-from tests.gateway.transport.gateway import Simulator, chat, gateway
+from tests.gateway.transport.gateway import Simulator, by_body, chat, gateway
 from tests.gateway.transport.test_metering import CONTINUOUS, leave_after
 
 USAGE: dict[str, Any] = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}}
@@ -122,6 +122,7 @@ def test_an_answer_that_is_no_stream_passes_byte_for_byte() -> None:
 def asking(upstream: str, hiding: Hiding, **labels: str) -> Any:
     """A handler that forwards calls as they are, and hides usage of their streams."""
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         return Forward(upstream, False, head.path, labels={"service": "a/b", **labels}, hiding=hiding)
 

@@ -14,13 +14,19 @@ from farebox.gateway.exchange import Forward, Handler, Head, Refuse
 from farebox.gateway.extproc import CONTINUE, InvalidMessage
 from farebox.gateway.server import listening
 from tests.gateway.transport.client import GRPC_HEADERS, Client, connected, eventually
+from tests.gateway.transport.gateway import by_body
 from tests.gateway.transport.protobuf import field, fields, headers_message
 
 LIMIT = 100_000
 
 
-async def forwards(head: Head, body: bytes | None) -> Forward | Refuse:
+def forwarded(head: Head, body: bytes | None) -> Forward:
     return Forward("model:8000", False, head.path, body, labels={"service": "team/chat"})
+
+
+@by_body
+async def forwards(head: Head, body: bytes | None) -> Forward | Refuse:
+    return forwarded(head, body)
 
 
 @asynccontextmanager
@@ -42,9 +48,10 @@ async def test_a_request_without_a_body_is_decided_on_its_headers(tmp_path: Path
 async def test_a_request_with_a_body_is_decided_when_the_body_is_there(tmp_path: Path) -> None:
     asked: list[bytes | None] = []
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         asked.append(body)
-        return await forwards(head, body)
+        return forwarded(head, body)
 
     async with served(tmp_path, handler) as client:
         stream = await client.request()
@@ -61,6 +68,7 @@ async def test_a_request_with_a_body_is_decided_when_the_body_is_there(tmp_path:
 async def test_the_head_is_read_with_repeated_and_odd_headers(tmp_path: Path) -> None:
     heads: list[Head] = []
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         heads.append(head)
         return Refuse(402, {"retry-after": "1"}, b"{}")
@@ -88,7 +96,28 @@ async def test_the_head_is_read_with_repeated_and_odd_headers(tmp_path: Path) ->
     assert heads[1] == head, "read from the memory of entries"
 
 
+async def test_a_head_that_is_refused_is_answered_before_its_body(tmp_path: Path) -> None:
+    def handler(head: Head) -> Refuse:
+        return Refuse(401, {"x-path": head.path}, b"{}")
+
+    async with served(tmp_path, handler) as client:
+        for end in (True, False):
+            stream = await client.request()
+            await client.message(stream, headers_message({":path": "/v1/x"}, end=end))
+            (answer,), trailers = await client.answer(stream)
+            assert list(fields(answer)) == [7], "an immediate response"
+            assert trailers == {"grpc-status": "0"}
+
+
+async def test_a_body_that_was_not_asked_for_is_no_message(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        stream = await client.request()
+        await client.message(stream, field(4, field(1, b"x")))
+        assert await client.answer(stream) == ([], {"grpc-status": "3"})
+
+
 async def test_a_body_over_the_limit_is_refused_without_asking(tmp_path: Path) -> None:
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         raise AssertionError("asked")
 
@@ -105,20 +134,26 @@ async def test_a_body_over_the_limit_is_refused_without_asking(tmp_path: Path) -
 
 
 async def test_a_handler_that_raises_lets_nothing_through(tmp_path: Path) -> None:
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         raise RuntimeError("a fault")
 
-    async with served(tmp_path, handler) as client:
-        stream = await client.request()
-        await client.message(stream, headers_message({}, end=True))
-        messages, trailers = await client.answer(stream)
-    assert messages == []
-    assert trailers == {"grpc-status": "13"}
+    def at_once(head: Head) -> Refuse:
+        raise RuntimeError("a fault")
+
+    for faulty in (handler, at_once):
+        async with served(tmp_path, faulty) as client:
+            stream = await client.request()
+            await client.message(stream, headers_message({}, end=True))
+            messages, trailers = await client.answer(stream)
+        assert messages == []
+        assert trailers == {"grpc-status": "13"}
 
 
 async def test_a_call_that_is_gone_is_not_decided_any_more(tmp_path: Path) -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         began.set()
         try:
@@ -167,10 +202,11 @@ async def test_decisions_under_way_are_finished_at_the_end(tmp_path: Path) -> No
     socket = tmp_path / "decide.sock"
     began, go = asyncio.Event(), asyncio.Event()
 
+    @by_body
     async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
         began.set()
         await go.wait()
-        return await forwards(head, body)
+        return forwarded(head, body)
 
     stop = asyncio.Event()
 
