@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import Set
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from farebox.controller.echoes import without_echoes
+from farebox.controller.echoes import Pages, without_echoes
 from farebox.domain.keys import ObjectKey
 from tests.kube.server import Server, serving
 
@@ -16,6 +17,10 @@ KNOWN = {ObjectKey("a", "x"): 10, ObjectKey("a", "cheat"): 30}
 
 def cached(key: ObjectKey) -> int:
     return KNOWN.get(key, 0)
+
+
+def no_list(keys: Set[ObjectKey], version: int) -> None:
+    raise AssertionError("that was a watch")
 
 
 def line(type_: str, name: str, version: str, **metadata: Any) -> bytes:
@@ -37,7 +42,7 @@ async def through_kopfs_eyes(server: Server, lines: list[bytes], cut: int) -> li
 
     server.trouble = answer
     async with aiohttp.ClientSession() as session, session.get(f"{server.url}/watch") as response:
-        without_echoes(response, cached)
+        without_echoes(response, cached, Pages(no_list))
         left = b"".join([chunk async for chunk in response.content.iter_chunked(1024)])
     return left.splitlines()
 
@@ -60,24 +65,49 @@ async def test_only_what_the_cache_has_is_left_out() -> None:
             assert await through_kopfs_eyes(server, lines, cut) == news
 
 
-async def list_through_kopfs_eyes(server: Server, text: str) -> bytes:
+async def list_through_kopfs_eyes(server: Server, text: str, pages: Pages, asked: str = "") -> bytes:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(text=text, content_type="application/json")
 
     server.trouble = answer
-    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/list") as response:
-        without_echoes(response, cached)
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/list{asked}") as response:
+        without_echoes(response, cached, pages)
         return await response.read()
 
 
-async def test_a_list_keeps_what_the_cache_has_not() -> None:
-    def item(name: str, version: str) -> dict[str, Any]:
-        return {"metadata": {"name": name, "namespace": "a", "resourceVersion": version}, "spec": {"n": 1.50}}
+def item(name: str, version: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "a", "resourceVersion": version}, "spec": {"n": 1.50}}
 
+
+async def test_a_list_keeps_what_the_cache_has_not() -> None:
     head = {"kind": "InferenceServiceList", "metadata": {"resourceVersion": "99", "continue": "token"}}
     there = [item("x", "10"), item("x", "11"), item("y", "1"), item("cheat", "29")]
+    pages = Pages(no_list)
     async with serving() as server:
-        left = await list_through_kopfs_eyes(server, json.dumps(head | {"items": there}))
+        left = await list_through_kopfs_eyes(server, json.dumps(head | {"items": there}), pages)
         assert json.loads(left) == head | {"items": there[1:3]}
         for odd in ('{"items": null}', "[]", "<html>", '{"items": [{"metadata": {}}]}', '{"kind": "Status"}'):
-            assert await list_through_kopfs_eyes(server, odd) == odd.encode()
+            assert await list_through_kopfs_eyes(server, odd, pages) == odd.encode()
+
+
+async def test_a_list_that_is_read_to_its_end_says_what_is_there() -> None:
+    whole: list[tuple[set[str], int]] = []
+    pages = Pages(lambda keys, version: whole.append(({key.name for key in keys}, version)))
+
+    def page(following: str, *names: str) -> str:
+        metadata = {"resourceVersion": "99", "continue": following}
+        return json.dumps({"metadata": metadata, "items": [item(name, "10") for name in names]})
+
+    async with serving() as server:
+        for asked, text in (
+            # One that breaks off, and one whose second page nobody could read: they say nothing.
+            ("", page("lost", "gone")),
+            ("", page("first", "gone")),
+            ("?limit=500&continue=first", "<html>"),
+            ("?limit=500&continue=second", page("", "y")),
+            ("", page("first", "x", "y")),
+            ("?limit=500&continue=first", page("", "cheat")),
+            ("", page("")),
+        ):
+            await list_through_kopfs_eyes(server, text, pages, asked)
+    assert whole == [({"x", "y", "cheat"}, 99), (set(), 99)]

@@ -216,6 +216,29 @@ def test_what_was_made_again_as_something_else_meanwhile_keeps_no_pods_of_before
             tenant.wait_condition(name, "Ready", "True", "External")
 
 
+# -- watches --------------------------------------------------------------------------------------------
+
+
+def test_what_was_deleted_before_a_watch_began_anew_is_gone_without_a_sweep(
+    tenant: Tenant, alone: Stack
+) -> None:
+    through = alone.cluster.service_account_kubeconfig(SYSTEM, "farebox-operator")
+    with proxied(through) as (proxy, kubeconfig), operators(alone, 0):
+        env = ENV | {"FAREBOX_SWEEP_SECONDS": "3600", "FAREBOX_KUBECONFIG": str(kubeconfig)}
+        operator = alone.start_operator(**env)
+        wait_for("it leads", lambda: leads(operator), SECONDS)
+        model, names = shop(tenant)
+        wait_all(tenant, model, names, running=True)
+        wait_rest(alone, operator)
+        proxy.forgetful = frozenset({"inferenceservices"})
+        tenant.delete("InferenceService", "one")
+        tenant.wait_gone(deployment_path(BACKENDS, tenant.backend_name("one")))
+        assert proxy.forgetful == frozenset(), "no watch told of the deletion"
+        proxy.forgetful = frozenset({"billingaccounts"})
+        tenant.delete("BillingAccount", "acme")
+        tenant.wait_stopped("two", "AccountNotFound")
+
+
 # -- health: a deaf watch, a Lease that cannot be renewed ------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
+_TOO_OLD = b'{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}}\n'
 _HEADERS = ("Authorization", "Content-Type", "Accept")
 
 
@@ -23,11 +24,14 @@ class Proxy:
     Attributes:
         deaf: plural names of kinds whose watches tell nothing.
         refused: plural names of kinds of which every request is answered with 503.
+        forgetful: plural names of kinds whose watch, instead of telling the next change, says once that it is
+            too old, as after a compaction.
     """
 
     def __init__(self, upstream: str) -> None:
         self.deaf: frozenset[str] = frozenset()
         self.refused: frozenset[str] = frozenset()
+        self.forgetful: frozenset[str] = frozenset()
         self.port = 0
         self._upstream = upstream
 
@@ -64,8 +68,13 @@ class Proxy:
             response.content_type = answer.content_type
             await response.prepare(request)
             watch = request.query.get("watch") == "true"
+            plural = request.path.rpartition("/")[2]
             async for chunk in answer.content.iter_any():
-                if not (watch and request.path.rpartition("/")[2] in self.deaf):
+                if watch and plural in self.forgetful:
+                    self.forgetful -= {plural}
+                    await response.write(_TOO_OLD)
+                    break
+                if not (watch and plural in self.deaf):
                     await response.write(chunk)
             await response.write_eof()
             return response

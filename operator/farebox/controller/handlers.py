@@ -9,14 +9,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 import kopf
 
 from farebox.api import GROUP, KINDS, VERSION
-from farebox.controller.cache import Cache
-from farebox.controller.echoes import Cached, without_echoes
+from farebox.controller.echoes import Cached, Pages, without_echoes
 from farebox.controller.keys import Kind
 from farebox.controller.sweep import Sweep
 from farebox.kube.client import KubeClient, tls_context
@@ -86,7 +86,7 @@ class Watches:
             for kind in _OF_BACKENDS
         ]
         # Kopf last: it cancels tasks that are made after it started.
-        return [*backends, _run_kopf(client, self, sweep.cache, observe, stop)]
+        return [*backends, _run_kopf(client, self, sweep, observe, stop)]
 
     def _follower(self, kind: Kind, client: KubeClient, sweep: Sweep, observe: Observe) -> Follower:
         plural, events = _OF_BACKENDS[kind][2], WATCH_EVENTS.labels(kind)
@@ -105,13 +105,16 @@ class Watches:
 
 
 def _run_kopf(
-    client: KubeClient, watches: Watches, cache: Cache, observe: Observe, stop: asyncio.Event
+    client: KubeClient, watches: Watches, sweep: Sweep, observe: Observe, stop: asyncio.Event
 ) -> asyncio.Task[None]:
-    cached = {place[2]: cache.store(kind).version for kind, place in _CLUSTERWIDE.items()}
+    readers = {
+        place[2]: (sweep.cache.store(kind).version, Pages(partial(sweep.keep, kind)))
+        for kind, place in _CLUSTERWIDE.items()
+    }
     registry = kopf.OperatorRegistry()
     for kind, (group, version, plural) in _CLUSTERWIDE.items():
         kopf.on.event(group, version, plural, id=str(kind), registry=registry)(_handler(kind, observe))
-    kopf.on.login(registry=registry)(_login(client, watches, cached))
+    kopf.on.login(registry=registry)(_login(client, watches, readers))
     return asyncio.create_task(
         kopf.operator(
             registry=registry, settings=_settings(), clusterwide=True, standalone=True, stop_flag=stop
@@ -131,7 +134,9 @@ def _handler(kind: Kind, observe: Observe) -> Callable[..., Any]:
     return on_event
 
 
-def _login(client: KubeClient, watches: Watches, cached: Mapping[str, Cached]) -> Callable[..., Any]:
+def _login(
+    client: KubeClient, watches: Watches, readers: Mapping[str, tuple[Cached, Pages]]
+) -> Callable[..., Any]:
     """The operator's own credentials and TLS settings for Kopf; it asks again after a 401.
 
     The token is read anew for each request, because a ServiceAccount's is replaced every hour.
@@ -145,10 +150,10 @@ def _login(client: KubeClient, watches: Watches, cached: Mapping[str, Cached]) -
             request.headers["Authorization"] = token.strip()
         response = await handler(request)
         plural = request.url.path.rpartition("/")[2]
-        if response.status == 200 and plural in cached:
+        if response.status == 200 and plural in readers:
             if request.url.query.get("watch") == "true":
                 watches.connected(plural)
-            without_echoes(response, cached[plural])
+            without_echoes(response, *readers[plural])
         return response
 
     async def login(**_: Any) -> kopf.AiohttpSession:

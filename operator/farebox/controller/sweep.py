@@ -1,12 +1,13 @@
 """Lists everything: once before the first decision, and again and again to find what watches missed.
 
-Kopf does not tell when a first list is complete, and deletions can be lost when a watch starts anew
-(docs/decisions/001); both are found by comparing the cache with a list. The backends' own watches begin where
-their first list ended, and come here for another when that is too long ago.
+Kopf does not tell when a first list is complete, nor what was deleted before a watch starts anew
+(docs/decisions/001): the cache is compared with the lists that it reads for itself (echoes.py), and now and
+then with one of our own. The backends' own watches begin where their first list ended, and come here for
+another when that is too long ago.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -68,13 +69,16 @@ class Sweep:
             if (change := self._put(kind, raw)) is not None:
                 self.on_change(change)
 
-        store = self.cache.store(kind)
         listed, version = await self.client.listed(self.path(kind), take)
-        for key in [key for key in store if key not in listed]:
-            # What is newer than the list was made after it; `remove` leaves that alone.
-            if (change := store.remove(key, int(version))) is not None:
-                self.on_change(change)
+        self.keep(kind, listed, int(version))
         return version
+
+    def keep(self, kind: Kind, listed: Set[ObjectKey], version: int) -> None:
+        """What is not in a whole list is gone. What is newer than the list was made after it, and stays."""
+        store = self.cache.store(kind)
+        for key in [key for key in store if key not in listed]:
+            if (change := store.remove(key, version)) is not None:
+                self.on_change(change)
 
     async def run(self, seconds: float, on_swept: Callable[[], None]) -> None:
         """Sweep every so often, for ever; an API server that is away is asked again next time."""
