@@ -101,6 +101,25 @@ class GatewaySettings(CommonSettings):
     listen_port: int = Field(8080, description="where Envoy takes calls")
     health_port: int = Field(8081, description="/healthz, /readyz, /metrics of the decision process")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="a longer request is refused with 413")
+    envoy_memory_bytes: int = Field(
+        2 * 2**30,
+        ge=64 * 2**20,
+        description="what Envoy may use (its container's limit); clients' connections are limited to this / "
+        "(4 * connection_buffer_bytes), and calls are refused with 503 before it is full",
+    )
+    connection_buffer_bytes: int = Field(
+        64 * 2**10,
+        ge=16 * 2**10,
+        le=16 * 2**20,
+        description="what came from one side of a connection and the other has not taken yet; windows of "
+        "HTTP/2 are 4 times (of a call) and 16 times this",
+    )
+    http2_streams: int = Field(
+        100, ge=1, le=2**31 - 1, description="calls at a time on one HTTP/2 connection"
+    )
+    envoy_health_port: int = Field(
+        0, description="where Envoy answers /healthz alone, however busy it is; 0: only at listen_port"
+    )
     tls_certificate: Path | None = Field(None, description="PEM file; with tls_key, Envoy serves TLS")
     tls_key: Path | None = Field(None, description="PEM file of the private key")
     ca_file: Path = Field(

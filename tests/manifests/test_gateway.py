@@ -68,6 +68,18 @@ def test_envoy_outlives_the_decision_process_and_calls_have_time_to_end() -> Non
     assert needed < pod["terminationGracePeriodSeconds"] < 600
 
 
+def test_envoy_knows_its_memory_and_is_probed_where_an_overload_is_not_felt() -> None:
+    config, envoy = gateway(kinds(BASE, "Deployment"))["initContainers"]
+    (memory,) = (item for item in config["env"] if item["name"] == "FAREBOX_ENVOY_MEMORY_BYTES")
+    assert memory["valueFrom"] == {
+        "resourceFieldRef": {"containerName": "envoy", "resource": "limits.memory"}
+    }
+    assert envoy["resources"]["limits"]["memory"]
+    ports = {port["name"]: str(port["containerPort"]) for port in envoy["ports"]}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert ports[envoy[probe]["httpGet"]["port"]] == env(config)["FAREBOX_ENVOY_HEALTH_PORT"]
+
+
 def test_the_share_of_limits_is_that_of_the_replicas() -> None:
     (deployment,) = (
         item for item in kinds(BASE, "Deployment") if item["metadata"]["name"] == "farebox-gateway"
@@ -103,8 +115,6 @@ def test_tls_is_served_with_the_certificate_of_the_secret(plane: Plane, tmp_path
     (mount,) = (item for item in envoy["volumeMounts"] if item["name"] == "tls")
     assert env(config)["FAREBOX_TLS_CERTIFICATE"] == f"{mount['mountPath']}/tls.crt"
     assert env(config)["FAREBOX_TLS_KEY"] == f"{mount['mountPath']}/tls.key"
-    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert envoy[probe]["httpGet"] == {"path": "/healthz", "port": "http", "scheme": "HTTPS"}
     (service,) = (
         item
         for item in objects

@@ -12,6 +12,7 @@ from typing import Final
 from farebox.gateway import extproc
 from farebox.gateway.envoy_clusters import decision_cluster, dns_cache, upstream_cluster
 from farebox.gateway.envoy_hiding import hiding_filter, hiding_of_route, says
+from farebox.gateway.envoy_limits import http2_options, overload_manager
 from farebox.gateway.envoy_metering import access_log, usage_filters
 from farebox.gateway.envoy_parts import FILTERS, TYPES, Json, http_filter, seconds
 from farebox.gateway.envoy_replies import local_replies
@@ -23,6 +24,8 @@ LOG_FILE: Final = "usage.log"
 HEALTH_PATH: Final = "/healthz"
 FLUSH_MILLISECONDS: Final = 20
 """How long a line of the log stays in Envoy's memory, where a SIGKILL loses it."""
+_MANAGER: Final = "envoy.filters.network.http_connection_manager"
+_CONNECTION_MANAGER: Final = f"{TYPES}filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,10 @@ class EnvoySettings:
         decision_seconds: then a call that waits for its decision is answered with 503.
         head_seconds, body_seconds: the headers of a request, and all of it, must have come after that.
         idle_seconds: a call on which nothing moves for so long is ended.
+        memory_bytes: what Envoy may use; it gives up calls before it uses more.
+        connection_buffer_bytes: of what came from one side of a connection, and the other has not taken yet.
+        http2_streams: calls at a time on one connection of HTTP/2.
+        health_port: a second listener, for HEALTH_PATH alone, that answers however busy Envoy is; 0: none.
         ca_file: the authorities that the certificates of TLS upstreams must come from.
         certificate, key: PEM files to serve TLS with; None serves plain HTTP.
     """
@@ -48,6 +55,10 @@ class EnvoySettings:
     head_seconds: float = 10.0
     body_seconds: float = 60.0
     idle_seconds: float = 900.0
+    memory_bytes: int = 2 * 2**30
+    connection_buffer_bytes: int = 64 * 2**10
+    http2_streams: int = 100
+    health_port: int = 0
     ca_file: Path = Path("/etc/ssl/certs/ca-certificates.crt")
     certificate: Path | None = None
     key: Path | None = None
@@ -88,9 +99,16 @@ def bootstrap(settings: EnvoySettings) -> Json:
     """The bootstrap's values."""
     return {
         "node": {"id": "farebox-gateway", "cluster": "farebox-gateway"},
-        "admin": {"address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o660}}},
+        "admin": {
+            "address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o660}},
+            "ignore_global_conn_limit": True,
+        },
+        "overload_manager": overload_manager(settings.memory_bytes, settings.connection_buffer_bytes),
         "static_resources": {
-            "listeners": [_listener(settings)],
+            "listeners": [
+                _listener(settings),
+                *([_health_listener(settings)] if settings.health_port else []),
+            ],
             "clusters": [
                 decision_cluster(settings.decision_socket),
                 upstream_cluster(extproc.PLAIN_CLUSTER, None),
@@ -102,12 +120,7 @@ def bootstrap(settings: EnvoySettings) -> Json:
 
 def _listener(settings: EnvoySettings) -> Json:
     chain: Json = {
-        "filters": [
-            {
-                "name": "envoy.filters.network.http_connection_manager",
-                "typed_config": _connection_manager(settings),
-            }
-        ]
+        "filters": [{"name": _MANAGER, "typed_config": _connection_manager(settings)}],
     }
     if settings.certificate is not None and settings.key is not None:
         chain["transport_socket"] = _serve_tls(settings.certificate, settings.key)
@@ -115,13 +128,31 @@ def _listener(settings: EnvoySettings) -> Json:
         "name": "gateway",
         "address": {"socket_address": {"address": settings.listen_host, "port_value": settings.listen_port}},
         "filter_chains": [chain],
-        "per_connection_buffer_limit_bytes": 1024 * 1024,
+        "per_connection_buffer_limit_bytes": settings.connection_buffer_bytes,
+    }
+
+
+def _health_listener(settings: EnvoySettings) -> Json:
+    """For who has to know whether Envoy lives and takes calls: an overload is no reason to end it."""
+    manager = {
+        "@type": _CONNECTION_MANAGER,
+        "stat_prefix": "health",
+        "route_config": {"name": "nothing"},
+        "http_filters": [_health(), http_filter("router", "router.v3.Router", {})],
+    }
+    address = {"address": settings.listen_host, "port_value": settings.health_port}
+    return {
+        "name": "health",
+        "address": {"socket_address": address},
+        "filter_chains": [{"filters": [{"name": _MANAGER, "typed_config": manager}]}],
+        "bypass_overload_manager": True,
+        "ignore_global_conn_limit": True,
     }
 
 
 def _connection_manager(settings: EnvoySettings) -> Json:
     return {
-        "@type": f"{TYPES}filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": _CONNECTION_MANAGER,
         "stat_prefix": "gateway",
         "server_name": "farebox",
         # The peer is the connection's; X-Forwarded-For goes to the rules as it came.
@@ -132,6 +163,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "request_headers_timeout": seconds(settings.head_seconds),
         "request_timeout": seconds(settings.body_seconds),
         "stream_idle_timeout": seconds(settings.idle_seconds),
+        "http2_protocol_options": http2_options(settings.connection_buffer_bytes, settings.http2_streams),
         "common_http_protocol_options": {
             "idle_timeout": "300s",
             # Upstreams may take x_a for x-a, and so a header of the client's for one of the gateway's.
@@ -142,7 +174,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "local_reply_config": local_replies(),
         "route_config": _routes(settings),
         "http_filters": [
-            http_filter("health_check", "health_check.v3.HealthCheck", _health()),
+            _health(),
             http_filter("ext_proc", "ext_proc.v3.ExternalProcessor", _ext_proc(settings)),
             hiding_filter(),
             *usage_filters(),
@@ -162,7 +194,9 @@ def _connection_manager(settings: EnvoySettings) -> Json:
 def _health() -> Json:
     """Answered without a decision; 503 as soon as Envoy is told to drain."""
     match = {"name": ":path", "string_match": {"exact": HEALTH_PATH}}
-    return {"pass_through_mode": False, "headers": [match]}
+    return http_filter(
+        "health_check", "health_check.v3.HealthCheck", {"pass_through_mode": False, "headers": [match]}
+    )
 
 
 def _early_mutation() -> Json:

@@ -35,6 +35,13 @@ def local_replies() -> Json:
             refused,
             # The health check's answer has no body, and its status is what counts.
             {"filter": _when("response.code_details.startsWith('health_check')")},
+            {
+                **_mapper(
+                    "response.code_details == 'overload'",
+                    *(503, "gateway_overloaded", "the gateway has no memory left for more calls; try again"),
+                ),
+                "headers_to_add": [{"header": {"key": "retry-after", "value": "1"}}],
+            },
             _mapper(no_decision, 503, "gateway_unavailable", "calls cannot be decided now; try again"),
             *(_mapper(f"response.code == {each[0]}", *each) for each in _BY_CODE),
             _mapper(

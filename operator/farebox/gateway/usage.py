@@ -18,8 +18,9 @@ TEXT_BYTES_PER_TOKEN: Final = 4
 """What a token takes in an answer that is not streamed."""
 _LINE_START: Final = b'{"at":'
 _UPSTREAM_FAULTS: Final = frozenset(
-    {"UF", "UH", "UT", "UC", "UR", "LR", "UO", "NR", "NC", "UPE", "URX", "DF", "DT", "UMSDR", "OM"}
+    {"UF", "UH", "UT", "UC", "UR", "LR", "UO", "NR", "NC", "UPE", "URX", "DF", "DT", "UMSDR"}
 )
+_OVERLOAD: Final = "OM"
 
 
 _COMPLETE: Final = ("1", "COMPLETE")
@@ -102,8 +103,12 @@ def used(line: UsageLine) -> Used | None:
       (`continuous_usage`), otherwise at least the bytes that were sent, divided by STREAM_BYTES_PER_TOKEN or
       TEXT_BYTES_PER_TOKEN, and no more than `max_output`. So for an answer that has no usage in it at all.
     - A client that left before the answer began pays the input if the upstream had the request.
+    - An Envoy that is short of memory ends calls that hold much of it, above all of clients that read slowly:
+      one that was being answered counts as one that ended early, or it would be free; others cost nothing.
     """
     if line.flags & _UPSTREAM_FAULTS:
+        return None
+    if _OVERLOAD in line.flags and not 200 <= line.status < 300:
         return None
     if line.status == 0 or (line.status == 499 and "DC" in line.flags):
         return _estimate(line) if line.upstream_bytes else None

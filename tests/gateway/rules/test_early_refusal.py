@@ -58,15 +58,6 @@ async def test_clients_that_send_a_large_body_read_why(
     await place.check(0)
 
 
-async def test_asynchronous_clients_do_too(place: Place) -> None:
-    async with openai.AsyncOpenAI(
-        base_url=f"{place.envoy.url}/v1", api_key=OTHER_TOKEN, max_retries=0
-    ) as client:
-        with pytest.raises(openai.AuthenticationError, match="the API key is not known"):
-            await client.chat.completions.create(model="chat", messages=LARGE)
-    await place.check(0)
-
-
 async def test_a_connection_whose_small_body_has_come_is_kept(place: Place) -> None:
     """The usual refusal costs no new connection."""
     request = f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\nContent-Length: 2\r\n\r\n{{}}".encode()

@@ -53,6 +53,13 @@ CUT: dict[str, Any] = {
         pytest.param({"status": 302}, None, id="no answer"),
         pytest.param({**CUT, "flags": frozenset({"UC"})}, None, id="the upstream broke off"),
         pytest.param({"flags": frozenset({"UPE"})}, None, id="the upstream spoke no HTTP"),
+        pytest.param({"status": 503, "flags": frozenset({"OM"})}, None, id="refused for want of memory"),
+        pytest.param({**CUT, "status": 0, "flags": frozenset({"OM"})}, None, id="ended for it, not answered"),
+        pytest.param(
+            {**CUT, "flags": frozenset({"OM"})},
+            Used(11, 0, 50, True),
+            id="ended for it while it was answered",
+        ),
         pytest.param(CUT, Used(11, 0, 50, True), id="text, no more than the limit"),
         pytest.param({**CUT, "labels": {"stream": "true"}}, Used(0, 0, 20, True), id="stream"),
         pytest.param({**CUT, "sent_bytes": 100}, Used(11, 0, 25, True), id="bytes of text"),
