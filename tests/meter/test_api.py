@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from farebox.ledger.wire_answers import WireTopUp
 from farebox.ledger.wire_records import WireRecords
@@ -67,6 +68,24 @@ async def test_a_binary_event_is_charged_once_in_whatever_mode_it_comes(api: Api
             body = await response.json()
         assert (response.status, body["accepted"], body["duplicate"]) == (200, *answer)
     assert (await api.post_events([event])).body["duplicate"] == 1
+
+
+async def test_a_request_that_breaks_off_is_no_fault_of_the_meter(api: Api, meter: Running) -> None:
+    address = URL(meter.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    head = f"POST /v1/events HTTP/1.1\r\nHost: meter\r\nAuthorization: Bearer {GATEWAY}\r\n"
+    kind = "Content-Type: application/cloudevents-batch+json\r\n"
+    writer.write(f"{head}{kind}Content-Length: 100\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert b"100 Continue" in await reader.readline()
+    writer.write(b"[")
+    writer.transport.abort()
+    counted = 'farebox_meter_request_seconds_count{method="POST",route="/v1/events",status='
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+        found: list[str] = []
+        while not found:
+            async with session.get(f"{meter.url}/metrics") as response:
+                found = [line for line in (await response.text()).splitlines() if line.startswith(counted)]
+    assert found == [f'{counted}"400"}} 1.0']
 
 
 async def test_bad_events_are_rejected_by_themselves_with_their_places(api: Api) -> None:

@@ -288,6 +288,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _error(404, "NotFound", f"there is nothing at {request.path}: see docs/meter-api.md")
     except web.HTTPException as error:
         return _error(error.status, error.reason.title().replace(" ", ""), f"{request.method} {request.path}")
+    except ConnectionResetError:
+        # The caller is gone, with half of its request unsaid; nobody reads this answer.
+        return _error(400, "ConnectionLost", "the request broke off: repeat it")
     except Exception:
         _log.exception("request failed", method=request.method, path=request.path)
         return _error(500, "InternalError", "the meter has a fault: see its log")
