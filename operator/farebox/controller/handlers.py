@@ -22,6 +22,7 @@ from farebox.controller.sweep import Sweep
 from farebox.kube.client import KubeClient, tls_context
 from farebox.kube.informer import Follower
 from farebox.metrics import WATCH_EVENTS
+from farebox.sockets import connector
 
 JSONObject = dict[str, Any]
 Observe = Callable[[Kind, str, JSONObject], None]
@@ -157,10 +158,10 @@ def _login(
         return response
 
     async def login(**_: Any) -> kopf.AiohttpSession:
-        connector = aiohttp.TCPConnector(limit=0, ssl=tls_context(configuration))
+        connections = connector(limit=0, ssl=tls_context(configuration))
         # Not compressed, as in KubeClient.
         headers = {"Accept-Encoding": "identity"}
-        session = aiohttp.ClientSession(connector=connector, headers=headers, middlewares=(authorize,))
+        session = aiohttp.ClientSession(connector=connections, headers=headers, middlewares=(authorize,))
         return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
     return login

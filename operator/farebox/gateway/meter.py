@@ -15,6 +15,7 @@ from farebox.ledger.port import Budget
 from farebox.ledger.remote import TokenFile
 from farebox.ledger.wire import SEQUENCE_HEADER
 from farebox.ledger.wire_answers import WireBudget
+from farebox.sockets import connector
 
 BATCH_EVENTS: Final = 1000
 POST_SECONDS: Final = 15.0
@@ -105,7 +106,7 @@ class RemoteEvents:
         self._url = url.rstrip("/") + "/v1/events"
         self._token = None if token_file is None else TokenFile(token_file)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=4, keepalive_timeout=60),
+            connector=connector(limit=4, keepalive_timeout=60),
             headers={"User-Agent": "farebox-gateway", "Content-Type": _CONTENT_TYPE},
             timeout=aiohttp.ClientTimeout(total=POST_SECONDS),
         )

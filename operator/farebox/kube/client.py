@@ -28,6 +28,7 @@ from farebox.errors import (
     TooManyRequests,
 )
 from farebox.kube.names import key_of
+from farebox.sockets import connector
 
 JSONObject = dict[str, Any]
 
@@ -54,9 +55,7 @@ class KubeClient:
         self.configuration = configuration
         self._session = aiohttp.ClientSession(
             base_url=configuration.host,
-            connector=aiohttp.TCPConnector(
-                ssl=tls_context(configuration), limit=connections, keepalive_timeout=60
-            ),
+            connector=connector(ssl=tls_context(configuration), limit=connections, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=30, sock_connect=10),
             # Compressed lists would cost both sides more CPU than a cluster's network is worth.
             headers={"User-Agent": "farebox", "Accept": "application/json", "Accept-Encoding": "identity"},

@@ -34,6 +34,7 @@ from farebox.ledger.wire_answers import (
     WireTopUp,
 )
 from farebox.ledger.wire_records import MAX_RECORDS, RecordSort, WireRecords, WireRefusals
+from farebox.sockets import connector
 
 REQUEST_SECONDS: Final = 15.0
 """What a call may take; a long poll has its waiting time on top."""
@@ -81,7 +82,7 @@ class RemoteLedger:
         self._url = url.rstrip("/")
         self._token = None if token_file is None else TokenFile(token_file)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=32, keepalive_timeout=60),
+            connector=connector(limit=32, keepalive_timeout=60),
             headers={"User-Agent": "farebox", "Accept": "application/json"},
         )
 
