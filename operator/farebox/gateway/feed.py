@@ -12,6 +12,7 @@ from farebox.ledger.port import Bookmark, LedgerPort
 
 log = structlog.get_logger(__name__)
 _PAGE = 1000
+_WAIT_SECONDS = 10.0
 _CONFIRM_SECONDS = 0.2
 
 
@@ -21,13 +22,11 @@ class Feed:
 
     Args:
         on_reset: called when the ledger is another one, or was restored from an older copy.
-        wait_seconds: how long a quiet ledger keeps a request open; well below the purse's max_age.
     """
 
     ledger: LedgerPort
     purse: Purse
     on_reset: Callable[[], None] = lambda: None
-    wait_seconds: float = 10.0
     bookmark: Bookmark = field(default_factory=Bookmark)
     current: asyncio.Event = field(default_factory=asyncio.Event)
     _resets: int = 0
@@ -40,10 +39,11 @@ class Feed:
 
     async def _follow(self) -> None:
         """Read pages as they come; a ledger that is away is asked again, ever more slowly."""
-        pause = 0.1
+        # A quiet ledger keeps a request open so long, and must not be taken for one that is silent.
+        wait_seconds, pause = min(_WAIT_SECONDS, self.purse.max_age / 3), 0.1
         while True:
             try:
-                await self._read_page(self.wait_seconds)
+                await self._read_page(wait_seconds)
                 pause = 0.1
             except LedgerError as error:
                 log.warning("feed.unavailable", error=str(error), retry_seconds=round(pause, 1))

@@ -227,6 +227,23 @@ async def test_the_feed_tells_what_the_ledger_has(ledger: Ledger) -> None:
     task.cancel()
 
 
+async def test_a_quiet_ledger_is_not_a_silent_one(ledger: Ledger) -> None:
+    """However short the time is after which silence counts: nothing is refused while nothing happens."""
+    purse = Purse(max_age=3)
+    feed = Feed(ledger, purse)
+    task = asyncio.create_task(feed.run())
+    await asyncio.wait_for(feed.current.wait(), 30)
+    heard: set[float | None] = set()
+
+    def look() -> bool:
+        assert purse.fresh
+        heard.add(purse.heard_at)
+        return len(heard) == 4
+
+    await until(look)
+    task.cancel()
+
+
 class Scripted:
     """A ledger that answers what it is told to: what a real one cannot be asked for."""
 
