@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from farebox.controller.keys import Key, Kind, account_key, service_key
-from farebox.controller.operator import Operator
+from farebox.controller.operator import Operator, watches_left_open
 from farebox.controller.queue import Lane, WorkQueue
 from farebox.controller.services import reconcile_service
 from farebox.domain.keys import ObjectKey
@@ -188,3 +189,23 @@ async def test_workers_take_turns_so_that_passes_without_a_wait_hold_nobody_up()
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
     assert passes == keys
+
+
+def test_a_watch_that_is_left_open_at_the_end_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """As Kopf's are when the Lease is lost while one tells something."""
+    left: list[AsyncIterator[None]] = []
+
+    async def watch() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("generator didn't stop after athrow()")
+
+    async def lose_the_lease() -> None:
+        asyncio.get_running_loop().set_exception_handler(watches_left_open)
+        left.append(watch())
+        await anext(left[0])
+        asyncio.get_running_loop().call_exception_handler({"message": "what else goes wrong"})
+
+    uvloop.run(lose_the_lease())
+    assert [record.getMessage() for record in caplog.records] == ["what else goes wrong"]

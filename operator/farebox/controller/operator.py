@@ -161,6 +161,7 @@ class Operator:
                     task.result()
         finally:
             self._stop.set()
+            asyncio.get_running_loop().set_exception_handler(watches_left_open)
             await _cancel(tasks)
             # Last: whoever takes over at once finds no write of this replica under way.
             await self.elector.release()
@@ -387,6 +388,15 @@ class Operator:
         if not self.primed:
             return ["the first lists are not complete"]
         return [f"the watch of {kind} has not connected yet" for kind in self.watches.never_connected()]
+
+
+def watches_left_open(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Kopf leaves generators open when it is cancelled; the loop complains of them when it closes them.
+
+    That is no error of anybody's; all else is reported as always.
+    """
+    if "asyncgen" not in context:
+        loop.default_exception_handler(context)
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
