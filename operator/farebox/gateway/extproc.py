@@ -29,6 +29,7 @@ HIDING_HEADER: Final = "x-gw-hiding"
 PRIVATE_PREFIX: Final = "x-gw-"
 PLAIN_CLUSTER: Final = "upstream"
 TLS_CLUSTER: Final = "upstream_tls"
+DECISION_CLUSTER: Final = "decision"
 REFUSED: Final = "farebox_refused"
 """The response code details of a call that the handler refused."""
 
@@ -211,6 +212,14 @@ def forward(decision: Forward, on_headers: bool) -> bytes:
         common = mutation + _bytes(3, _bytes(1, body) if body else _CLEAR_BODY) + _CLEAR_ROUTE_CACHE
     # request_headers = 1 or request_body = 3, each {response = 1}; dynamic_metadata = 8
     return _bytes(1 if on_headers else 3, _bytes(1, common)) + _bytes(8, _labels(decision.labels))
+
+
+def drain(path: str, header: str, value: str, removed: Iterable[str]) -> bytes:
+    """The ProcessingResponse to a headers message that sends the body here, with one header."""
+    headers = {":path": path, CLUSTER_HEADER: DECISION_CLUSTER, header: value}
+    parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]
+    parts += [_bytes(2, name.encode()) for name in removed]
+    return _bytes(1, _bytes(1, _bytes(2, b"".join(parts)) + _CLEAR_ROUTE_CACHE))
 
 
 def refuse(decision: Refuse) -> bytes:

@@ -1,26 +1,27 @@
 """Serves Envoy's questions on a Unix socket: HTTP/2, gRPC's framing, one exchange for each call.
 
-It asks the handler and passes on what it says: by the head alone first, so that Envoy reads no body of a call
-that is refused whatever is in it. It never decides by itself but for two things: a body over the limit is
-refused, and a handler that raises is an error for the client, never an open door.
+It asks the handler and passes on what it says: by the head alone first, so that nobody holds the body of a
+call that is refused whatever is in it (`draining`). It never decides by itself but for two things: a body
+over the limit is refused, and a handler that raises is an error for the client, never an open door.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 import structlog
 
-from farebox.gateway import extproc
+from farebox.gateway import draining, extproc
+from farebox.gateway.draining import Drains
 from farebox.gateway.exchange import Decide, Forward, Handler, Head, Refuse
 from farebox.gateway.extproc import BodyMessage, HeadersMessage, InvalidMessage
 from farebox.gateway.frames import Headers, literal_block
 from farebox.gateway.http2 import Connection
 from farebox.gateway.refusals import too_large
-from farebox.gateway.streams import Stream
+from farebox.gateway.streams import Receiver, Stream
 from farebox.metrics import GATEWAY_DECISION_SECONDS
 
 PATH: Final = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -28,6 +29,8 @@ CLOSE_SECONDS: Final = 5.0
 """Decisions under way get so long when the server is closed."""
 _HEAD_ROOM: Final = 256 * 1024
 """What a message may have beside a body of the greatest size."""
+_KEPT: Final = ("host", "content-length", "x-forwarded-proto", "x-request-id")
+"""Headers of a refused call that Envoy needs to send its body on; nothing else goes along."""
 _RESPONSE: Final = literal_block([(b":status", b"200"), (b"content-type", b"application/grpc")])
 _OK: Final = literal_block([(b"grpc-status", b"0")])
 _CANCELLED: Final = literal_block([(b"grpc-status", b"1")])
@@ -47,12 +50,16 @@ class Decisions:
         self.handler = handler
         self.max_body_bytes = max_body_bytes
         self.tasks: set[asyncio.Task[None]] = set()
+        self.drains = Drains()
         self._loop = asyncio.get_running_loop()
 
-    def accept(self, stream: Stream, headers: Headers) -> "Exchange | Unimplemented":
+    def accept(self, stream: Stream, headers: Headers) -> Receiver:
         """The receiver of a new stream."""
         if (b":path", PATH) in headers:
             return Exchange(self, stream)
+        if (b":path", draining.PATH) in headers:
+            with suppress(InvalidMessage):
+                return self.drains.accept(stream, headers)
         return Unimplemented(stream)
 
     def begin(self, exchange: "Exchange", body: bytes | None) -> asyncio.Task[None]:
@@ -160,16 +167,26 @@ class Exchange:
             return
         if isinstance(first, Refuse):
             GATEWAY_DECISION_SECONDS.observe(perf_counter() - began)
-            self._answer(first, on_headers=True)
+            self._refuse(first, message)
             return
         self._decide = first
         # CONNECT has none, and no end either: what follows would be the tunnel.
         if not message.has_body or message.head.method == "CONNECT":
             self._task = self._decisions.begin(self, None)
         elif _announced(message.head) > self._decisions.max_body_bytes:
-            self._answer(self._too_large(message.head), on_headers=True)
+            self._refuse(self._too_large(message.head), message)
         else:
             self._send(extproc.CONTINUE)
+
+    def _refuse(self, refusal: Refuse, message: HeadersMessage) -> None:
+        """Answer a call by its head. A large body that comes is read first, so that its client listens."""
+        large = message.has_body and _announced(message.head, draining.SMALL_BYTES + 1) > draining.SMALL_BYTES
+        if not large or message.head.method == "CONNECT" or self._decisions.drains.full:
+            self._answer(refusal, on_headers=True)
+            return
+        removed = [name for name in message.head.headers if name not in _KEPT]
+        self._send(extproc.drain(draining.PATH.decode(), draining.HEADER, draining.written(refusal), removed))
+        self._stream.finish(_OK)
 
     def _on_body(self, body: bytes) -> None:
         if self._head is None or self._decide is None:
@@ -204,10 +221,10 @@ class Exchange:
         self._stream.finish(trailers)
 
 
-def _announced(head: Head) -> int:
-    """The Content-Length, 0 without one. Envoy has checked that it is a number."""
-    value = head.headers.get("content-length", "0")
-    return int(value) if value.isdecimal() else 0
+def _announced(head: Head, unsaid: int = 0) -> int:
+    """The Content-Length, or `unsaid` without one. Envoy has checked that it is a number."""
+    value = head.headers.get("content-length", "")
+    return int(value) if value.isdecimal() else unsaid
 
 
 @asynccontextmanager

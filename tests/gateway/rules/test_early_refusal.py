@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import pytest
 import pytest_asyncio
 
 from tests.gateway.rules.hostile import CHUNKED, LINE
 from tests.gateway.rules.place import Place, answer, running
-from tests.gateway.rules.world import OTHER_TOKEN
+from tests.gateway.rules.world import OTHER_TOKEN, TOKEN
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -55,6 +56,38 @@ async def test_clients_that_send_a_large_body_read_why(
 ) -> None:
     with pytest.raises(error, match="the API key is not known"):
         await asyncio.to_thread(call, place.envoy.url)
+    await place.check(0)
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_body_that_is_longer_than_is_read_is_refused_the_same(place: Place, http2: bool) -> None:
+    """Also of a good key."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(http1=not http2, http2=http2, base_url=place.envoy.url) as client:
+        reply = await client.post("/v1/chat/completions", content=bytes(20_000_000), headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+    await place.check(0)
+
+
+async def test_who_floods_is_refused_as_well(place: Place) -> None:
+    """More at a time than bodies of refused calls are read."""
+    request = f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\nContent-Length: 10000000\r\n\r\n".encode()
+
+    async def one() -> str:
+        async with place.connected() as (reader, writer):
+            writer.write(request)
+            return (await answer(reader)).summary
+
+    assert set(await asyncio.gather(*(one() for _ in range(100)))) == {"401 invalid_api_key"}
+    await place.check(0)
+
+
+async def test_asynchronous_clients_do_too(place: Place) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{place.envoy.url}/v1", api_key=OTHER_TOKEN, max_retries=0
+    ) as client:
+        with pytest.raises(openai.AuthenticationError, match="the API key is not known"):
+            await client.chat.completions.create(model="chat", messages=LARGE)
     await place.check(0)
 
 

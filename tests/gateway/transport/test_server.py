@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import h2.events
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.gateway import extproc
+from farebox.gateway import draining, extproc
 from farebox.gateway.exchange import Forward, Handler, Head, Refuse
 from farebox.gateway.extproc import CONTINUE, InvalidMessage
 from farebox.gateway.server import listening
@@ -101,12 +103,87 @@ async def test_a_head_that_is_refused_is_answered_before_its_body(tmp_path: Path
         return Refuse(401, {"x-path": head.path}, b"{}")
 
     async with served(tmp_path, handler) as client:
-        for end in (True, False):
+        for headers, end in (({}, True), ({"content-length": str(draining.SMALL_BYTES)}, False)):
             stream = await client.request()
-            await client.message(stream, headers_message({":path": "/v1/x"}, end=end))
+            await client.message(stream, headers_message({":path": "/v1/x", **headers}, end=end))
             (answer,), trailers = await client.answer(stream)
             assert list(fields(answer)) == [7], "an immediate response"
             assert trailers == {"grpc-status": "0"}
+
+
+def refuses(head: Head) -> Refuse:
+    return Refuse(401, {"content-type": "application/json", "x-request-id": "id-1"}, b'{"error": 1}')
+
+
+async def sent_to(client: Client, headers: dict[str, str]) -> dict[str, str]:
+    """The headers that Envoy is told to set for a refused call with a body."""
+    stream = await client.request()
+    await client.message(stream, headers_message({"authorization": "Bearer k", **headers}, end=False))
+    (answer,), trailers = await client.answer(stream)
+    assert trailers == {"grpc-status": "0"}
+    message = fields(answer)
+    assert list(message) in ([1], [7]), "no labels: it is not logged"
+    if 7 in message:
+        return {}
+    mutation = fields(fields(fields(message[1][0])[1][0])[2][0])
+    assert b"authorization" in mutation[2], "the key goes no further"
+    options = [fields(fields(option)[1][0]) for option in mutation[1]]
+    return {option[1][0].decode(): option[3][0].decode() for option in options}
+
+
+async def drained(client: Client, told: dict[str, str], body: bytes, end: bool) -> tuple[int, bytes]:
+    """Send the body as Envoy does; status and body of the answer."""
+    headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", told[":path"])]
+    stream = await client.request(headers=[*headers, (draining.HEADER, told[draining.HEADER])])
+    await client.send(stream, body, end=end)
+    answer = await client.until(h2.events.ResponseReceived, stream)
+    await client.until(h2.events.StreamEnded, stream)
+    given = dict(answer.headers)
+    assert given["x-request-id"] == "id-1"
+    data = b"".join(client.taken(stream))
+    assert int(given["content-length"]) == len(data)
+    return int(given[":status"]), data
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-length": "40000"}, {"content-length": str(10 * LIMIT)}])
+@pytest.mark.parametrize("end", [True, False])
+async def test_a_large_body_of_a_refused_call_is_thrown_away_before_the_answer(
+    tmp_path: Path, headers: dict[str, str], end: bool
+) -> None:
+    """At its end, or when nothing more comes."""
+    async with served(tmp_path, refuses) as client:
+        told = await sent_to(client, headers)
+        assert told["x-gw-cluster"] == "decision"
+        assert await drained(client, told, bytes(3_000_000), end) == (401, b'{"error": 1}')
+
+
+async def test_bodies_of_refused_calls_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    async with served(tmp_path, refuses) as client:
+        told = await sent_to(client, {})
+        headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", told[":path"])]
+        streams = [
+            await client.request(headers=[*headers, (draining.HEADER, told[draining.HEADER])])
+            for _ in range(draining.MOST)
+        ]
+        assert await sent_to(client, {}) == {}, "answered at once"
+        for stream in streams[:2]:
+            client.h2.reset_stream(stream)
+        await client.flush()
+        assert await sent_to(client, {}) == told, "some have left"
+        for stream in streams[2:]:
+            await client.until(h2.events.StreamEnded, stream)
+        assert await drained(client, told, b"", end=True) == (401, b'{"error": 1}')
+
+
+@pytest.mark.parametrize("value", ["", "no base64!", "AAAA"])
+async def test_a_body_without_a_refusal_is_nobodys(tmp_path: Path, value: str) -> None:
+    headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g")]
+    headers += [(":path", draining.PATH.decode()), (draining.HEADER, value)]
+    async with served(tmp_path, refuses) as client:
+        stream = await client.request(headers=headers, end=True)
+        _, trailers = await client.answer(stream)
+        assert trailers["grpc-status"] == "12"
+        assert await sent_to(client, {}), "the connection goes on"
 
 
 async def test_a_body_that_was_not_asked_for_is_no_message(tmp_path: Path) -> None:
@@ -125,12 +202,12 @@ async def test_a_body_over_the_limit_is_refused_without_asking(tmp_path: Path) -
         announced = await client.request()
         await client.message(announced, headers_message({"content-length": str(LIMIT + 1)}, end=False))
         (refused,), _ = await client.answer(announced)
+        assert draining.HEADER.encode() in refused
         came = await client.request()
         await client.message(came, headers_message({}, end=False))
         await client.message(came, field(4, field(1, bytes(LIMIT + 1))))
         (_, also), _ = await client.answer(came)
-    for answer in (refused, also):
-        assert b"request_too_large" in answer
+    assert b"request_too_large" in also
 
 
 async def test_a_handler_that_raises_lets_nothing_through(tmp_path: Path) -> None:
