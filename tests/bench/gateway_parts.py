@@ -19,14 +19,12 @@ from farebox.gateway.admin import Admin
 from farebox.gateway.budgets import Budgets
 from farebox.gateway.counters import MemoryCounters
 from farebox.gateway.envoy import EnvoySettings
-from farebox.gateway.handler import Gate, utc_now
+from farebox.gateway.handler import Gate
 from farebox.gateway.meter import Event, Receipt
 from farebox.gateway.outbox import Outbox
-from farebox.gateway.process import primed
+from farebox.gateway.process import assembled, primed
 from farebox.gateway.purse import Purse
 from farebox.gateway.server import listening
-from farebox.gateway.settling import Settling
-from farebox.gateway.view import GatewayView
 from farebox.ledger.port import Budget, BudgetClaim
 from tests.gateway.rules import world
 
@@ -45,28 +43,22 @@ async def claim(asked: BudgetClaim) -> Budget:
     return Budget(asked.account, asked.amount, Nano(0), datetime.now(UTC) + timedelta(hours=1))
 
 
-def opened(upstream: str) -> tuple[Gate, Purse]:
+def opened(upstream: str) -> Gate:
     """A gate with one service "chat", whose key and limits count, and more money than can be spent."""
-    purse = Purse(max_age=300)
-    view = GatewayView(purse)
-    budgets, counters = Budgets("bench", claim), MemoryCounters()
-    settling = Settling(view, purse, budgets, counters, utc_now)
-    limits = {"rpm": 1_000_000_000, "tpm": 1_000_000_000_000, "maxOutputTokens": 8192}
-    view.models.put(world.model(limits=limits))
-    view.services.put(world.service())
-    view.keys.put(world.api_key())
-    view.accounts.put(world.account())
-    gate = Gate(
-        view=view,
-        purse=purse,
-        budgets=budgets,
-        counters=counters,
-        settling=settling,
-        credentials=world.Tokens(),  # type: ignore[arg-type]
-        backend_address=lambda name, port: upstream,
+    gate = assembled(
+        Budgets("bench", claim),
+        MemoryCounters(),
+        world.Tokens(),  # type: ignore[arg-type]
+        lambda name, port: upstream,
+        balance_max_age_seconds=300,
     )
+    limits = {"rpm": 1_000_000_000, "tpm": 1_000_000_000_000, "maxOutputTokens": 8192}
+    gate.view.models.put(world.model(limits=limits))
+    gate.view.services.put(world.service())
+    gate.view.keys.put(world.api_key())
+    gate.view.accounts.put(world.account())
     primed(gate)
-    return gate, purse
+    return gate
 
 
 async def hear(purse: Purse) -> None:
@@ -81,8 +73,8 @@ async def hear(purse: Purse) -> None:
 async def decide(directory: Path, upstream: str) -> None:
     """Serve until SIGTERM."""
     settings = EnvoySettings(directory)
-    gate, purse = opened(upstream)
-    hearing = [asyncio.create_task(hear(purse)), asyncio.create_task(gate.settling.run())]
+    gate = opened(upstream)
+    hearing = [asyncio.create_task(hear(gate.purse)), asyncio.create_task(gate.settling.run())]
     async with (
         Admin(settings.admin_socket) as admin,
         listening(settings.decision_socket, gate.handle, settings.max_body_bytes),

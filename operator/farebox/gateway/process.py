@@ -87,20 +87,15 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
         ledger = await stack.enter_async_context(RemoteLedger(settings.meter_url, settings.meter_token_file))
         counters = _counters(settings)
         stack.push_async_callback(counters.close)
-        purse = Purse(settings.balance_max_age_seconds)
-        view = GatewayView(purse)
-        budgets = Budgets(source, ledger.claim_budget)
-        settling = Settling(view, purse, budgets, counters, utc_now)
-        gate = Gate(
-            view=view,
-            purse=purse,
-            budgets=budgets,
-            counters=counters,
-            settling=settling,
-            credentials=Credentials(client, settings.backend_namespace),
-            backend_address=_backend_address(settings),
+        gate = assembled(
+            Budgets(source, ledger.claim_budget),
+            counters,
+            Credentials(client, settings.backend_namespace),
+            _backend_address(settings),
+            balance_max_age_seconds=settings.balance_max_age_seconds,
             trusted_proxies=_trusted(settings.trusted_proxies),
         )
+        view, purse, budgets, settling = gate.view, gate.purse, gate.budgets, gate.settling
         watch, feed = ClusterWatch(client, view), Feed(ledger, purse, budgets.forget)
         quotas = Quotas(ledger, view, counters, utc_now)
         _show(purse, budgets, watch, counters)
@@ -131,6 +126,30 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
             )
             await budgets.close()
     log.info("gateway.stopped")
+
+
+def assembled(
+    budgets: Budgets,
+    counters: Counters,
+    credentials: Credentials,
+    backend_address: Callable[[str, int], str],
+    *,
+    balance_max_age_seconds: float,
+    trusted_proxies: Sequence[Network] = (),
+) -> Gate:
+    """A gate with what it decides by, knowing nothing yet. Arguments: see Gate and GatewaySettings."""
+    purse = Purse(balance_max_age_seconds)
+    view = GatewayView(purse)
+    return Gate(
+        view=view,
+        purse=purse,
+        budgets=budgets,
+        counters=counters,
+        settling=Settling(view, purse, budgets, counters, utc_now),
+        credentials=credentials,
+        backend_address=backend_address,
+        trusted_proxies=trusted_proxies,
+    )
 
 
 def _transport_settings(settings: GatewaySettings, identity: str) -> transport.TransportSettings:
