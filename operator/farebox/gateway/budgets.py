@@ -18,6 +18,7 @@ import structlog
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import MAX_NANO, Nano
 from farebox.errors import LedgerError
+from farebox.gateway.purse import OPEN_SECONDS
 from farebox.ledger.port import Budget, BudgetClaim
 
 SPARE_CALLS: Final = 8
@@ -66,7 +67,7 @@ class Budgets:
         self._claim = claim
         self._clock = clock
         self._purses: dict[ObjectKey, _Purse] = {}
-        self._holds: dict[str, tuple[ObjectKey, int]] = {}
+        self._holds: dict[str, tuple[ObjectKey, int, float]] = {}
 
     async def hold(self, request_id: str, account: ObjectKey, amount: Nano) -> bool:
         """Hold the most that a call can cost; False if the account has not that much.
@@ -79,7 +80,7 @@ class Budgets:
             return False
         purse.held += amount
         purse.used_at = self._clock()
-        self._holds[request_id] = (account, amount)
+        self._holds[request_id] = (account, amount, purse.used_at)
         return True
 
     def settle(self, request_ids: Iterable[str], budgets: Iterable[Budget] = ()) -> None:
@@ -91,10 +92,16 @@ class Budgets:
         for request_id in request_ids:
             found = self._holds.pop(request_id, None)
             if found is not None:
-                account, amount = found
+                account, amount, _ = found
                 self._purses[account].held -= amount
         for budget in budgets:
             self._hear(budget)
+
+    def ended(self, request_id: str) -> None:
+        """A call is to be charged: it holds what it does until then, however long the ledger is away."""
+        found = self._holds.get(request_id)
+        if found is not None:
+            self._holds[request_id] = (found[0], found[1], float("inf"))
 
     def forget(self) -> None:
         """The ledger is another one, or an older one: what it granted counts no more. Holds stay."""
@@ -116,12 +123,20 @@ class Budgets:
         while True:
             await asyncio.sleep(seconds)
             now = self._clock()
+            self._forget_lost(now)
             for account, purse in list(self._purses.items()):
                 idle = purse.left > 0 and now - purse.used_at > IDLE_SECONDS
                 needed = purse.held > 0 or purse.granted > purse.spent
                 stale = needed and now - purse.claimed_at > REFRESH_SECONDS
                 if idle or stale:
                     await self._try(account, purse, spare=0 if idle else max(0, purse.left))
+
+    def _forget_lost(self, now: float) -> None:
+        """Calls whose end will never be told hold nothing."""
+        lost = [call for call, (_, _, since) in self._holds.items() if now - since > OPEN_SECONDS]
+        if lost:
+            _log.warning("holds.of_lost_calls", calls=len(lost))
+            self.settle(lost)
 
     async def close(self) -> None:
         """Give everything back that no running call holds."""

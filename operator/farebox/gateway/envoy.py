@@ -39,6 +39,8 @@ class EnvoySettings:
         decision_seconds: then a call that waits for its decision is answered with 503.
         head_seconds, body_seconds: the headers of a request, and all of it, must have come after that.
         idle_seconds: a call on which nothing moves for so long is ended.
+        call_seconds: a call that takes longer is ended, and pays what it got. What is held for calls is held
+            longer (`purse.OPEN_SECONDS`).
         memory_bytes: what Envoy may use; it gives up calls before it uses more.
         connection_buffer_bytes: of what came from one side of a connection, and the other has not taken yet.
         http2_streams: calls at a time on one connection of HTTP/2.
@@ -55,6 +57,7 @@ class EnvoySettings:
     head_seconds: float = 10.0
     body_seconds: float = 60.0
     idle_seconds: float = 900.0
+    call_seconds: float = 3600.0
     memory_bytes: int = 2 * 2**30
     connection_buffer_bytes: int = 64 * 2**10
     http2_streams: int = 100
@@ -166,6 +169,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "http2_protocol_options": http2_options(settings.connection_buffer_bytes, settings.http2_streams),
         "common_http_protocol_options": {
             "idle_timeout": "300s",
+            "max_stream_duration": seconds(settings.call_seconds),
             # Upstreams may take x_a for x-a, and so a header of the client's for one of the gateway's.
             "headers_with_underscores_action": "DROP_HEADER",
         },

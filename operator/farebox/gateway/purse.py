@@ -19,8 +19,9 @@ from farebox.ledger.port import AccountBalance, QuotaBalance
 
 UNACKNOWLEDGED_SECONDS: Final = 60.0
 """Usage that nobody acknowledged for so long is taken as charged: its commitment must not stay."""
-OPEN_SECONDS: Final = 3600.0
-"""A call that tells no usage for so long is taken as lost: its commitment must not stay for ever."""
+OPEN_SECONDS: Final = 3900.0
+"""A call that tells no usage for so long is lost (its Envoy was killed, say), as no call takes so long:
+`EnvoySettings.call_seconds`. What was kept for it must not stay for ever."""
 
 K = TypeVar("K")
 _Pool = tuple[ObjectKey, str]

@@ -91,6 +91,7 @@ class Settling:
             self._purse.release(request_id)
             self._budgets.settle([request_id])
         else:
+            self._budgets.ended(request_id)
             self._purse.settle(request_id, self._cost(labels, inputs, cached, outputs), inputs + outputs)
         taken = self._admitted.pop(request_id, None)
         if taken is None:

@@ -18,7 +18,7 @@ TEXT_BYTES_PER_TOKEN: Final = 4
 """What a token takes in an answer that is not streamed."""
 _LINE_START: Final = b'{"at":'
 _UPSTREAM_FAULTS: Final = frozenset(
-    {"UF", "UH", "UT", "UC", "UR", "LR", "UO", "NR", "NC", "UPE", "URX", "DF", "DT", "UMSDR"}
+    {"UF", "UH", "UT", "UC", "UR", "LR", "UO", "NR", "NC", "UPE", "URX", "DF", "UMSDR"}
 )
 _OVERLOAD: Final = "OM"
 
@@ -98,10 +98,11 @@ def used(line: UsageLine) -> Used | None:
 
     - An answer that is an error costs nothing, nor one that the upstream broke off.
     - Usage that the upstream said to the end counts as it said.
-    - A call that ended early, because the client left or was too slow: the input as the upstream said or,
-      unknown, as the handler estimated it; the output as the upstream said if it repeats it with each event
-      (`continuous_usage`), otherwise at least the bytes that were sent, divided by STREAM_BYTES_PER_TOKEN or
-      TEXT_BYTES_PER_TOKEN, and no more than `max_output`. So for an answer that has no usage in it at all.
+    - A call that ended early, as the client left or was too slow, or took too long: the input as the upstream
+      said or, unknown, as the handler estimated it; the output as the upstream said if it repeats it with
+      each event (`continuous_usage`), otherwise at least the bytes that were sent, divided by
+      STREAM_BYTES_PER_TOKEN or TEXT_BYTES_PER_TOKEN, and no more than `max_output`. So for an answer that has
+      no usage in it at all.
     - A client that left before the answer began pays the input if the upstream had the request.
     - An Envoy that is short of memory ends calls that hold much of it, above all of clients that read slowly:
       one that was being answered counts as one that ended early, or it would be free; others cost nothing.

@@ -11,6 +11,8 @@ import pytest_asyncio
 from farebox.domain.money import Nano
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.budgets import IDLE_SECONDS, Budgets
+from farebox.gateway.envoy import EnvoySettings
+from farebox.gateway.purse import OPEN_SECONDS
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import Budget, BudgetClaim
 from tests.ledger.databases import SqliteDatabases
@@ -65,6 +67,32 @@ async def test_b17_nothing_is_held_of_an_empty_account_until_it_is_topped_up(led
     await ledger.post_topup(topup(amount="1"))
     clock.now += 1
     assert await budgets.hold("1", ACME, Nano(UNIT))
+
+
+async def test_b17_a_call_whose_end_is_never_told_holds_nothing_for_ever(ledger: Ledger) -> None:
+    """One that ended, and waits for a ledger that is away, does."""
+    clock = Seconds()
+    await ledger.post_topup(topup(amount=Nano(2 * CALL_CHARGE)))
+    budgets = Budgets("g", ledger.claim_budget, clock)
+    for call in ("lost", "ended"):
+        assert await budgets.hold(call, ACME, Nano(CALL_CHARGE))
+    budgets.ended("ended")
+    running = asyncio.create_task(budgets.run(0.001))
+    clock.now += OPEN_SECONDS - 1
+    await asyncio.sleep(0.05)
+    assert budgets.holds("lost")
+    clock.now += 2
+    async with asyncio.timeout(30):
+        while budgets.holds("lost"):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    running.cancel()
+    assert budgets.holds("ended")
+    assert await budgets.hold("next", ACME, Nano(CALL_CHARGE))
+    assert not await budgets.hold("one more", ACME, Nano(1))
+
+
+def test_what_is_kept_for_a_call_is_kept_longer_than_any_call_takes() -> None:
+    assert EnvoySettings(Path()).call_seconds + 60 < OPEN_SECONDS
 
 
 async def test_b17_gateways_racing_for_the_last_cent_spend_it_once(ledger: Ledger) -> None:

@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import h2.config
+import h2.connection
 import pytest
 
 from farebox.gateway.usage import STREAM_BYTES_PER_TOKEN, Used, used
-from tests.gateway.transport.gateway import MODEL, Simulator, chat, forwarding, gateway
+from tests.gateway.transport.gateway import MODEL, Gateway, Simulator, chat, forwarding, gateway
 
 LONG = 200
 ASK = {"include_usage": True}
@@ -100,6 +103,79 @@ async def test_a_client_that_leaves_midway_pays_an_estimate_otherwise(
     assert (paid.estimated, paid.input_tokens) == (True, 5)
     assert paid.output_tokens == line.sent_bytes // STREAM_BYTES_PER_TOKEN
     assert seen * 0.7 <= paid.output_tokens <= seen * 1.5 + 5
+
+
+async def test_a_call_that_takes_too_long_is_ended_and_pays_what_it_got(
+    tmp_path: Path, slow: Simulator
+) -> None:
+    labels = {"continuous_usage": "true", "stream": "true"}
+    async with gateway(tmp_path, forwarding(slow.upstream, **labels), call_seconds=0.6) as running:
+        body = chat(stream=True, stream_options=CONTINUOUS, min_tokens=10_000)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await running.call(body=body)
+        line = await running.line()
+    paid = used(line)
+    assert paid is not None
+    assert (line.status, line.complete) == (200, False)
+    assert line.milliseconds >= 600
+    assert (paid.estimated, paid.input_tokens) == (False, 3 + 3)
+    assert paid.output_tokens > 0
+
+
+def reset(client: h2.connection.H2Connection) -> bytes:
+    client.reset_stream(1)
+    return client.data_to_send()
+
+
+def say_goodbye(client: h2.connection.H2Connection) -> bytes:
+    client.close_connection()
+    return client.data_to_send()
+
+
+def break_the_protocol(client: h2.connection.H2Connection) -> bytes:
+    return b"\xff" * 100
+
+
+@pytest.mark.parametrize("leave", [reset, say_goodbye, break_the_protocol])
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_client_that_leaves_over_http2_pays_however_it_does(
+    tmp_path: Path,
+    slow: Simulator,
+    leave: Callable[[h2.connection.H2Connection], bytes],
+    answered: bool,
+) -> None:
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    head = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", "/v1/chat/completions")]
+    labels = {"stream": "true", "estimate_input": "5"}
+    async with gateway(tmp_path, forwarding(slow.upstream, **labels)) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.settings.listen_port)
+        client.initiate_connection()
+        client.send_headers(1, head)
+        client.send_data(1, json.dumps(chat(stream=answered, min_tokens=1000)).encode(), end_stream=True)
+        writer.write(client.data_to_send())
+        if answered:
+            seen = b""
+            while seen.count(b"data: ") < 10:
+                seen += await reader.read(65536)
+        else:
+            await eventually_asked(running)
+        writer.write(leave(client))
+        if leave is say_goodbye:
+            writer.close()
+        line = await running.line()
+        writer.close()
+    paid = used(line)
+    assert paid is not None
+    assert paid.input_tokens == 5
+    assert (paid.output_tokens > 0) == answered
+
+
+async def eventually_asked(running: Gateway) -> None:
+    """Wait until an upstream has a call."""
+    name = "^cluster.upstream.upstream_rq_active$"
+    async with asyncio.timeout(30):
+        while not (await running.admin._call("GET", f"/stats?filter={name}")).endswith(": 1\n"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_client_that_leaves_before_the_answer_pays_its_input(tmp_path: Path, slow: Simulator) -> None:

@@ -139,10 +139,12 @@ async def test_of_http2_streams_those_that_hold_much_are_reset(tmp_path: Path, u
         yield b"{}"
 
     def client(running: Gateway) -> httpx.AsyncClient:
-        return httpx.AsyncClient(http1=False, http2=True, base_url=running.url, timeout=60)
+        return httpx.AsyncClient(http1=False, http2=True, base_url=running.url, timeout=None)
 
     async with (
-        gateway(tmp_path, forwarding(upstream), memory_bytes=160 * MIB, max_body_bytes=32 * MIB) as running,
+        gateway(
+            tmp_path, forwarding(upstream), memory_bytes=160 * MIB, max_body_bytes=32 * MIB, body_seconds=3600
+        ) as running,
         client(running) as one,
         client(running) as another,
     ):
@@ -217,7 +219,7 @@ async def test_a_thousand_streams_at_a_time_are_within_the_limits(tmp_path: Path
 
     connector = aiohttp.TCPConnector(limit=0)
     async with (
-        gateway(tmp_path, handler, decision_seconds=120) as running,
+        gateway(tmp_path, handler, decision_seconds=3600) as running,
         aiohttp.ClientSession(connector=connector) as session,
         AsyncExitStack() as stack,
     ):
@@ -249,8 +251,8 @@ async def test_http2_takes_so_many_calls_at_a_time_on_a_connection(tmp_path: Pat
         return Refuse(402, {}, b"{}")
 
     async with (
-        gateway(tmp_path, handler, http2_streams=3, decision_seconds=60) as running,
-        httpx.AsyncClient(http1=False, http2=True, base_url=running.url, timeout=60) as client,
+        gateway(tmp_path, handler, http2_streams=3, decision_seconds=3600) as running,
+        httpx.AsyncClient(http1=False, http2=True, base_url=running.url, timeout=None) as client,
     ):
         await client.get("/healthz")
         calls = [asyncio.create_task(client.post("/v1/chat/completions", json=chat())) for _ in range(10)]
