@@ -61,6 +61,7 @@ class Reader:
             on_reservation=lambda service: self.told.append(service),
             on_known=lambda: self.told.append("known"),
             on_reset=lambda: self.told.append("reset"),
+            on_back=lambda: self.told.append("back"),
             wait_seconds=wait_seconds,
         )
 
@@ -158,8 +159,25 @@ async def test_a_ledger_that_was_away_is_caught_up_with(ledger: Ledger) -> None:
         async with asyncio.timeout(SECONDS):
             while len(reader.line.asked) < asked + 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
+        assert "back" not in reader.told
         reader.line.ledger = ledger
+        await reader.until("back")
+        await reader.known()
+        assert reader.balances.of(ACME, 0) is not UNKNOWN
+
+
+async def test_that_a_ledger_is_back_is_told_though_nothing_happens(ledger: Ledger) -> None:
+    """Whoever needs it does not wait for the next change."""
+    async with reading(ledger, wait_seconds=3600) as reader:
+        await reader.until("known")
+        reader.line.ledger = None
+        await ledger.record(FACTS)
         await reader.until(ACME)
+        async with asyncio.timeout(SECONDS):
+            while not reader.feed._away:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        reader.line.ledger = ledger
+        await reader.until("back")
 
 
 @asynccontextmanager
@@ -210,7 +228,7 @@ async def test_what_an_earlier_operator_read_is_compared_before_anything_is_know
                     await asyncio.sleep(0.001)
             reader.line.ledger = ledger
             await reader.known()
-            assert reader.told == told
+            assert [each for each in reader.told if each != "back"] == told
 
 
 @pytest.mark.parametrize("text", ["", "x", "id 7 yesterday", "id seven 2026-03-01T12:00:00+00:00", "a b c d"])

@@ -1,7 +1,9 @@
 """Top-ups whose receipts a ledger may lack: which are asked for again, and what that does to balances."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -9,9 +11,11 @@ from farebox.controller.balances import Balances
 from farebox.controller.cache import Cache
 from farebox.controller.keys import topup_key
 from farebox.controller.operator import Operator
+from farebox.controller.queue import Lane
 from farebox.controller.topups import doubt_unread
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerUnavailable
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import Bookmark
 from farebox.ledger.remote import RemoteLedger
@@ -101,3 +105,53 @@ async def test_while_the_ledger_is_away_the_balance_is_unknown_and_the_place_sta
         assert operator.balances.doubted(ACME, ObjectKey(objects.TEAM, "after"))
         assert operator.elector.note() is None
         assert await operator.queue.get() == (topup_key(ObjectKey(objects.TEAM, "after")), 1)
+
+
+class Away:
+    """The way to a ledger that is away until it is there."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.there = False
+
+    def __getattr__(self, name: str) -> Any:
+        async def ask(*arguments: Any) -> Any:
+            if not self.there:
+                raise LedgerUnavailable("away")
+            return await getattr(self.ledger, name)(*arguments)
+
+        return ask
+
+
+async def test_a_top_up_that_came_while_the_ledger_was_away_is_booked_as_soon_as_it_is_back(
+    server: Server, ledger: Ledger
+) -> None:
+    """However often it was tried in vain, and however long its next backoff would be."""
+    way, key = Away(ledger), topup_key(ObjectKey(objects.TEAM, "new"))
+    async with client_of(server) as client:
+        operator = Operator(OperatorSettings(), client, way)  # type: ignore[arg-type]
+        operator.queue._failures[key] = 30
+        operator.queue._max_delay = 3600.0
+        operator.cache.accounts.put(objects.account())
+        operator.cache.topups.put(objects.topup("new", status={}))
+        tasks = [operator._worker(Lane.BULK), asyncio.create_task(operator.records.run())]
+        try:
+            async with asyncio.timeout(60):
+                operator.queue.add(key)
+                while key not in operator._need_ledger:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                tasks.append(asyncio.create_task(operator.feed.run()))
+                while not operator.feed._away:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                way.there = True
+                while not await booked(ledger):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def booked(ledger: Ledger) -> bool:
+    """Whether the account has any money."""
+    return any(account.balance for account in (await ledger.changes(0, 0)).accounts)

@@ -27,6 +27,7 @@ class Feed:
         on_reservation: called with each service whose reservation changed.
         on_known: called when balances can be trusted again after a silence.
         on_reset: called when the ledger is another one, or was restored from an older copy.
+        on_back: called when the ledger answers again after it did not.
         wait_seconds: how long a quiet ledger keeps a request open; below the balances' max_age.
     """
 
@@ -38,12 +39,14 @@ class Feed:
     on_reservation: Callable[[ObjectKey], None]
     on_known: Callable[[], None]
     on_reset: Callable[[], None]
+    on_back: Callable[[], None]
     wait_seconds: float
     before: Bookmark = field(default_factory=Bookmark)
     """How far an earlier operator had read, which may have been of another history."""
     bookmark: Bookmark = field(default_factory=Bookmark)
     current: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the feed was read to its end for the first time."""
+    _away: bool = False
 
     async def run(self) -> None:
         """Read pages as they come; a ledger that is away is asked again, ever more slowly."""
@@ -53,6 +56,7 @@ class Feed:
                 await self._read_page()
                 pause = 0.1
             except LedgerError as error:
+                self._away = True
                 log.warning("feed.unavailable", error=str(error), retry_seconds=round(pause, 1))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
@@ -60,9 +64,13 @@ class Feed:
     async def _read_page(self) -> None:
         if self.before.sequence:
             await self._compare()
-        # Until it was read to its end nothing is known, so an empty ledger must not keep the request open.
-        wait = self.wait_seconds if self.balances.complete else 0.0
+        # Until it was read to its end nothing is known, so an empty ledger must not keep the request open;
+        # nor must one that was away, as others wait for it to be back.
+        wait = self.wait_seconds if self.balances.complete and not self._away else 0.0
         page = await self.ledger.changes(self.bookmark.sequence, wait, _PAGE)
+        if self._away:
+            self._away = False
+            self.on_back()
         if not page.follows(self.bookmark):
             self._reset(page, self.bookmark)
             return

@@ -25,7 +25,7 @@ from farebox.controller.events import Recorder
 from farebox.controller.feed import Feed
 from farebox.controller.gather import known_balance
 from farebox.controller.handlers import Watches
-from farebox.controller.keys import Kind, account_key, service_key
+from farebox.controller.keys import Key, Kind, account_key, service_key
 from farebox.controller.models import reconcile_model
 from farebox.controller.queue import Lane, TokenBucket, WorkQueue
 from farebox.controller.records import Records
@@ -99,6 +99,7 @@ class Operator:
             self._reservation_changed,
             self._balances_back,
             self._ledger_reset,
+            self._ledger_back,
             wait_seconds=min(_FEED_WAIT_SECONDS, settings.balance_max_age_seconds / 3),
         )
         self.watches = Watches()
@@ -128,6 +129,7 @@ class Operator:
         self._takes_notes = False
         self._client = client
         self._overdue: dict[ObjectKey, bool] = {}
+        self._need_ledger: set[Key] = set()
         self._stop = asyncio.Event()
         self._patient_until = 0.0
 
@@ -243,6 +245,7 @@ class Operator:
                 with QUEUE_WORK.labels(key.kind).time():
                     await _RECONCILERS[key.kind](self.context, key, lane)
                 self.queue.forget(key)
+                self._need_ledger.discard(key)
             except NotLeading:
                 # A Lease that is lost for good ends the process. One that is only renewed late does not, and
                 # then nobody else would do this.
@@ -251,6 +254,8 @@ class Operator:
             except Conflict:
                 self.queue.retry(key, lane)
             except (KubeError, KubeUnreachable, LedgerError) as error:
+                if isinstance(error, LedgerError):
+                    self._need_ledger.add(key)
                 delay = self.queue.retry(key, Lane.BULK)
                 log.warning(
                     "reconcile.failed", object=str(key), error=str(error), retry_seconds=round(delay, 3)
@@ -316,6 +321,13 @@ class Operator:
 
     def _reservation_changed(self, service: ObjectKey) -> None:
         self.queue.add(service_key(service))
+
+    def _ledger_back(self) -> None:
+        """It was away: what failed for want of it is tried now, and not after a backoff of up to a minute."""
+        for key in self._need_ledger:
+            self.queue.forget(key)
+            self.queue.add(key, Lane.BULK)
+        self._need_ledger.clear()
 
     def _balances_back(self) -> None:
         """Balances are known again: what changed meanwhile, or waited for them, is looked at."""
