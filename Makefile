@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 SOURCES := operator/farebox tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install plane demo test test-llama lint types layers verify check bench image crds constraints clean
+.PHONY: help install plane demo test test-llama lint types layers verify check bench soak image crds constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ crds: install ## Write crds/ and docs/reference anew from the pydantic models
 
 bench: plane ## Measure speed beside its limits; writes build/bench/*.json
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+soak: plane ## Random users, callers and kills for five minutes, judged by product.md; ARGS="--seed 7 --minutes 60"
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 image: ## Build the container image
 	docker build --tag $(IMAGE) .
