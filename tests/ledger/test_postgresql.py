@@ -7,6 +7,7 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
+import psycopg
 import pytest
 
 from farebox.api import ReservationState
@@ -14,6 +15,7 @@ from farebox.domain.money import Nano
 from farebox.domain.reservation import Buying
 from farebox.errors import ConfigurationError, LedgerUnavailable
 from farebox.ledger import engine as engine_module
+from farebox.ledger import listen
 from farebox.ledger.database import ledger_url
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import BudgetClaim
@@ -42,6 +44,7 @@ from tests.ledger.support import (
     usage,
 )
 from tests.support.postgres import Postgres
+from tests.support.waiting import wait_for
 
 UNIT = 1_000_000_000
 BATCH = [usage(str(number)) for number in range(50)]
@@ -224,6 +227,34 @@ async def test_what_one_meter_commits_wakes_the_readers_of_the_others(
             waiting = asyncio.create_task(other.changes(head, 600.0))
             await one.post_topup(topup(f"pay_{number}"))
             head = (await asyncio.wait_for(waiting, 30)).head
+
+
+async def test_commits_are_announced_while_another_meter_is_there(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "HERE_SECONDS", 0.1)
+    with psycopg.connect(database.url.replace("+psycopg", ""), autocommit=True) as ear:
+        ear.execute(f"LISTEN {listen.CHANNEL}")
+
+        def heard() -> list[str]:
+            """Payloads; a commit has none."""
+            ear.execute("SELECT 1")
+            return [each.payload for each in ear.notifies(timeout=0)]
+
+        async with opened(database, clock) as one:
+            await one.record(FACTS)
+            others = one._others
+            assert others is not None
+            async with opened(database, clock):
+                payments = count()
+                heard()
+                # Until the two have heard of each other, and each time that they did so again.
+                while "" not in heard():
+                    await one.post_topup(topup(f"pay_{next(payments)}"))
+            await asyncio.to_thread(wait_for, "it is forgotten", lambda: not others.may_listen())
+            heard()
+            await one.post_topup(topup("pay_last"))
+            assert "" not in heard()
 
 
 @pytest.mark.parametrize("prefix", ["postgresql", "postgresql+psycopg"])

@@ -102,12 +102,13 @@ class Ledger:
         self._reports = 0
         self._bell = Bell()
         self._on_commit = on_commit
-        self._writer = Writer(self._write_engine, clock, _perform, self._committed)
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._others: OtherWriters | None = None
         if self._write_engine.dialect.name == "postgresql":
             self._others = OtherWriters(self._write_engine, self._bell.ring)
+        announces = self._others.may_listen if self._others is not None else lambda: False
+        self._writer = Writer(self._write_engine, clock, _perform, self._committed, announces)
 
     @classmethod
     async def open(

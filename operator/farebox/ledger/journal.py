@@ -52,7 +52,10 @@ def fits(amount: int) -> bool:
 class Journal:
     """What one database transaction reads and writes. Made and finished by the writer."""
 
-    def __init__(self, connection: Connection, catalog: Catalog, now: datetime) -> None:
+    def __init__(
+        self, connection: Connection, catalog: Catalog, now: datetime, *, announces: bool = False
+    ) -> None:
+        """`announces`: another process may wait for what is committed."""
         self.connection = connection
         self.catalog = catalog
         self.now = now
@@ -65,6 +68,7 @@ class Journal:
         self.charged_budgets: set[tuple[str, int]] = set()
         self._last: list[tuple[Prepared, Sequence[tuple[Any, ...]]]] = []
         self._wrote = False
+        self._announces = announces
         catalog.refresh(connection)
 
     def next_sequence(self) -> int:
@@ -395,5 +399,5 @@ class Journal:
         if not self._wrote:
             return
         self.catalog.revision += 1
-        update_ledger = ANNOUNCE if self.connection.dialect.name == "postgresql" else UPDATE_LEDGER
+        update_ledger = ANNOUNCE if self._announces else UPDATE_LEDGER
         update_ledger.run(self.connection, (self.catalog.head, self.catalog.revision))

@@ -50,12 +50,15 @@ class Writer:
         clock: Callable[[], datetime],
         perform: Perform,
         after_commit: Callable[[float], None],
+        announces: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`after_commit` is called in the writer's thread with the seconds that the transaction took."""
+        """`after_commit` is called in the writer's thread with the seconds that the transaction took;
+        `announces` says whether another process may wait for the next commit."""
         self._engine = engine
         self._clock = clock
         self._perform = perform
         self._after_commit = after_commit
+        self._announces = announces
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._catalog = Catalog()
         self._connection: Connection | None = None
@@ -147,7 +150,8 @@ class Writer:
         if self._connection is None:
             self._connection = self._engine.connect()
         transaction = self._connection.begin()
-        return Journal(self._connection, self._catalog, self._clock()), transaction
+        journal = Journal(self._connection, self._catalog, self._clock(), announces=self._announces())
+        return journal, transaction
 
     def disconnect(self) -> None:
         """Let go of the connection, which outlives its transactions; what is open on it is undone."""
