@@ -16,7 +16,7 @@ from farebox.gateway.exchange import Hiding
 
 NAME: Final = "envoy.filters.http.lua"
 
-SCRIPT: Final = """
+_SCRIPT: Final = """
 -- Whole lines of a stream as its caller may see them, and whether the blank line that follows is to go too.
 -- In JSON no text of the model can look like these names: its quotes are escaped. An event without choices is
 -- the one that tells the usage of all.
@@ -57,30 +57,42 @@ function envoy_on_response(handle)
   if not kind or kind:sub(1, 17) ~= "text/event-stream" then return end
   handle:headers():remove("content-length")
   -- What came of a line that has no end yet. At the end of a stream it is no event, and is left out.
-  local rest, blank = "", false
+  local held, size, blank = {}, 0, false
   for chunk in handle:bodyChunks() do
-    local text = rest .. chunk:getBytes(0, chunk:length())
-    local whole = text:byte(-1) == 10 and #text or text:find("\\n[^\\n]*$") or 0
-    rest = text:sub(whole + 1)
-    text = text:sub(1, whole)
-    if blank and whole > 0 then
-      text = text:gsub("^\\r?\\n", "")
-      blank = false
+    local bytes = chunk:getBytes(0, chunk:length())
+    local whole = bytes:byte(-1) == 10 and #bytes or bytes:find("\\n[^\\n]*$") or 0
+    if whole > 0 then
+      held[#held + 1] = bytes:sub(1, whole)
+      local text = table.concat(held)
+      held, size = {bytes:sub(whole + 1)}, #bytes - whole
+      if blank then text = text:gsub("^\\r?\\n", "") end
+      text, blank = shown(text)
+      chunk:setBytes(text)
+    else
+      held[#held + 1], size = bytes, size + #bytes
+      if size > LONGEST then
+        chunk:setBytes(table.concat(held))
+        return
+      end
+      chunk:setBytes("")
     end
-    if whole > 0 then text, blank = shown(text) end
-    chunk:setBytes(text)
   end
 end
 """
-"""Written for LuaJIT in Envoy; `KEEPS_LAST` is said before it."""
+"""Written for LuaJIT in Envoy; `script` puts KEEPS_LAST and LONGEST before it."""
+LONGEST: Final = 2**20
+"""Bytes of a line that is waited for: a stream with a longer one is none of OpenAI's, and passes as it is."""
+
+
+def script(hiding: Hiding) -> str:
+    """What Envoy runs on a stream that gets this."""
+    keeps_last = str(hiding is Hiding.EACH_EVENT).lower()
+    return f"KEEPS_LAST, LONGEST = {keeps_last}, {LONGEST}\n{_SCRIPT}"
 
 
 def hiding_filter() -> Json:
     """Before the filters that read the usage, so that it sees an answer after them."""
-    codes = {
-        hiding.value: {"inline_string": f"KEEPS_LAST = {str(hiding is Hiding.EACH_EVENT).lower()}\n{SCRIPT}"}
-        for hiding in (Hiding.EACH_EVENT, Hiding.ALL)
-    }
+    codes = {each.value: {"inline_string": script(each)} for each in (Hiding.EACH_EVENT, Hiding.ALL)}
     return http_filter("lua", "lua.v3.Lua", {"source_codes": codes})
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lupa import luajit21
 
-from farebox.gateway.envoy_hiding import SCRIPT
+from farebox.gateway.envoy_hiding import LONGEST, script
 from farebox.gateway.exchange import Forward, Head, Hiding, Refuse
 from farebox.gateway.usage import Used, used
 from tests.gateway.transport.gateway import Simulator, by_body, chat, gateway
@@ -41,7 +41,7 @@ class Chunk:
 def through(hiding: Hiding, pieces: list[bytes], kind: bytes = b"text/event-stream") -> bytes:
     """The pieces of an answer after the script, run by LuaJIT as in Envoy."""
     lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
-    lua.execute(f"KEEPS_LAST = {str(hiding is Hiding.EACH_EVENT).lower()}\n{SCRIPT}".encode())
+    lua.execute(script(hiding).encode())
     handle: Callable[..., Any] = lua.eval(
         b"""function(chunks, kind)
           local at = 0
@@ -112,6 +112,12 @@ def test_what_tells_no_usage_passes_byte_for_byte() -> None:
     stream = b": hello\r\n\r\nevent: ping\ndata:\n\n" + events + b"data: [DONE]\n\n"
     for hiding in (Hiding.EACH_EVENT, Hiding.ALL):
         assert through(hiding, [stream]) == stream
+
+
+def test_a_line_that_does_not_end_is_not_waited_for() -> None:
+    pieces = [b"data: " + b"x" * (LONGEST // 3) for _ in range(4)] + [b"\n\n" + last()]
+    assert through(Hiding.ALL, pieces) == b"".join(pieces)
+    assert through(Hiding.ALL, [*pieces[:2], b"\n\n" + last()]) == b"".join(pieces[:2]) + b"\n\n"
 
 
 def test_an_answer_that_is_no_stream_passes_byte_for_byte() -> None:
