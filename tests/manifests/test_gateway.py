@@ -140,6 +140,9 @@ def test_with_valkey_limits_are_shared_and_replicas_follow_the_load(plane: Plane
         and item["metadata"]["name"] == scaler["spec"]["scaleTargetRef"]["name"]
     )
     assert "replicas" not in deployment["spec"], "two would write it"
+    # It scales by percents of what is asked for: of a gateway with traffic, not of one at rest.
+    envoy = next(item for item in gateway(objects)["initContainers"] if item["name"] == "envoy")
+    assert [item["resources"]["requests"]["cpu"] for item in (container, envoy)] == ["250m", "250m"]
     (policy,) = (item for item in kinds(COMPONENTS / "valkey", "NetworkPolicy"))
     ((peer,),) = (rule["from"] for rule in policy["spec"]["ingress"])
     assert peer == {

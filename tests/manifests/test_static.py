@@ -120,6 +120,30 @@ def test_every_container_has_probes_resources_and_no_privileges(workload: Worklo
     assert mounted == {volume["name"] for volume in workload.pod["volumes"]} | claims
 
 
+LEFT_BY_KUBERNETES = 1050
+"""Thousandths of a CPU that a kind node with 2 CPUs has left: etcd asks for 100, the API server 250, the
+controller manager 200, the scheduler 100, two CoreDNS 200, kindnet 100 (manifests of kubeadm and kind)."""
+
+
+def requested(workload: Workload) -> int:
+    """Thousandths of a CPU that one pod asks for; what ends before the others start asks for less."""
+    asked = [container["resources"]["requests"]["cpu"] for container in lasting(workload)]
+    return sum(int(cpu.removesuffix("m")) for cpu in asked)
+
+
+def test_farebox_and_its_samples_fit_on_a_small_node_even_while_a_rollout_goes_on() -> None:
+    replicas = {
+        item["metadata"]["name"]: item["spec"]["replicas"]
+        for item in [*kinds(BASE, "Deployment"), *kinds(BASE, "StatefulSet")]
+    }
+    own = {workload.name: requested(workload) for workload in workloads(BASE)}
+    at_rest = sum(replicas[name] * cpu for name, cpu in own.items())
+    models = [requested(workload) for workload in workloads(SAMPLES)]
+    # Rollouts add a pod (maxSurge) of the operator and of the gateway; one of the samples has two replicas.
+    surge = own["farebox-operator"] + own["farebox-gateway"]
+    assert 0 < at_rest + surge + sum(models) + max(models) <= LEFT_BY_KUBERNETES
+
+
 @pytest.mark.parametrize("workload", [*workloads(SAMPLES), *workloads(VLLM)], ids=by_name)
 def test_backends_get_no_token_for_the_api_server(workload: Workload) -> None:
     assert workload.pod["automountServiceAccountToken"] is False
