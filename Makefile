@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 IMAGE  ?= farebox:dev
+# The kind cluster that `make load` loads into; KIND_CLUSTER_NAME is kind's own variable for it.
+KIND_CLUSTER ?= $(or $(KIND_CLUSTER_NAME),farebox)
+# What a build may need from here: a mirror of PyPI, another Python. Proxies are Docker's own business.
+BUILD_ARGS := $(foreach name,PIP_INDEX_URL PIP_TRUSTED_HOST PYTHON_VERSION,$(if $($(name)),--build-arg $(name)='$($(name))'))
 # Tests mostly wait: three files at a time, each worker with a control plane of its own. One cluster takes one.
 WORKERS ?= $(if $(ARGS)$(filter-out plane,$(CLUSTER)),0,3)
 export PYTHONDONTWRITEBYTECODE = 1
 SOURCES := operator/farebox tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install plane demo test test-llama lint types layers verify check bench soak image crds constraints clean
+.PHONY: help install plane demo test test-llama lint types layers verify check bench soak image load crds constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,7 +31,7 @@ install: $(VENV)/.installed ## Make the virtual environment
 plane: install ## Build the test control plane (etcd, Kubernetes, kwok); about 5 minutes, once
 	@$(BIN)/python -m tests.plane build
 
-demo: plane ## Run the main job on a real control plane and print a timeline; KEEP=1 leaves it running
+demo: $(if $(filter-out plane,$(CLUSTER)),install,plane) ## Run the main job on a real control plane and print a timeline; KEEP=1 leaves it running
 	@$(BIN)/python -m tests.demo
 
 test: plane ## Run all tests; some of them: ARGS=tests/domain
@@ -64,8 +68,13 @@ bench: plane ## Measure speed beside its limits; writes build/bench/*.json
 soak: plane ## Random users, callers and kills for five minutes, judged by product.md; ARGS="--seed 7 --minutes 60"
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+# Attestations would make the image a list of manifests, which not every version of kind can load.
+image: export BUILDX_NO_DEFAULT_ATTESTATIONS = 1
 image: ## Build the container image
-	docker build --tag $(IMAGE) .
+	docker build $(BUILD_ARGS) $(DOCKER_FLAGS) --tag $(IMAGE) .
+
+load: image ## Build it, and load it into the nodes of a kind cluster: KIND_CLUSTER=farebox
+	kind load docker-image $(IMAGE) --name $(KIND_CLUSTER)
 
 constraints: install ## Pin what is installed now (after an upgrade was tested)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group llama
