@@ -13,11 +13,14 @@ from farebox.domain.keys import ObjectKey
 from farebox.kube.names import core_path, dedicated_backend_name, deployment_path, shared_backend_name
 from tests.plane import HOLD_ANNOTATION
 from tests.support.api import JSONObject, manifest, path_of
-from tests.support.stack import BACKENDS, Stack
+from tests.support.stack import BACKENDS, IMAGE, Stack
 from tests.support.waiting import wait_for
 
 SECONDS = 60.0
 """How long a test waits for what takes a fraction of a second on a quiet machine."""
+
+HOLD_GATE = "farebox.dev/test-released"
+"""The readiness gate of held pods."""
 
 TOKENS_PER_UNIT = 1_000_000
 """Input tokens that cost 1.00 at the price of these models."""
@@ -25,12 +28,25 @@ TOKENS_PER_UNIT = 1_000_000
 TIERS = [{"input": "1.000", "cachedInput": "0.100", "output": "2.000"}]
 
 
-def template(hold: bool = False, image: str = "none", **spec: Any) -> JSONObject:
-    """A pod template; `hold` keeps its pods from becoming ready until they are released."""
-    annotations = {HOLD_ANNOTATION: "true"} if hold else {}
+def template(hold: bool = False, version: str = "first", **spec: Any) -> JSONObject:
+    """A pod template, which works where pods run programs too.
+
+    Args:
+        hold: its pods are not ready until they are released; kwok reads the annotation, a kubelet the gate.
+        version: something to tell one template from another by.
+    """
+    server = {
+        "name": "server",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["simulator", "--model=*"],
+        "env": [{"name": "VERSION", "value": version}],
+        "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
+    }
+    held = {"readinessGates": [{"conditionType": HOLD_GATE}]} if hold else {}
     return {
-        "metadata": {"annotations": annotations},
-        "spec": {"containers": [{"name": "server", "image": image}], **spec},
+        "metadata": {"annotations": {HOLD_ANNOTATION: "true"} if hold else {}},
+        "spec": {"containers": [server], **held, **spec},
     }
 
 
@@ -300,6 +316,9 @@ class Tenant:
         for pod in pods:
             path = core_path("pods", BACKENDS, pod["metadata"]["name"])
             self.api.patch(path, {"metadata": {"annotations": {HOLD_ANNOTATION: value}}})
+            if not self.stack.cluster.simulated:
+                gate = {"type": HOLD_GATE, "status": "False" if value else "True"}
+                self.api.merge_lists(f"{path}/status", {"status": {"conditions": [gate]}})
 
     def _wait_replicas(self, backend: str, replicas: int) -> None:
         path = deployment_path(BACKENDS, backend)

@@ -98,7 +98,7 @@ def test_b14_the_key_is_in_no_log_and_no_event(tenant: Tenant) -> None:
         lambda: next((e for e in tenant.api.get(path)["items"] if e["reason"] == "SecretMade"), None),
         SECONDS,
     )
-    logs = "".join(process.log.read_text() for process in tenant.stack.operators)
+    logs = tenant.stack.logs("operator")
     for form in secret_forms:
         assert form not in str(event)
         assert form not in logs

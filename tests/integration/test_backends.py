@@ -26,9 +26,9 @@ def running(tenant: Tenant) -> Tenant:
     return tenant
 
 
-def image_of(deployment: JSONObject | None) -> str:
+def version_of(deployment: JSONObject | None) -> str:
     assert deployment is not None
-    return str(deployment["spec"]["template"]["spec"]["containers"][0]["image"])
+    return str(deployment["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"])
 
 
 def own_path(tenant: Tenant) -> str:
@@ -74,7 +74,7 @@ def test_b5_a_deployment_edited_by_hand_is_put_right_and_foreign_labels_stay(run
     def is_right() -> bool:
         found = running.api.get(own_path(running))
         labels, annotations = found["metadata"]["labels"], found["metadata"]["annotations"]
-        assert image_of(found) == "none"
+        assert found["spec"]["template"] == asked["spec"]["template"]
         assert asked["metadata"]["labels"].items() <= labels.items(), labels
         ours = {key: text for key, text in asked["metadata"]["annotations"].items() if "farebox" in key}
         assert ours.items() <= annotations.items(), annotations
@@ -138,10 +138,10 @@ def test_an_edited_template_rolls_dedicated_and_shared_backends_and_nothing_stop
     tenant.edit("off", postpaid=False)
     tenant.wait_stopped("off", "PostpaidDisabled")
     since = {name: tenant.version(name) for name in ("own", "shared")}
-    tenant.edit_model(model, serving={"deployment": {"template": template(image="newer")}})
+    tenant.edit_model(model, serving={"deployment": {"template": template(version="newer")}})
     for name in ("own", "shared"):
         path = deployment_path(BACKENDS, tenant.status(name)["selector"].removeprefix("farebox.dev/backend="))
-        wait_for("the new image", lambda path=path: image_of(tenant.api.get(path)) == "newer", SECONDS)  # type: ignore[misc]
+        wait_for("the new template", lambda path=path: version_of(tenant.api.get(path)) == "newer", SECONDS)  # type: ignore[misc]
     tenant.wait_running("own", 2)
     tenant.wait_shared(model, 1)
     tenant.wait_condition("shared", "Ready", "True")
@@ -149,10 +149,10 @@ def test_an_edited_template_rolls_dedicated_and_shared_backends_and_nothing_stop
         # A rollout as quick as here may come and go without a status that says so.
         assert set(tenant.phases(version, name)) <= {"Running"}
     # What stands still is not touched, and has the new template when it comes back.
-    assert image_of(tenant.backend("off")) == "none"
+    assert version_of(tenant.backend("off")) == "first"
     tenant.edit("off", postpaid=True)
     tenant.wait_running("off", 1)
-    assert image_of(tenant.backend("off")) == "newer"
+    assert version_of(tenant.backend("off")) == "newer"
 
 
 def test_b23_a_template_that_the_api_server_refuses_is_reported_and_delays_nobody(tenant: Tenant) -> None:
@@ -186,7 +186,7 @@ def test_b23_an_edit_of_a_template_that_is_refused_leaves_running_what_runs(runn
     # Even so it stops and can be scaled: the wish for pods does not hang on their template.
     running.edit("own", postpaid=False)
     running.wait_stopped("own", "PostpaidDisabled")
-    running.edit_model(model, serving={"deployment": {"template": template(image="newer")}})
+    running.edit_model(model, serving={"deployment": {"template": template(version="newer")}})
     running.edit("own", postpaid=True)
     running.wait_running("own", 2)
 
@@ -239,9 +239,14 @@ def test_b18_calls_are_refused_before_the_pods_go(running: Tenant) -> None:
     assert refusal < int(scaled["metadata"]["resourceVersion"])
 
 
-def test_a_running_service_whose_backend_fails_stays_running_and_does_not_serve(running: Tenant) -> None:
-    since = running.version("own")
+def test_a_running_service_whose_backend_fails_stays_running_and_does_not_serve(tenant: Tenant) -> None:
+    running, model = tenant, tenant.model(pods=template(hold=True))
+    tenant.account(balance="5")
+    tenant.service("own", model, replicas=2)
     backend = running.backend_name("own")
+    tenant.release(backend, pods=2)
+    tenant.wait_running("own", 2)
+    since = running.version("own")
     running.hold(backend)
     running.wait_condition("own", "Serving", "False", "NoReplicaReady")
     running.wait_condition("own", "Ready", "False", "Progressing")

@@ -32,10 +32,9 @@ def samples(text: str) -> dict[str, float]:
 
 
 def test_probes_say_that_all_is_well(stack: Stack) -> None:
-    assert stack.meter is not None
-    for process in (stack.operator, stack.meter):
-        assert process.http("/healthz")[0] == 200
-        assert process.http("/readyz")[0] == 200
+    for component in ("operator", "meter"):
+        for path in ("/healthz", "/readyz"):
+            wait_for(f"{component} {path}", lambda at=(component, path): stack.http(*at)[0] == 200, SECONDS)  # type: ignore[misc]
 
 
 def test_metrics_have_their_usual_names_and_move(tenant: Tenant) -> None:
@@ -48,7 +47,7 @@ def test_metrics_have_their_usual_names_and_move(tenant: Tenant) -> None:
 
     def moved() -> bool:
         """A write is counted a moment after it shows."""
-        found = samples(tenant.stack.operator.http("/metrics")[1])
+        found = samples(tenant.stack.http("operator", "/metrics")[1])
         names = {name.partition("{")[0] for name in found}
         assert [name for name in OPERATOR_METRICS if name not in names] == []
         assert found['leader_election_master_status{name="farebox-operator"}'] == 1
@@ -59,8 +58,7 @@ def test_metrics_have_their_usual_names_and_move(tenant: Tenant) -> None:
         return True
 
     wait_for("the metrics", moved, SECONDS)
-    assert tenant.stack.meter is not None
-    assert "farebox_" in tenant.stack.meter.http("/metrics")[1]
+    assert "farebox_" in tenant.stack.http("meter", "/metrics")[1]
 
 
 def test_transitions_are_told_by_events(tenant: Tenant) -> None:
@@ -116,9 +114,8 @@ def test_logs_are_json_and_hold_no_token(tenant: Tenant) -> None:
     tenant.charge("own", model, 1)
     tenant.wait_stopped("own", "Overdue")
     stack = tenant.stack
-    assert stack.meter is not None
-    for process in (stack.operator, stack.meter):
-        text = process.log.read_text()
+    for component in ("operator", "meter"):
+        text = stack.logs(component)
         # The last line may not be written to its end.
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         assert lines

@@ -38,13 +38,20 @@ class Cluster(abc.ABC):
         """The API server's URL."""
         return str(self._cluster_entry()["server"])
 
-    def kubectl(self, *args: str, input: str | None = None, check: bool = True) -> str:
+    def kubectl(
+        self,
+        *args: str,
+        input: str | None = None,
+        check: bool = True,
+        seconds: float = KUBECTL_TIMEOUT_SECONDS,
+    ) -> str:
         """Run kubectl as the administrator and return its stdout.
 
         Args:
             args: the arguments, such as `"get", "pods", "-A"`.
             input: text for stdin, such as the YAML for `apply -f -`.
             check: raise when kubectl fails; otherwise return what it wrote to stdout.
+            seconds: how long it may take.
 
         Raises:
             KubectlError: with what kubectl wrote to stderr.
@@ -65,10 +72,10 @@ class Cluster(abc.ABC):
                 text=True,
                 check=False,
                 env=env,
-                timeout=KUBECTL_TIMEOUT_SECONDS,
+                timeout=seconds,
             )
         except subprocess.TimeoutExpired as error:
-            said = f"no answer within {KUBECTL_TIMEOUT_SECONDS:.0f} s"
+            said = f"no answer within {seconds:.0f} s"
             raise KubectlError(args, -1, said + self.explain_failure()) from error
         if check and run.returncode != 0:
             raise KubectlError(args, run.returncode, run.stderr + self.explain_failure())
@@ -104,8 +111,12 @@ class Cluster(abc.ABC):
         return path
 
     @abc.abstractmethod
-    def load_image(self, name: str) -> None:
-        """Build the image `name` from the repository's Dockerfile and make it known to the nodes."""
+    def load_image(self, name: str) -> str:
+        """Build the image `name` from the repository's Dockerfile and make it known to the nodes.
+
+        Returns:
+            what is behind the name now; "" where the nodes find the image themselves, if at all.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -63,28 +63,32 @@ class _RealCluster(Cluster):
 
 
 class KindCluster(_RealCluster):
-    """The kind cluster `farebox`; made if absent, left in place. The user's own kubeconfig is not touched."""
+    """The kind cluster `farebox`, or what KIND_CLUSTER_NAME says (kind's own variable).
+
+    Made if absent, left in place. The user's own kubeconfig is not touched.
+    """
 
     def __init__(self) -> None:
+        self._name = os.environ.get("KIND_CLUSTER_NAME") or KIND_CLUSTER
         _need("docker", "Docker (https://docs.docker.com/engine/install/)")
         _need("kind", "kind (https://kind.sigs.k8s.io/docs/user/quick-start/#installation)")
         _run(["docker", "info"], "Docker is installed, but its daemon does not answer; start it")
         super().__init__()
         try:
-            if KIND_CLUSTER not in _output(["kind", "get", "clusters"]).split():
+            if self._name not in _output(["kind", "get", "clusters"]).split():
                 self._create()
-            kubeconfig = _output(["kind", "get", "kubeconfig", "--name", KIND_CLUSTER])
+            kubeconfig = _output(["kind", "get", "kubeconfig", "--name", self._name])
             write_private(self.kubeconfig, kubeconfig)
         except BaseException:
             self.close()
             raise
 
-    def load_image(self, name: str) -> None:
-        _run(["docker", "build", "--tag", name, str(REPOSITORY)], f"the image {name} cannot be built")
+    def load_image(self, name: str) -> str:
         _run(
-            ["kind", "load", "docker-image", name, "--name", KIND_CLUSTER],
-            f"the image {name} cannot be loaded into kind",
+            ["make", f"--directory={REPOSITORY}", "load", f"IMAGE={name}", f"KIND_CLUSTER={self._name}"],
+            f"the image {name} cannot be built, or not be loaded into kind",
         )
+        return _output(["docker", "image", "inspect", "--format={{.Id}}", name]).strip()
 
     def _create(self) -> None:
         # Its own kubeconfig file: `kind create` would switch the user's current context.
@@ -94,7 +98,7 @@ class KindCluster(_RealCluster):
                 "create",
                 "cluster",
                 "--name",
-                KIND_CLUSTER,
+                self._name,
                 "--config",
                 str(KIND_CONFIG),
                 "--kubeconfig",
@@ -102,7 +106,7 @@ class KindCluster(_RealCluster):
                 "--wait",
                 KIND_WAIT,
             ],
-            f"the kind cluster {KIND_CLUSTER} cannot be created",
+            f"the kind cluster {self._name} cannot be created",
         )
 
 
@@ -132,13 +136,13 @@ class CurrentCluster(_RealCluster):
             self.close()
             raise
 
-    def load_image(self, name: str) -> None:
+    def load_image(self, name: str) -> str:
         print(
-            f"The nodes of this cluster must be able to pull the image {name}: build it with "
-            f"`docker build --tag <registry>/{name} {REPOSITORY}`, push it, and set that name "
-            "under `images:` of the kustomization that you apply.",
+            f"The nodes of this cluster must have the image {name}, or be able to pull it. Another name: "
+            "`make image IMAGE=registry.example.com/farebox:dev`, push it, run this with the same IMAGE.",
             file=sys.stderr,
         )
+        return ""
 
 
 def _confirm(kubeconfig: dict[str, list[dict[str, dict[str, str]]]]) -> None:
@@ -178,12 +182,8 @@ def _need(program: str, what: str) -> None:
 
 def _run(command: list[str], complaint: str) -> None:
     """Run with the output on our stderr, so that minutes of building are seen; `docker info` stays quiet."""
-    # With attestations an image is a list of manifests, which `kind load` may fail to import.
-    env = os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
     quiet = subprocess.DEVNULL if command[1:] == ["info"] else sys.stderr
-    run = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=quiet, stderr=sys.stderr, env=env, check=False
-    )
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=quiet, stderr=sys.stderr, check=False)
     if run.returncode != 0:
         raise PlaneError(f"{complaint} (`{' '.join(command)}`: exit status {run.returncode})")
 

@@ -172,8 +172,9 @@ class Plane(Cluster):
     def close(self) -> None:
         self.stop()
 
-    def load_image(self, name: str) -> None:
+    def load_image(self, name: str) -> str:
         """Nothing to do: no program runs in a simulated pod."""
+        return ""
 
     def explain_failure(self) -> str:
         try:

@@ -67,6 +67,10 @@ class Api:
         """Apply a merge patch."""
         return self.request("PATCH", path, body, "application/merge-patch+json")
 
+    def merge_lists(self, path: str, body: JSONObject) -> JSONObject:
+        """Apply a strategic merge patch: items of a list are found by their key, and the others stay."""
+        return self.request("PATCH", path, body, "application/strategic-merge-patch+json")
+
     def delete(self, path: str) -> None:
         """Delete an object; one that is gone is fine."""
         try:

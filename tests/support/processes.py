@@ -79,11 +79,7 @@ class Process:
 
     def http(self, path: str, seconds: float = 20.0) -> tuple[int, str]:
         """GET a path: status and body. Raises OSError when nothing answers in time."""
-        try:
-            with urllib.request.urlopen(f"{self.url}{path}", timeout=seconds) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+        return get(f"{self.url}{path}", seconds)
 
     def tail(self, lines: int = 40) -> str:
         """The end of its log."""
@@ -94,6 +90,15 @@ class Process:
         if not self.running():
             raise RuntimeError(f"{self.name} ended with {self._process.returncode}\n{self.tail()}")
         return self.http("/readyz")[0] == 200
+
+
+def get(url: str, seconds: float = 20.0) -> tuple[int, str]:
+    """GET: status and body. Raises OSError when nothing answers in time."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def runs(pid: int) -> bool:

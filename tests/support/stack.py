@@ -6,7 +6,6 @@ its ServiceAccount from the manifests; elsewhere they run from the image.
 
 import json
 import os
-import subprocess
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from farebox.api import GROUP, KINDS
+from farebox.kube.names import lease_path
 from tests.plane.cluster import Cluster
 from tests.support.api import Api
 from tests.support.gateway import Gateway
+from tests.support.pods import SYSTEM, Pods
 from tests.support.ports import free_port
-from tests.support.processes import Process
+from tests.support.processes import Process, get
 from tests.support.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
-SYSTEM = "farebox-system"
 BACKENDS = "farebox-models"
-IMAGE = "farebox:dev"
+IMAGE = os.environ.get("IMAGE") or "farebox:dev"
+"""What runs in pods; another name where the nodes pull from a registry (CLUSTER=current)."""
 AUDIENCE = "farebox-meter"
-_ROLLOUT = "180s"
 
 
 class Stack:
@@ -44,8 +44,9 @@ class Stack:
         self.meter_url = ""
         self.gateways: list[Gateway] = []
         self.simulators: list[Process] = []
-        self._forwards: list[subprocess.Popen[bytes]] = []
+        self.pods = Pods(cluster)
         self._usage_token = ""
+        self._urls: dict[str, str] = {}
 
     @classmethod
     def start(cls, cluster: Cluster, directory: Path | None = None, operators: int = 1) -> "Stack":
@@ -56,20 +57,25 @@ class Stack:
             operators: replicas of the operator on the simulated plane.
         """
         stack = cls(cluster, directory or cluster.directory)
-        stack.apply_manifests()
-        if cluster.simulated:
-            stack.start_meter()
-            for _ in range(operators):
-                stack.start_operator()
-        else:
-            stack._wait_for_rollout()
+        try:
+            stack.apply_manifests()
+            if cluster.simulated:
+                stack.start_meter()
+                for _ in range(operators):
+                    stack.start_operator()
+            else:
+                stack._wait_for_rollout()
+        except BaseException:
+            stack.close()
+            raise
         return stack
 
     def apply_manifests(self) -> None:
         """kubectl apply -k manifests/base, and wait until the kinds are served."""
-        if not self.cluster.simulated:
-            self.cluster.load_image(IMAGE)
-        self.cluster.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "manifests/base"))
+        if self.cluster.simulated:
+            self.cluster.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "manifests/base"))
+        else:
+            self.pods.install(IMAGE, self.cluster.load_image(IMAGE))
         crds = [f"crd/{info.plural}.{GROUP}" for info in KINDS.values()]
         self.cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *crds)
 
@@ -144,7 +150,7 @@ class Stack:
             simulator = self.start_simulator("--ttft-ms 20 --tokens-per-second 500")
             # Envoy ends with the process that started it, and this one may leave the gateway running.
             return self.start_gateway(f"127.0.0.1:{simulator.port}", FAREBOX_RUN_ENVOY="true").url
-        url = self._forwarded("service/farebox-gateway", 80)
+        url = self.pods.forward("gateway", 8080)
         wait_for("the gateway answers", lambda: _answers(f"{url}/healthz"), 60)
         return url
 
@@ -163,6 +169,30 @@ class Stack:
         """All that were started here; a gateway before what it asks."""
         gateways = [process for gateway in self.gateways for process in gateway.processes()]
         return [*gateways, *self.simulators, *self.operators, *([self.meter] if self.meter else [])]
+
+    def http(self, component: str, path: str) -> tuple[int, str]:
+        """GET a path of the acting operator, or of the meter: status and body; OSError without an answer."""
+        if self.cluster.simulated:
+            process = self.operator if component == "operator" else self.meter
+            assert process is not None
+            return process.http(path)
+        if component not in self._urls:
+            self._urls[component] = (
+                self.meter_url if component == "meter" else self.pods.forward_to(self._leader(), 8080)
+            )
+        return get(f"{self._urls[component]}{path}")
+
+    def logs(self, component: str) -> str:
+        """What the operators, or the meter, have printed."""
+        if not self.cluster.simulated:
+            return self.pods.logs(component)
+        processes = self.operators if component == "operator" else [self.meter]
+        return "".join(process.log.read_text() for process in processes if process is not None)
+
+    def _leader(self) -> str:
+        """The pod that holds the Lease: its name is the host's, to which the holder adds a random part."""
+        holder: str = self.api.get(lease_path(SYSTEM, "farebox-operator"))["spec"]["holderIdentity"]
+        return holder.rpartition("_")[0]
 
     @property
     def operator(self) -> Process:
@@ -217,9 +247,7 @@ class Stack:
         for process in [*self.simulators, *self.operators, *([self.meter] if self.meter else [])]:
             if process.running():
                 process.stop()
-        for forward in self._forwards:
-            forward.terminate()
-            forward.wait()
+        self.pods.close()
 
     def __enter__(self) -> "Stack":
         return self
@@ -235,26 +263,9 @@ class Stack:
         }
 
     def _wait_for_rollout(self) -> None:
-        for workload in (
-            "statefulset/farebox-meter",
-            "deployment/farebox-operator",
-            "deployment/farebox-gateway",
-        ):
-            self.cluster.kubectl("rollout", "status", workload, "-n", SYSTEM, f"--timeout={_ROLLOUT}")
-        self.meter_url = self._forwarded("service/farebox-meter", 8090)
+        self.pods.wait_ready()
+        self.meter_url = self.pods.forward("meter", 8090)
         wait_for("the meter answers", lambda: _answers(f"{self.meter_url}/healthz"), 60)
-
-    def _forwarded(self, service: str, port: int) -> str:
-        """Where a Service of Farebox's is reached from here."""
-        local = free_port()
-        self._forwards.append(
-            subprocess.Popen(
-                [str(self.cluster.kubectl_program), f"--kubeconfig={self.cluster.kubeconfig}", "port-forward",
-                 "-n", SYSTEM, service, f"{local}:{port}"],
-                stdout=subprocess.DEVNULL, start_new_session=True,
-            )
-        )  # fmt: skip
-        return f"http://127.0.0.1:{local}"
 
 
 def _answers(url: str) -> bool:
