@@ -7,7 +7,7 @@ import pytest
 from farebox.kube.names import core_path, deployment_path
 from tests.integration.tenants import SECONDS, Tenant
 from tests.support.api import Api, ApiError, JSONObject, manifest, path_of
-from tests.support.stack import BACKENDS, SYSTEM
+from tests.support.stack import BACKENDS, IMAGE, SYSTEM
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.plane
@@ -120,7 +120,7 @@ def test_b22_labels_and_annotations_of_a_service_reach_no_backend(tenant: Tenant
     tenant.wait_running("mine", 1)
     mine = tenant.api.get(deployment_path(BACKENDS, tenant.backend_name("mine")))
     assert mine["metadata"]["labels"]["farebox.dev/service-name"] == "mine"
-    assert mine["spec"]["template"]["spec"]["containers"][0]["image"] == "none"
+    assert mine["spec"]["template"]["spec"]["containers"][0]["image"] == IMAGE
     person.delete(path_of("InferenceService", tenant.namespace, "mine"))
     tenant.wait_gone(deployment_path(BACKENDS, tenant.backend_name("mine")))
     after = tenant.api.get(deployment_path(BACKENDS, tenant.backend_name("victim")))

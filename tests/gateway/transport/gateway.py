@@ -150,9 +150,9 @@ class Gateway:
         return received
 
     def lines(self) -> list[UsageLine]:
-        """The log so far."""
+        """The log so far, but for a line that Envoy is about to write."""
         text = self.settings.log_file.read_bytes() if self.settings.log_file.exists() else b""
-        return [parse(line) for line in text.splitlines()]
+        return [parse(line) for line in text.split(b"\n")[:-1]]
 
     async def line(self, number: int = 1) -> UsageLine:
         """The last of so many lines, when it is there."""
