@@ -2,7 +2,8 @@
 
 Notifications only wake those who wait; what changed is read from the tables. One that is lost costs the time
 until the next look (feed.POLL_SECONDS), nothing else. So a commit is announced only where somebody else
-listens: a notification costs the server a third of a small commit. Those who listen say that they are there.
+listens: it would wake its own listener alone, for a tenth of a small commit. Those who listen say that they
+are there.
 """
 
 import asyncio
