@@ -2,8 +2,9 @@
 
 import random
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -27,7 +28,7 @@ from tests.integration.alone import (
 from tests.integration.tenants import SECONDS, Tenant, condition_of
 from tests.support.api import path_of
 from tests.support.processes import Process
-from tests.support.proxy import proxied
+from tests.support.proxy import Proxy, proxied
 from tests.support.stack import BACKENDS, SYSTEM, Stack
 from tests.support.waiting import wait_for
 
@@ -216,17 +217,24 @@ def test_what_was_made_again_as_something_else_meanwhile_keeps_no_pods_of_before
             tenant.wait_condition(name, "Ready", "True", "External")
 
 
+@contextmanager
+def behind_proxy(alone: Stack, sweep_seconds: str) -> Iterator[tuple[Proxy, Process]]:
+    """One operator that leads, and what stands between it and the API server."""
+    through = alone.cluster.service_account_kubeconfig(SYSTEM, "farebox-operator")
+    with proxied(through) as (proxy, kubeconfig), operators(alone, 0):
+        env = ENV | {"FAREBOX_SWEEP_SECONDS": sweep_seconds, "FAREBOX_KUBECONFIG": str(kubeconfig)}
+        operator = alone.start_operator(**env)
+        wait_for("it leads", lambda: leads(operator), SECONDS)
+        yield proxy, operator
+
+
 # -- watches --------------------------------------------------------------------------------------------
 
 
 def test_what_was_deleted_before_a_watch_began_anew_is_gone_without_a_sweep(
     tenant: Tenant, alone: Stack
 ) -> None:
-    through = alone.cluster.service_account_kubeconfig(SYSTEM, "farebox-operator")
-    with proxied(through) as (proxy, kubeconfig), operators(alone, 0):
-        env = ENV | {"FAREBOX_SWEEP_SECONDS": "3600", "FAREBOX_KUBECONFIG": str(kubeconfig)}
-        operator = alone.start_operator(**env)
-        wait_for("it leads", lambda: leads(operator), SECONDS)
+    with behind_proxy(alone, sweep_seconds="3600") as (proxy, operator):
         model, names = shop(tenant)
         wait_all(tenant, model, names, running=True)
         wait_rest(alone, operator)
@@ -245,11 +253,7 @@ def test_what_was_deleted_before_a_watch_began_anew_is_gone_without_a_sweep(
 def test_a_deaf_watch_is_unhealthy_and_a_lease_that_cannot_be_renewed_is_the_end(
     tenant: Tenant, alone: Stack
 ) -> None:
-    through = alone.cluster.service_account_kubeconfig(SYSTEM, "farebox-operator")
-    with proxied(through) as (proxy, kubeconfig), operators(alone, 0):
-        env = ENV | {"FAREBOX_SWEEP_SECONDS": "0.2", "FAREBOX_KUBECONFIG": str(kubeconfig)}
-        operator = alone.start_operator(**env)
-        wait_for("it leads", lambda: leads(operator), SECONDS)
+    with behind_proxy(alone, sweep_seconds="0.2") as (proxy, operator):
         assert operator.http("/healthz")[0] == 200
         proxy.deaf = frozenset({"namespaces"})
         home = core_path("namespaces", name=tenant.namespace)
