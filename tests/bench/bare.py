@@ -6,6 +6,7 @@ when something changed. It never retries and keeps no state.
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ JSONObject = dict[str, Any]
 
 CONNECTIONS = 64
 _PAGE = 1000
+_ERROR = b'{"type":"ERROR"'
+_VERSION = re.compile(rb'"resourceVersion":"(\d+)"')
 
 
 class Call(NamedTuple):
@@ -103,20 +106,40 @@ class Bare:
 
     @asynccontextmanager
     async def watching(self, path: str, see: Callable[[bytes, float], None]) -> AsyncIterator[None]:
-        """While inside, `see` gets the line of each change of a collection and the monotonic time."""
+        """While inside, `see` gets the line of each change of a collection and the monotonic time.
+
+        A watch that can go on no more ends what is inside: what it waits for may have gone by unseen.
+        """
         at = (await self.call(Call("GET", f"{path}?limit=1", {})))["metadata"]["resourceVersion"]
-        response = await self._session.get(f"{path}?watch=1&resourceVersion={at}&timeoutSeconds=3600")
-        task = asyncio.create_task(_read_lines(response, see))
-        try:
+        response = await self._watch(path, at)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self._follow(path, at, response, see))
             yield
-        finally:
-            ended = task.done()
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            response.close()
-            if ended:
-                # What was waited for may have gone by unseen.
-                task.result()
+
+    async def _watch(self, path: str, at: str) -> aiohttp.ClientResponse:
+        response = await self._session.get(f"{path}?watch=1&resourceVersion={at}&timeoutSeconds=3600")
+        if response.status != 200:
+            raise CallFailed(f"watch of {path}: HTTP {response.status} {await response.text()}")
+        return response
+
+    async def _follow(
+        self, path: str, at: str, response: aiohttp.ClientResponse, see: Callable[[bytes, float], None]
+    ) -> None:
+        """Read a watch for ever. A busy API server closes those that fall behind: the next goes on there."""
+        while True:
+            async with response:
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    now = time.monotonic()
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        if line.startswith(_ERROR):
+                            raise CallFailed(f"watch of {path}: {line!r}")
+                        see(line, now)
+                    if lines:
+                        at = _version(lines[-1])
+            response = await self._watch(path, at)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -129,14 +152,10 @@ class Bare:
         await self.close()
 
 
-async def _read_lines(response: aiohttp.ClientResponse, see: Callable[[bytes, float], None]) -> None:
-    rest = b""
-    async for chunk in response.content.iter_any():
-        now = time.monotonic()
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            see(line, now)
-    raise CallFailed(f"the watch of {response.url.path} ended")
+def _version(line: bytes) -> str:
+    found = _VERSION.search(line)
+    assert found is not None, line[:200]
+    return found[1].decode()
 
 
 def patch(path: str, body: JSONObject) -> Call:
