@@ -59,7 +59,7 @@ class OperatorSettings(CommonSettings):
     listen_host: str = Field("0.0.0.0", description="the address to listen on")
     listen_port: int = Field(8080, description="/healthz, /readyz, /metrics")
     workers: int = Field(
-        24, ge=1, le=512, description="bulk writes under way at once; more delay single edits"
+        8, ge=1, le=512, description="bulk writes under way at once; more delay single edits"
     )
     write_qps: float = Field(1000.0, gt=0, description="writes per second to the API server")
     write_burst: int = Field(2000, ge=1, description="writes that may come at once before that rate holds")
