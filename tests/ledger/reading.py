@@ -4,14 +4,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from farebox.ledger.usage_report import Bucket, Place, UsageQuery, UsageRow, read_usage
+from farebox.ledger.usage_report import AsOf, Bucket, Place, UsageQuery, UsageRow, read_usage
 
 
 def paged(connection: Connection, query: UsageQuery, limit: int) -> tuple[list[UsageRow], int]:
     """All pages of a report, and how many calls are pending."""
     rows: list[UsageRow] = []
     after: Place | None = None
-    as_of: int | None = None
+    as_of: AsOf | None = None
     while True:
         page = read_usage(connection, query, limit, after, as_of)
         assert len(page.rows) <= limit

@@ -17,6 +17,7 @@ from farebox.ledger.port import Binding, PriceVersion, Reservation
 from farebox.ledger.statement import Statement, read_statement
 from farebox.ledger.usage import UsageEvent
 from farebox.ledger.usage_report import Bucket, Group, UsageQuery, UsageRow, read_usage
+from tests.ledger.databases import Database, Databases
 from tests.ledger.reading import paged, truncated
 from tests.ledger.support import (
     ACME,
@@ -27,6 +28,7 @@ from tests.ledger.support import (
     START,
     Clock,
     flat,
+    opened,
     topup,
     usage,
 )
@@ -84,12 +86,31 @@ async def test_pages_are_of_one_state_while_usage_arrives(ledger: Ledger) -> Non
     assert sum(row.charge for row in seen) == 5 * CALL_CHARGE
 
 
-async def test_a_page_of_a_later_ledger_is_refused_after_a_restore(ledger: Ledger) -> None:
-    await ledger.record(FACTS)
-    query = UsageQuery(ACME, START, START + timedelta(days=1))
-    with pytest.raises(LedgerRefused, match="restored") as refusal:
-        await ledger.report(lambda connection: read_usage(connection, query, 10, ("USD",), 10**6))
-    assert refusal.value.reason == "CursorExpired"
+async def test_a_page_of_a_ledger_that_was_restored_is_refused(
+    databases: Databases, database: Database, clock: Clock
+) -> None:
+    """Also when it has come further since than the page before: its numbers stand for other things."""
+    async with opened(database, clock) as ledger:
+        await ledger.record(FACTS)
+    query = UsageQuery(ACME, START, START + timedelta(days=1), frozenset({Group.API_KEY}))
+    with databases.copy(database) as older:
+        async with opened(database, clock) as ledger:
+            await ledger.ingest([usage(str(number), api_key=f"key-{number}") for number in range(3)])
+            first = await ledger.report(lambda connection: read_usage(connection, query, 1))
+        async with opened(older, clock) as restored:
+            for number in range(3):
+                clock.advance(seconds=1)
+                with pytest.raises(LedgerRefused, match="restored") as refusal:
+                    await restored.report(
+                        lambda connection: read_usage(connection, query, 1, first.next, first.as_of)
+                    )
+                assert refusal.value.reason == "CursorExpired"
+                await restored.ingest([usage(f"other-{number}", api_key="key-3")])
+        async with opened(database, clock) as ledger:
+            rest = await ledger.report(
+                lambda connection: read_usage(connection, query, 9, first.next, first.as_of)
+            )
+            assert [row.api_key for row in rest.rows] == ["key-1", "key-2"]
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ def forged(*content: Any) -> str:
         ({"to": FROM}, "to must be after from"),
         ({"from_": "2025-12-30T23:59:59Z"}, "at most 90 days"),
         ({"from_": "1969-12-31T23:59:59Z"}, "1970"),
+        ({"from_": "9999-11-30T00:00:00Z", "to": "9999-12-02T00:00:00Z", "bucket": "month"}, "9999"),
         ({"limit": "0"}, "limit must be"),
         ({"limit": "5001"}, "limit must be"),
         ({"service": "chat"}, "service must be namespace/name"),
@@ -141,7 +142,7 @@ def forged(*content: Any) -> str:
         ({"cursor": ""}, "cursor must be"),
         ({"cursor": "!!"}, "cursor must be"),
         ({"cursor": "bnVsbA"}, "cursor must be"),
-        ({"cursor": forged("x", 0, 1, 1, "USD")}, "cursor must be"),
+        ({"cursor": forged("x", 0, 1, 1, 1, "USD")}, "cursor must be"),
         ({"cursor": forged(*[[]] * 3)}, "cursor must be"),
         ({"cursor": "WyI" * 1000}, "cursor must be"),
     ],
@@ -163,6 +164,15 @@ async def test_a_cursor_of_another_report_is_refused(shop: Api) -> None:
     ):
         answer = await usage_of(shop, **({"groupBy": "apiKey"} | other), cursor=cursor)
         assert (answer.status, answer.reason) == (400, "InvalidParameter")
+
+
+@pytest.mark.parametrize("key", ["\ud800", "a\0b"])
+async def test_a_cursor_with_text_that_no_database_holds_is_refused(shop: Api, key: str) -> None:
+    cursor = (await usage_of(shop, groupBy="apiKey", limit=1)).body["next"]
+    content = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    assert content[-2:] == ["", "USD"]
+    answer = await usage_of(shop, groupBy="apiKey", cursor=forged(*content[:-2], key, "USD"))
+    assert (answer.status, answer.reason) == (400, "InvalidParameter")
 
 
 async def test_a_parameter_given_twice_is_refused(api: Api) -> None:

@@ -5,7 +5,7 @@ It reads committed state only, and misses nothing: a waiter subscribes before it
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ def read_changes(connection: Connection, after: int, limit: int) -> ChangePage:
     ]
     cut = min((rows[limit].sequence - 1 for rows in found if len(rows) > limit), default=head)
     accounts, quotas, reservations = ([row for row in rows if row.sequence <= cut] for rows in found)
-    written = _written_at(connection, after, cut)
+    written = written_at(connection, [after, cut])
     return ChangePage(
         ledger_id,
         head,
@@ -50,9 +50,9 @@ def read_changes(connection: Connection, after: int, limit: int) -> ChangePage:
     )
 
 
-def _written_at(connection: Connection, first: int, second: int) -> Mapping[int, datetime]:
-    """When two numbers were written; one that was not given out is left out."""
-    rows = connection.execute(_WRITTEN, {"first": first, "second": second})
+def written_at(connection: Connection, sequences: Sequence[int]) -> Mapping[int, datetime]:
+    """When numbers were written; one that was not given out is left out."""
+    rows = connection.execute(_WRITTEN, {"sequences": sequences})
     return {sequence: from_micros(recorded_at) for sequence, recorded_at in rows}
 
 
@@ -142,7 +142,7 @@ _LEDGER = select(
 _WRITTEN = union_all(
     *(
         select(table.c.sequence, table.c.recorded_at).where(
-            table.c.sequence.in_([bindparam("first"), bindparam("second")])
+            table.c.sequence.in_(bindparam("sequences", expanding=True))
         )
         for table in (tables.transactions, tables.account_terms, tables.reservation_changes)
     )

@@ -30,6 +30,7 @@ from farebox.errors import LedgerRefused
 from farebox.ledger import tables
 from farebox.ledger.database import from_micros, to_micros
 from farebox.ledger.exact import exact_sum, joined
+from farebox.ledger.feed import written_at
 
 
 class Group(StrEnum):
@@ -96,15 +97,25 @@ class UsageRow:
     charge: int
 
 
+class AsOf(NamedTuple):
+    """The ledger's number up to which was read, and when it was written, in microseconds (0: never).
+
+    A ledger that was restored from a backup gives numbers out again, at other times (docs/decisions/109).
+    """
+
+    sequence: int
+    written_at: int
+
+
 @dataclass(frozen=True, slots=True)
 class UsagePage:
     """Rows in the order of their places. `next` is the place of the last row if there are more, else None.
 
-    `as_of` is the ledger's number up to which was read; `pending` are calls that are stored, not charged yet.
+    `as_of` is where the report was read; `pending` are calls that are stored, not charged yet.
     """
 
     rows: Sequence[UsageRow]
-    as_of: int
+    as_of: AsOf
     pending: int
     next: Place | None
 
@@ -114,7 +125,7 @@ def read_usage(
     query: UsageQuery,
     limit: int,
     after: Place | None = None,
-    as_of: int | None = None,
+    as_of: AsOf | None = None,
 ) -> UsagePage:
     """At most `limit` rows after a place, of the connection's snapshot.
 
@@ -124,13 +135,16 @@ def read_usage(
     Raises:
         LedgerRefused: CursorExpired, when the ledger was restored from a backup in between.
     """
-    head = connection.execute(select(tables.ledger.c.head)).scalar_one()
-    if as_of is not None and as_of > head:
+    sequence = (
+        connection.execute(select(tables.ledger.c.head)).scalar_one() if as_of is None else as_of.sequence
+    )
+    found_at = written_at(connection, [sequence]).get(sequence)
+    here = AsOf(sequence, 0 if found_at is None else to_micros(found_at))
+    if as_of not in (None, here):
         raise LedgerRefused(
             "CursorExpired", "the ledger was restored from a backup: begin again, without cursor"
         )
-    as_of = head if as_of is None else as_of
-    shape, values = _shape(query), _values(query) | {"as_of": as_of}
+    shape, values = _shape(query), _values(query) | {"as_of": sequence}
     values |= {f"after_{place}": value for place, value in enumerate(after or ())}
     sums = _sums(shape, goes_on=after is not None)
     found: list[Row[*tuple[Any, ...]]] = []
@@ -144,7 +158,7 @@ def read_usage(
     rows, more = found[:limit], len(found) > limit
     place = tuple(getattr(rows[-1], name) for name in _key_names(shape)) if more else None
     pending = connection.execute(_pending(shape), _values(query)).scalar_one()
-    return UsagePage([_row(query, row) for row in rows], as_of, pending, place)
+    return UsagePage([_row(query, row) for row in rows], here, pending, place)
 
 
 def _windows(query: UsageQuery, limit: int, after: Place | None) -> Iterator[tuple[int, int]]:

@@ -69,7 +69,7 @@ class WireUsage(Wire):
             end=query.end,
             bucket=query.bucket,
             group_by=tuple(group for group in Group if group in query.group_by),
-            as_of=page.as_of,
+            as_of=page.as_of.sequence,
             pending=page.pending,
             rows=tuple(map(WireUsageRow.of, page.rows)),
             next=cursor,

@@ -21,7 +21,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.ledger.database import from_micros, to_micros
 from farebox.ledger.engine import utc_now
 from farebox.ledger.statement import Statement, read_statement
-from farebox.ledger.usage_report import Bucket, Group, Place, UsageQuery, read_usage
+from farebox.ledger.usage_report import AsOf, Bucket, Group, Place, UsageQuery, read_usage
 from farebox.ledger.wire import parse_key, parse_time
 from farebox.ledger.wire_reports import WireStatement, WireUsage, statement_csv
 from farebox.meter.auth import Permission
@@ -39,6 +39,8 @@ _USAGE: Final = (
 _STATEMENT: Final = ("from", "to", "format")
 _NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_END: Final = datetime(9999, 12, 1, tzinfo=UTC)
+"""The beginning of the last month that has an end in the calendar."""
 
 
 async def get_usage(request: web.Request) -> web.Response:
@@ -54,7 +56,7 @@ async def get_usage(request: web.Request) -> web.Response:
     limit = integer(request, "limit", 1000, at_least=1, at_most=MAX_ROWS)
     query = _filters(request, owner)
     place: Place | None = None
-    as_of: int | None = None
+    as_of: AsOf | None = None
     if "cursor" in request.query:
         query, as_of, place = _continued(request, query)
     else:
@@ -186,15 +188,17 @@ def _time(request: web.Request, name: str) -> datetime:
 def _check_period(start: datetime, end: datetime, days: int) -> None:
     if start < _BEGINNING:
         raise _invalid("from must not be before 1970")
+    if end > _END:
+        raise _invalid("to must not be after November of 9999")
     if end <= start:
         raise _invalid("to must be after from (without to: now)")
     if end - start > timedelta(days=days):
         raise _invalid(f"from and to must be at most {days} days apart: ask several times")
 
 
-def _cursor(query: UsageQuery, as_of: int, place: Place) -> str:
+def _cursor(query: UsageQuery, as_of: AsOf, place: Place) -> str:
     """Where the next page begins. It holds no secret, and gives no right: those are asked for every page."""
-    content = [_mark(query), to_micros(query.start), to_micros(query.end), as_of, *place]
+    content = [_mark(query), to_micros(query.start), to_micros(query.end), *as_of, *place]
     return base64.urlsafe_b64encode(json.dumps(content, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
@@ -212,7 +216,7 @@ def _mark(query: UsageQuery) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, int, Place]:
+def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, AsOf, Place]:
     """The query with the times of its first page, and where it goes on."""
     fault = _invalid("cursor must be `next` of the page before, with the same parameters")
     text = request.query["cursor"]
@@ -221,11 +225,11 @@ def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, int
     except (ValueError, binascii.Error, RecursionError) as error:
         raise fault from error
     groups = len(query.group_by) + 1
-    types = [str, int, int, int, *([] if query.bucket is Bucket.NONE else [int]), *([str] * groups)]
+    types = [str, int, int, int, int, *([] if query.bucket is Bucket.NONE else [int]), *([str] * groups)]
     if not isinstance(content, list) or [type(item) for item in content] != types:
         raise fault
-    mark, start, end, as_of, *place = content
-    if mark != _mark(query) or any(isinstance(item, int) and not 0 <= item < 2**62 for item in content):
+    mark, start, end, sequence, written_at, *place = content
+    if mark != _mark(query) or not all(map(_is_storable, content)):
         raise fault
     try:
         query = replace(query, start=from_micros(start), end=from_micros(end))
@@ -235,4 +239,9 @@ def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, int
         if name in request.query and _time(request, name) != moment:
             raise fault
     _check_period(query.start, query.end, MAX_USAGE_DAYS)
-    return query, as_of, tuple(place)
+    return query, AsOf(sequence, written_at), tuple(place)
+
+
+def _is_storable(value: int | str) -> bool:
+    """Whether it can be asked for: nothing that a database cannot hold was ever on a page."""
+    return value.isprintable() if isinstance(value, str) else 0 <= value < 2**62
