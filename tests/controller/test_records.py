@@ -15,7 +15,7 @@ from farebox.domain.reservation import Buying
 from farebox.errors import LedgerUnavailable
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import ChangePage, Posted, Record, RecordRefusal, Reservation, TopUpOrder
-from tests.ledger.support import ACME, CHAT, START, binding, price, terms
+from tests.ledger.support import ACME, CHAT, START, balance, binding, flat, price, terms, usage
 
 SECONDS = 60.0
 ACCOUNT, SERVICE, MODEL = account_key(ACME), service_key(CHAT), model_key("qwen3-8b")
@@ -213,3 +213,29 @@ async def test_an_object_made_anew_is_told_anew(ledger: Ledger, again: Record) -
         told.records.offer(ACCOUNT, again)
         await told.settled()
         assert told.line.said == [terms(), again]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.7, 30.0], ids=["at-once", "within-a-second", "clocks-differ"])
+async def test_b12_what_is_told_later_holds_whatever_the_clocks_say(ledger: Ledger, seconds: float) -> None:
+    """A model is edited, deleted and made again: its creation is known to the second, by another clock."""
+    edited = price(tiers=flat(7), at=START + timedelta(seconds=seconds))
+    moved = binding(account=ACME._replace(name="other"), at=edited.effective_at)
+    async with telling(ledger) as told:
+        for key, fact in (
+            *((ACCOUNT, terms()), (account_key(moved.account), terms(moved.account))),
+            *((MODEL, price()), (SERVICE, binding())),
+        ):
+            told.records.offer(key, fact)
+        await told.settled()
+        told.records.offer(MODEL, edited)
+        told.records.offer(SERVICE, moved)
+        await told.settled()
+        told.records.forget(MODEL)
+        told.records.forget(SERVICE)
+        told.records.offer(MODEL, price(tiers=flat(9), at=START))
+        told.records.offer(SERVICE, binding(at=START))
+        await told.settled()
+    result = await ledger.ingest([usage(time=START + timedelta(minutes=1))])
+    assert result.pending == 0
+    assert await balance(ledger) == -120 * 9
+    assert await balance(ledger, moved.account) == 0

@@ -5,8 +5,10 @@ that is away delays nothing else: what waits here is sent when it is back.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 import structlog
@@ -26,6 +28,8 @@ from farebox.metrics import LEDGER_RECORDS_PENDING
 
 log = structlog.get_logger(__name__)
 _BATCH = 500
+_MAX_GONE: Final = 10_000
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class _Slot(NamedTuple):
@@ -51,6 +55,8 @@ class Records:
     _pending: dict[_Slot, Record] = field(default_factory=dict)
     _taken: dict[Key, dict[_Slot, Record]] = field(default_factory=dict)
     _refused: dict[Key, dict[_Slot, tuple[Record, RecordRefusal]]] = field(default_factory=dict)
+    _gone: OrderedDict[_Slot, datetime] = field(default_factory=OrderedDict)
+    """From when on the last facts of deleted objects held."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -71,13 +77,17 @@ class Records:
                 del self._refused[key][slot]
                 self.on_answer(key)
             return
-        self._pending[slot] = record
+        self._pending[slot] = _later(record, _since(latest) or self._gone.get(slot))
         LEDGER_RECORDS_PENDING.set(self.waiting)
         self._wake.set()
 
     def forget(self, key: Key) -> None:
         """The object is gone; the ledger keeps what it was told."""
-        self._taken.pop(key, None)
+        for slot, record in self._taken.pop(key, {}).items():
+            if (since := _since(record)) is not None:
+                self._gone[slot] = since
+        while len(self._gone) > _MAX_GONE:
+            self._gone.popitem(last=False)
         self._refused.pop(key, None)
 
     def forget_all(self) -> None:
@@ -140,6 +150,22 @@ class Records:
 
 def _slot(key: Key, record: Record) -> _Slot:
     return _Slot(key, type(record).__name__, record.uid if isinstance(record, Reservation) else "")
+
+
+def _since(record: Record | None) -> datetime | None:
+    """From when on a fact holds, if it is of a sort that has a time."""
+    return record.effective_at if isinstance(record, Binding | PriceVersion) else None
+
+
+def _later(record: Record, before: datetime | None) -> Record:
+    """The fact, not before the last one of its object, whatever clocks say: what was told later holds.
+
+    An object's creation is known to the second and by the API server's clock, an edit by this one's. So a
+    model that is edited, deleted and made again at once seems to be older than its edit.
+    """
+    if not isinstance(record, Binding | PriceVersion) or before is None or record.effective_at > before:
+        return record
+    return replace(record, effective_at=before + _MICROSECOND)
 
 
 _ORDER: Final = {AccountTerms: 0, PriceVersion: 0, Binding: 1, Reservation: 2}
