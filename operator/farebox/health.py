@@ -5,15 +5,20 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from farebox.errors import ConfigurationError
+from farebox.ports import listen
+
 Problems = Callable[[], list[str]]
 """Returns sentences about what is wrong now; none when all is well."""
 
 
-async def serve_health(host: str, port: int, unhealthy: Problems, unready: Problems) -> web.AppRunner:
-    """Start the server; the caller cleans the runner up.
+async def serve_health(
+    host: str, port: int, setting: str, unhealthy: Problems, unready: Problems
+) -> web.AppRunner:
+    """Start the server; the caller cleans the runner up. `setting` is what sets the port.
 
     /healthz answers 503 with what is wrong when only a restart helps, /readyz while the replica could not
-    take over at once. Raises OSError when the port is taken.
+    take over at once. Raises ConfigurationError when the port cannot be had.
     """
 
     def answer(problems: list[str]) -> web.Response:
@@ -32,5 +37,9 @@ async def serve_health(host: str, port: int, unhealthy: Problems, unready: Probl
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await listen(runner, host, port, setting)
+    except ConfigurationError:
+        await runner.cleanup()
+        raise
     return runner

@@ -137,10 +137,14 @@ class Operator:
         """Run until a signal comes, a watch ends or the Lease is lost; then the process should exit.
 
         Raises:
-            ConfigurationError: the kinds are not installed.
+            ConfigurationError: the kinds are not installed, or the port is taken.
         """
         health = await serve_health(
-            self.settings.listen_host, self.settings.listen_port, self._unhealthy, self._unready
+            self.settings.listen_host,
+            self.settings.listen_port,
+            "FAREBOX_LISTEN_PORT",
+            self._unhealthy,
+            self._unready,
         )
         LEADER.labels(self.settings.lease_name).set(0)
         BALANCE_AGE.set_function(self.balances.age)

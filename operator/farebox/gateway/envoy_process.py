@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from farebox.errors import ConfigurationError
 from farebox.gateway.admin import Admin
 from farebox.gateway.envoy import EnvoySettings, command, render
 from farebox.leash import leashed
+from farebox.ports import check_free
 
 READY_SECONDS: Final = 15.0
 _RESTART_SECONDS: Final = 0.2
@@ -69,11 +70,16 @@ def write_config(settings: EnvoySettings) -> Path:
 
 
 class EnvoyProcess:
-    """A running Envoy. `pid` changes when it had to be started again."""
+    """A running Envoy. `pid` changes when it had to be started again.
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    Args:
+        told: whether it was told to end; one that ends in good order before that is started again.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, told: Callable[[], bool]) -> None:
         self._arguments = arguments
         self._log = log
+        self._told = told
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.starts = 0
@@ -84,6 +90,11 @@ class EnvoyProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether none runs now."""
+        return self._process is None or self._process.returncode is not None
+
     async def watch(self) -> None:
         """Start it, and again whenever it ends without having been told to, until `stop`."""
         while not self._stopping:
@@ -93,7 +104,7 @@ class EnvoyProcess:
                 )
             self.starts += 1
             code = await self._process.wait()
-            if code == 0:
+            if code == 0 and self._told():
                 return
             if not self._stopping:
                 _log.warning("envoy has ended; it is started again", code=code, log=str(self._log))
@@ -103,7 +114,7 @@ class EnvoyProcess:
         """SIGTERM, and SIGKILL if it takes too long."""
         self._stopping = True
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None or self.ended:
             return
         process.terminate()
         try:
@@ -115,16 +126,25 @@ class EnvoyProcess:
 
 @asynccontextmanager
 async def running(
-    settings: EnvoySettings, *, binary: Path | None = None, concurrency: int = 2
+    settings: EnvoySettings,
+    *,
+    binary: Path | None = None,
+    concurrency: int = 2,
+    told: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[EnvoyProcess]:
     """An Envoy that is ready, inside the `async with`. Its own log is `envoy.log` in the directory.
 
+    `told`: see EnvoyProcess.
+
     Raises:
-        ConfigurationError: there is none, or it is not ready within READY_SECONDS.
+        ConfigurationError: there is none, one of its ports is taken, or it is not ready within READY_SECONDS.
     """
+    check_free(settings.listen_host, settings.listen_port, "FAREBOX_LISTEN_PORT")
+    if settings.health_port:
+        check_free(settings.listen_host, settings.health_port, "FAREBOX_ENVOY_HEALTH_PORT")
     config = await asyncio.to_thread(write_config, settings)
     log = settings.directory / "envoy.log"
-    process = EnvoyProcess(command(binary or find(), config, concurrency), log)
+    process = EnvoyProcess(command(binary or find(), config, concurrency), log, told)
     watching = asyncio.create_task(process.watch())
     try:
         await _until_ready(settings, log)

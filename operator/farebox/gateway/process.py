@@ -75,8 +75,9 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; then drain Envoy, send the rest of the usage, and return.
 
     Raises:
-        ConfigurationError: a setting cannot work, or there is no Envoy where one was asked for.
-        OSError: a port or a socket cannot be had.
+        ConfigurationError: a setting cannot work, such as a port that is taken, or there is no Envoy where
+            one was asked for.
+        OSError: the socket cannot be had.
     """
     identity = settings.identity or socket.gethostname()
     # Another process is another source: what an earlier one held for its calls is not this one's to spend.
@@ -102,12 +103,13 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
         health = await serve_health(
             settings.listen_host,
             settings.health_port,
+            "FAREBOX_HEALTH_PORT",
             list,
             lambda: _unready(gate, feed, watch),
         )
         stack.push_async_callback(health.cleanup)
         if settings.run_envoy:
-            await stack.enter_async_context(envoy_process.running(envoy_settings(settings)))
+            await stack.enter_async_context(envoy_process.running(envoy_settings(settings), told=stop.is_set))
         works = (
             watch.run(lambda: primed(gate)),
             feed.run(),

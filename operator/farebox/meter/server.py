@@ -16,6 +16,7 @@ from farebox.meter.app import create_app
 from farebox.meter.auth import KubeAuthenticator
 from farebox.meter.calls import Meter
 from farebox.meter.metrics import MeterMetrics
+from farebox.ports import listen
 from farebox.settings import MeterSettings
 
 SHUTDOWN_SECONDS: Final = 20.0
@@ -29,8 +30,7 @@ async def run(settings: MeterSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; then finish the running requests.
 
     Raises:
-        ConfigurationError: the settings cannot work.
-        OSError: the port is taken.
+        ConfigurationError: the settings cannot work, or the port is taken.
     """
     client = await KubeClient.connect(settings.kubeconfig)
     try:
@@ -46,7 +46,7 @@ async def serve(meter: Meter, ledger_url: str, host: str, port: int, stop: async
     runner = web.AppRunner(create_app(meter), shutdown_timeout=SHUTDOWN_SECONDS, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await listen(runner, host, port, "FAREBOX_LISTEN_PORT")
         _log.info("meter listens", host=host, port=port)
         meter.ledger = await _open(meter, ledger_url, stop)
         if meter.ledger is not None:

@@ -20,6 +20,7 @@ import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
+from farebox.ports import listen
 from farebox.simulator.dialects import MessagesReply, ResponsesReply
 from farebox.simulator.engine import Pace, compose, embed, paced
 from farebox.simulator.protocol import (
@@ -65,8 +66,7 @@ async def run(
         tokens_per_second: of each answer; 0 means without any pause.
 
     Raises:
-        ConfigurationError: a negative pace.
-        OSError: the address cannot be listened on.
+        ConfigurationError: a negative pace, or a port that is taken.
     """
     profile = Profile(model, Pace(ttft_ms, tokens_per_second))
     async with serving(host, port, profile) as url:
@@ -81,7 +81,7 @@ async def serving(host: str, port: int, profile: Profile) -> AsyncIterator[str]:
     runner = web.AppRunner(Simulator(profile).app(), access_log=None, shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await listen(runner, host, port, "--port")
         bound = runner.addresses[0][1]
         yield f"http://{host}:{bound}"
     finally:

@@ -11,7 +11,6 @@ import hmac
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ import structlog
 from farebox.errors import ConfigurationError
 from farebox.gateway.envoy_process import find
 from farebox.meter.auth import Authenticator, Decision, Permission, Review
+from farebox.ports import check_free
 from farebox.up.settings import UpSettings
 
 TOKEN_FILE: Final = "meter-token"
@@ -57,7 +57,7 @@ async def gateway(settings: UpSettings, token: str) -> AsyncIterator[asyncio.Tas
         A task that ends, with ConfigurationError, when the gateway does so by itself.
 
     Raises:
-        OSError: one of its ports is taken.
+        ConfigurationError: one of its ports is taken.
     """
     if not _wanted(settings):
         never = asyncio.create_task(_never())
@@ -66,8 +66,8 @@ async def gateway(settings: UpSettings, token: str) -> AsyncIterator[asyncio.Tas
         finally:
             never.cancel()
         return
-    for port in (settings.gateway_port, settings.gateway_health_port):
-        _check_free(settings.listen_host, port)
+    check_free(settings.listen_host, settings.gateway_port, "FAREBOX_GATEWAY_PORT")
+    check_free(settings.listen_host, settings.gateway_health_port, "FAREBOX_GATEWAY_HEALTH_PORT")
     environment = await asyncio.to_thread(_environment, settings, token)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "farebox", "gateway", "--parent", str(os.getpid())),
@@ -125,18 +125,6 @@ def _write_token(directory: Path, token: str) -> Path:
     path.touch(mode=0o600)
     path.write_text(token)
     return path
-
-
-def _check_free(host: str, port: int) -> None:
-    """Envoy would share a port with another Envoy without a word."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(
-                error.errno, f"port {port} on {host}: {os.strerror(error.errno or 0).lower()}"
-            ) from None
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

@@ -5,7 +5,6 @@ beside an installed Farebox: two ledgers would disagree about every balance.
 """
 
 import asyncio
-import errno
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,7 @@ from farebox.meter.app import create_app
 from farebox.meter.auth import KubeAuthenticator
 from farebox.meter.calls import Meter
 from farebox.meter.metrics import MeterMetrics
+from farebox.ports import listen
 from farebox.up.gateway import GatewayToken, gateway
 from farebox.up.settings import UpSettings
 
@@ -50,13 +50,6 @@ async def run(settings: UpSettings) -> None:
         )
         try:
             await _serve(settings, client, ledger, metrics)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise ConfigurationError(
-                f"{error.strerror}; set FAREBOX_METER_PORT (the API), FAREBOX_GATEWAY_PORT (calls), "
-                "FAREBOX_GATEWAY_HEALTH_PORT or FAREBOX_LISTEN_PORT (health)"
-            ) from error
         finally:
             await ledger.close()
     finally:
@@ -72,7 +65,7 @@ async def _serve(settings: UpSettings, client: KubeClient, ledger: Ledger, metri
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_SECONDS, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.listen_host, settings.meter_port).start()
+        await listen(runner, settings.listen_host, settings.meter_port, "FAREBOX_METER_PORT")
         log.info(
             "farebox.up",
             cluster=client.configuration.host,

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from farebox.gateway import envoy_process
+from farebox.gateway.admin import Admin
 from farebox.gateway.envoy import EnvoySettings
 from farebox.gateway.exchange import Forward, Head, Refuse
 from tests.gateway.transport.client import eventually
@@ -28,6 +29,7 @@ from tests.gateway.transport.gateway import (
     gateway,
 )
 from tests.plane.certs import Authority
+from tests.support.ports import free_port
 
 
 def test_envoy_accepts_the_configuration_with_and_without_tls(tmp_path: Path) -> None:
@@ -355,6 +357,24 @@ async def test_an_envoy_that_dies_is_started_again(tmp_path: Path, upstream: str
         os.kill(running.envoy.pid, signal.SIGKILL)
         await eventually(lambda: running.envoy.starts == 2)
         assert await first_success(running) == 200
+
+
+async def test_an_envoy_that_somebody_ends_is_started_again_until_it_is_time(tmp_path: Path) -> None:
+    """SIGTERM, or its admin interface, end it in good order; without it there would be no gateway."""
+    settings = EnvoySettings(tmp_path, listen_host="127.0.0.1", listen_port=free_port())
+    time = asyncio.Event()
+    async with (
+        envoy_process.running(settings, concurrency=1, told=time.is_set) as envoy,
+        Admin(settings.admin_socket) as admin,
+    ):
+        os.kill(envoy.pid, signal.SIGTERM)
+        await eventually(lambda: envoy.starts == 2)
+        while not await admin.ready():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        time.set()
+        await admin.quit()
+        await eventually(lambda: envoy.ended)
+    assert envoy.starts == 2
 
 
 async def first_success(running: Gateway) -> int:
