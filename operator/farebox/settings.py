@@ -101,6 +101,13 @@ class GatewaySettings(CommonSettings):
     listen_port: int = Field(8080, description="where Envoy takes calls")
     health_port: int = Field(8081, description="/healthz, /readyz, /metrics of the decision process")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="a longer request is refused with 413")
+    call_seconds: float = Field(
+        3600.0,
+        ge=1,
+        le=3600,
+        description="a call that takes longer is ended, and pays what it got; at most the hour for which the "
+        "ledger keeps the budget of a gateway that died",
+    )
     envoy_memory_bytes: int = Field(
         2 * 2**30,
         ge=64 * 2**20,

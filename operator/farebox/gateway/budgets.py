@@ -18,7 +18,7 @@ import structlog
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import MAX_NANO, Nano
 from farebox.errors import LedgerError
-from farebox.gateway.purse import OPEN_SECONDS
+from farebox.gateway.purse import LOST_SECONDS
 from farebox.ledger.port import Budget, BudgetClaim
 
 SPARE_CALLS: Final = 8
@@ -60,10 +60,18 @@ class Budgets:
         source: names this gateway process for ever, as in its usage events: no two processes share one.
         claim: asks the ledger.
         clock: monotonic seconds.
+        call_seconds: no call takes longer.
     """
 
-    def __init__(self, source: str, claim: Claim, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        source: str,
+        claim: Claim,
+        clock: Callable[[], float] = time.monotonic,
+        call_seconds: float = 3600.0,
+    ) -> None:
         self.source = source
+        self.call_seconds = call_seconds
         self._claim = claim
         self._clock = clock
         self._purses: dict[ObjectKey, _Purse] = {}
@@ -133,7 +141,8 @@ class Budgets:
 
     def _forget_lost(self, now: float) -> None:
         """Calls whose end will never be told hold nothing."""
-        lost = [call for call, (_, _, since) in self._holds.items() if now - since > OPEN_SECONDS]
+        lost_since = now - self.call_seconds - LOST_SECONDS
+        lost = [call for call, (_, _, since) in self._holds.items() if since < lost_since]
         if lost:
             _log.warning("holds.of_lost_calls", calls=len(lost))
             self.settle(lost)

@@ -40,7 +40,7 @@ class EnvoySettings:
         head_seconds, body_seconds: the headers of a request, and all of it, must have come after that.
         idle_seconds: a call on which nothing moves for so long is ended.
         call_seconds: a call that takes longer is ended, and pays what it got. What is held for calls is held
-            longer (`purse.OPEN_SECONDS`).
+            longer (`purse.LOST_SECONDS`).
         memory_bytes: what Envoy may use; it gives up calls before it uses more.
         connection_buffer_bytes: of what came from one side of a connection, and the other has not taken yet.
         http2_streams: calls at a time on one connection of HTTP/2.

@@ -64,6 +64,7 @@ def envoy_settings(settings: GatewaySettings) -> EnvoySettings:
         memory_bytes=settings.envoy_memory_bytes,
         connection_buffer_bytes=settings.connection_buffer_bytes,
         http2_streams=settings.http2_streams,
+        call_seconds=settings.call_seconds,
         health_port=settings.envoy_health_port,
         ca_file=settings.ca_file,
         certificate=settings.tls_certificate,
@@ -89,7 +90,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
         counters = _counters(settings)
         stack.push_async_callback(counters.close)
         gate = assembled(
-            Budgets(source, ledger.claim_budget),
+            Budgets(source, ledger.claim_budget, call_seconds=settings.call_seconds),
             counters,
             Credentials(client, settings.backend_namespace),
             _backend_address(settings),
@@ -140,7 +141,7 @@ def assembled(
     trusted_proxies: Sequence[Network] = (),
 ) -> Gate:
     """A gate with what it decides by, knowing nothing yet. Arguments: see Gate and GatewaySettings."""
-    purse = Purse(balance_max_age_seconds)
+    purse = Purse(balance_max_age_seconds, call_seconds=budgets.call_seconds)
     view = GatewayView(purse)
     return Gate(
         view=view,

@@ -7,8 +7,9 @@ held elsewhere, in `budgets.py`. No I/O: `feed.py` tells it what the meter says,
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Final, TypeVar
 
 from farebox.domain.caller import FreeTokens
@@ -17,11 +18,9 @@ from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano, available
 from farebox.ledger.port import AccountBalance, QuotaBalance
 
-UNACKNOWLEDGED_SECONDS: Final = 60.0
-"""Usage that nobody acknowledged for so long is taken as charged: its commitment must not stay."""
-OPEN_SECONDS: Final = 3900.0
-"""A call that tells no usage for so long is lost (its Envoy was killed, say), as no call takes so long:
-`EnvoySettings.call_seconds`. What was kept for it must not stay for ever."""
+LOST_SECONDS: Final = 300.0
+"""A call that has told no usage so long after `call_seconds`, the most that a call may take, is lost, as its
+Envoy was killed, say. What was kept for it must not stay for ever."""
 
 K = TypeVar("K")
 _Pool = tuple[ObjectKey, str]
@@ -34,7 +33,7 @@ class _Commitment:
     amount: int
     model: str
     tokens: int
-    settled: bool = False
+    since: float
     acknowledged: bool = False
 
 
@@ -45,23 +44,29 @@ class Purse:
     Args:
         max_age: seconds of silence after which nothing may be spent on the meter's word any more.
         clock: monotonic seconds.
+        call_seconds: no call takes longer.
     """
 
     max_age: float
     clock: Callable[[], float] = time.monotonic
+    call_seconds: float = 3600.0
     heard_at: float | None = None
     complete: bool = False
     _balances: dict[ObjectKey, AccountBalance] = field(default_factory=dict)
     _quotas: dict[_Pool, QuotaBalance] = field(default_factory=dict)
-    _calls: dict[str, _Commitment] = field(default_factory=dict)
+    _running: dict[str, _Commitment] = field(default_factory=dict)
+    _ended: dict[str, _Commitment] = field(default_factory=dict)
     _money: dict[ObjectKey, int] = field(default_factory=dict)
     _tokens: dict[_Pool, int] = field(default_factory=dict)
-    _opened: deque[tuple[float, str]] = field(default_factory=deque)
-    _settled: deque[tuple[float, str]] = field(default_factory=deque)
     _acknowledged: deque[tuple[float, str]] = field(default_factory=deque)
     _charged: deque[tuple[int, str]] = field(default_factory=deque)
     _read_to: int = 0
     on_acknowledged: Callable[[], None] = lambda: None
+
+    @property
+    def lost_after(self) -> float:
+        """Seconds after which a call that told nothing of its end is lost."""
+        return self.call_seconds + LOST_SECONDS
 
     @property
     def fresh(self) -> bool:
@@ -85,31 +90,31 @@ class Purse:
 
     def commit(self, call: str, account: ObjectKey, amount: int, model: str, tokens: int) -> None:
         """Count money and free tokens as spent by a call that is on its way."""
-        assert call not in self._calls, "each call has an id of its own"
-        self._calls[call] = _Commitment(account, amount, model, tokens)
+        assert call not in self._running, "each call has an id of its own"
+        self._running[call] = _Commitment(account, amount, model, tokens, self.clock())
         self._count(account, amount, model, tokens)
-        self._opened.append((self.clock(), call))
 
     def release(self, call: str) -> None:
         """The call is not made, or used nothing. One that is not known is fine."""
-        commitment = self._calls.pop(call, None)
+        commitment = self._running.pop(call, None) or self._ended.pop(call, None)
         if commitment is not None:
             self._count(commitment.account, -commitment.amount, commitment.model, -commitment.tokens)
 
     def settle(self, call: str, amount: int, tokens: int) -> None:
-        """The call has ended: the ledger is going to charge it so much.
+        """The call has ended: the ledger is going to charge it so much, however long it is away.
 
         Its tokens count on the free quota if it was to be paid by that.
         """
-        commitment = self._calls.get(call)
-        if commitment is None or commitment.settled:
+        commitment = self._running.pop(call, None)
+        if commitment is None:
             return
         tokens = tokens if commitment.tokens else 0
         self._count(
             commitment.account, amount - commitment.amount, commitment.model, tokens - commitment.tokens
         )
-        commitment.amount, commitment.tokens, commitment.settled = amount, tokens, True
-        self._settled.append((self.clock(), call))
+        commitment.amount, commitment.tokens = amount, tokens
+        if amount or tokens:
+            self._ended[call] = commitment
 
     def acknowledge(self, calls: Iterable[str], sequence: int = 0) -> None:
         """The ledger has committed the usage of these calls.
@@ -120,7 +125,7 @@ class Purse:
         """
         now = self.clock()
         for call in calls:
-            commitment = self._calls.get(call)
+            commitment = self._ended.get(call) or self._running.get(call)
             if commitment is None or commitment.acknowledged:
                 continue
             commitment.acknowledged = True
@@ -177,23 +182,16 @@ class Purse:
             self.release(self._charged.popleft()[1])
 
     def _let_go(self, asked_at: float) -> None:
-        """Drop what the ledger's figures have in them by now, and what will never be heard of again."""
-        for call in _older(self._acknowledged, asked_at):
-            self.release(call)
-        for call in _older(self._settled, asked_at - UNACKNOWLEDGED_SECONDS):
-            self.release(call)
-        for call in _older(self._opened, asked_at - OPEN_SECONDS):
+        """Drop what the ledger's figures have in them by now, and calls that will never be heard of again."""
+        while self._acknowledged and self._acknowledged[0][0] < asked_at:
+            self.release(self._acknowledged.popleft()[1])
+        lost_since = asked_at - self.lost_after
+        for call, _ in list(takewhile(lambda entry: entry[1].since < lost_since, self._running.items())):
             self.release(call)
 
     def _count(self, account: ObjectKey, amount: int, model: str, tokens: int) -> None:
         _add(self._money, account, amount)
         _add(self._tokens, (account, model), tokens)
-
-
-def _older(queue: deque[tuple[float, str]], before: float) -> Iterator[str]:
-    """Take from a queue what was put there before a moment."""
-    while queue and queue[0][0] < before:
-        yield queue.popleft()[1]
 
 
 def _add(counts: dict[K, int], key: K, change: int) -> None:

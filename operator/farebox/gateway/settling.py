@@ -21,7 +21,7 @@ from farebox.errors import FareboxError
 from farebox.gateway.bodies import Body
 from farebox.gateway.budgets import Budgets
 from farebox.gateway.counters import Counters
-from farebox.gateway.purse import OPEN_SECONDS, Purse
+from farebox.gateway.purse import Purse
 from farebox.gateway.usage import UsageLine, used
 from farebox.gateway.view import GatewayView
 from farebox.ledger.port import Budget
@@ -139,7 +139,7 @@ class Settling:
 
     def _forget(self) -> None:
         """Calls that never tell their end are lost; their counts stay as they were estimated."""
-        before = milliseconds(self._clock() - timedelta(seconds=OPEN_SECONDS))
+        before = milliseconds(self._clock() - timedelta(seconds=self._purse.lost_after))
         for request_id, taken in list(self._admitted.items()):
             if taken[0].at >= before:
                 return

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from pydantic import ValidationError
 
 from farebox.domain.money import Nano
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.budgets import IDLE_SECONDS, Budgets
-from farebox.gateway.envoy import EnvoySettings
-from farebox.gateway.purse import OPEN_SECONDS
+from farebox.gateway.counters import MemoryCounters
+from farebox.gateway.process import assembled, envoy_settings
+from farebox.gateway.purse import LOST_SECONDS
+from farebox.ledger.budgets import BUDGET_SECONDS
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import Budget, BudgetClaim
+from farebox.settings import GatewaySettings
+from tests.gateway.rules.world import Tokens
 from tests.ledger.databases import SqliteDatabases
 from tests.ledger.support import ACME, CALL_CHARGE, FACTS, balance, opened, topup, usage
 
@@ -73,12 +78,12 @@ async def test_b17_a_call_whose_end_is_never_told_holds_nothing_for_ever(ledger:
     """One that ended, and waits for a ledger that is away, does."""
     clock = Seconds()
     await ledger.post_topup(topup(amount=Nano(2 * CALL_CHARGE)))
-    budgets = Budgets("g", ledger.claim_budget, clock)
+    budgets = Budgets("g", ledger.claim_budget, clock, call_seconds=100)
     for call in ("lost", "ended"):
         assert await budgets.hold(call, ACME, Nano(CALL_CHARGE))
     budgets.ended("ended")
     running = asyncio.create_task(budgets.run(0.001))
-    clock.now += OPEN_SECONDS - 1
+    clock.now += 100 + LOST_SECONDS - 1
     await asyncio.sleep(0.05)
     assert budgets.holds("lost")
     clock.now += 2
@@ -91,8 +96,24 @@ async def test_b17_a_call_whose_end_is_never_told_holds_nothing_for_ever(ledger:
     assert not await budgets.hold("one more", ACME, Nano(1))
 
 
-def test_what_is_kept_for_a_call_is_kept_longer_than_any_call_takes() -> None:
-    assert EnvoySettings(Path()).call_seconds + 60 < OPEN_SECONDS
+async def test_what_is_kept_for_a_call_is_kept_longer_than_it_may_take(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """As Envoy and the parts of a gateway are told; and the ledger keeps its budget as long, if it dies."""
+    settings = GatewaySettings(call_seconds=90, gateway_directory=tmp_path)
+    assert envoy_settings(settings).call_seconds == 90
+    budgets = Budgets("g", ledger.claim_budget, call_seconds=90)
+    gate = assembled(
+        budgets,
+        MemoryCounters(),
+        Tokens(),  # type: ignore[arg-type]
+        lambda name, port: "",
+        balance_max_age_seconds=60,
+    )
+    assert gate.purse.lost_after == 90 + LOST_SECONDS
+    assert GatewaySettings(call_seconds=BUDGET_SECONDS).call_seconds == BUDGET_SECONDS
+    with pytest.raises(ValidationError):
+        GatewaySettings(call_seconds=BUDGET_SECONDS + 1)
 
 
 async def test_b17_gateways_racing_for_the_last_cent_spend_it_once(ledger: Ledger) -> None:

@@ -1,6 +1,7 @@
 """What an account can spend: the meter's word, less what was admitted since, and never a gap (B6, B17)."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.feed import Feed
-from farebox.gateway.purse import OPEN_SECONDS, UNACKNOWLEDGED_SECONDS, Purse
+from farebox.gateway.purse import LOST_SECONDS, Purse
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import AccountBalance, ChangePage, QuotaBalance
 from tests.domain.strategies import THOROUGH
@@ -96,21 +97,52 @@ def test_a_charge_is_let_go_when_the_meters_figures_have_it(purse: Purse, time: 
     assert purse.available(ACCOUNT) == 60
 
 
-def test_without_a_word_of_the_ledger_a_charge_is_let_go_after_a_while(purse: Purse, time: Time) -> None:
+def test_a_charge_that_the_ledger_does_not_take_counts_for_as_long(purse: Purse, time: Time) -> None:
+    """As when its disk is full: its figures are heard all the while, and none of them has the charge."""
     purse.commit("a", ACCOUNT, 30, MODEL, 0)
     purse.settle("a", 40, 0)
-    time.now += UNACKNOWLEDGED_SECONDS
-    hear(purse, 60, 2, asked_at=time.now)
-    assert purse.available(ACCOUNT) == 20
-    hear(purse, 60, 2, asked_at=time.now + 1)
+    for _ in range(3):
+        time.now += 10_000
+        hear(purse, 100, 1, asked_at=time.now)
+        assert purse.available(ACCOUNT) == 60
+    purse.acknowledge(["a"], 2)
+    purse.hear([balance(60, 2)], [], True, time.now, 2)
     assert purse.available(ACCOUNT) == 60
 
 
 def test_a_call_that_never_ends_is_let_go_after_a_long_while(purse: Purse, time: Time) -> None:
+    purse.call_seconds = 100
     purse.commit("a", ACCOUNT, 30, MODEL, 0)
-    time.now += OPEN_SECONDS + 1
+    time.now += 50
+    purse.commit("b", ACCOUNT, 5, MODEL, 0)
+    time.now += 50 + LOST_SECONDS
     hear(purse, 100, 2, asked_at=time.now)
-    assert purse.available(ACCOUNT) == 100
+    assert purse.available(ACCOUNT) == 65
+    time.now += 1
+    hear(purse, 100, 2, asked_at=time.now)
+    assert purse.available(ACCOUNT) == 95
+
+
+def test_calls_that_are_charged_or_cost_nothing_leave_nothing_behind(purse: Purse, time: Time) -> None:
+    """There may be thousands a second, and those that a reservation pays go on while the meter is away."""
+    before = kept(purse)
+    for number in range(100):
+        free, paid, failed = f"free-{number}", f"paid-{number}", f"failed-{number}"
+        for call, amount in ((free, 0), (paid, 1), (failed, 1)):
+            purse.commit(call, ACCOUNT, amount, MODEL, 0)
+        purse.settle(free, 0, 120)
+        purse.settle(paid, 2, 0)
+        purse.release(failed)
+    assert kept(purse) == before + 100 + len([ACCOUNT]), "those that are to be charged, and their sum"
+    purse.acknowledge([f"paid-{number}" for number in range(100)])
+    time.now += 1
+    hear(purse, 100, 2, asked_at=time.now)
+    assert kept(purse) == before
+
+
+def kept(purse: Purse) -> int:
+    """Entries of all that the purse keeps."""
+    return sum(len(value) for value in vars(purse).values() if isinstance(value, (dict, deque)))
 
 
 def test_older_news_change_nothing(purse: Purse, time: Time) -> None:
