@@ -4,10 +4,12 @@ The scripts do what `farebox.domain.limits` says, and the same tests run on both
 clocks of gateways that are a second apart make windows a second longer or shorter, and nothing else.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
-from valkey.asyncio import BlockingConnectionPool, Valkey
+from valkey.asyncio import ConnectionPool, Valkey
 from valkey.exceptions import ValkeyError
 
 from farebox.domain.limits import (
@@ -114,10 +116,9 @@ class ValkeyCounters:
     """
 
     def __init__(self, url: str, timeout: float = 0.25) -> None:
-        pool = BlockingConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS,
-            timeout=timeout,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
         )
@@ -125,6 +126,9 @@ class ValkeyCounters:
         self._take = self._client.register_script(_TAKE)
         self._adjust = self._client.register_script(_ADJUST)
         self._raise = self._client.register_script(_RAISE)
+        # A crowd of calls waits here for its turn, however long: that is no fault of the server's.
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
+        self._failures = 0
 
     async def take(self, demands: Sequence[Demand], now: int) -> Answer:
         """See Counters."""
@@ -165,21 +169,25 @@ class ValkeyCounters:
 
     async def reach(self) -> None:
         """Raise CountersUnavailable unless the server answers."""
-        try:
-            await self._client.ping()
-        except (ValkeyError, OSError) as error:
-            raise CountersUnavailable(f"{type(error).__name__}: {error}") from error
+        await self._ask(self._client.ping)
 
     async def close(self) -> None:
         """See Counters."""
         await self._client.aclose(close_connection_pool=True)
 
-    @staticmethod
-    async def _run(script: Any, keys: list[str], arguments: list[Any]) -> Any:
-        try:
-            return await script(keys=keys, args=arguments)
-        except (ValkeyError, OSError) as error:
-            raise CountersUnavailable(f"{type(error).__name__}: {error}") from error
+    async def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
+        return await self._ask(partial(script, keys=keys, args=arguments))
+
+    async def _ask(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        failures = self._failures
+        async with self._turns:
+            if failures != self._failures:
+                raise CountersUnavailable("it did not answer those who asked before")
+            try:
+                return await command()
+            except (ValkeyError, OSError) as error:
+                self._failures += 1
+                raise CountersUnavailable(f"{type(error).__name__}: {error}") from error
 
 
 def _standing(demand: Demand, shown: list[int], now: int) -> Standing:

@@ -1,5 +1,6 @@
 """The rule for when Valkey is away (docs/decisions/410), with a real server that is stopped and started."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -78,6 +79,21 @@ async def test_a_server_that_answers_is_asked(counters: DegradingCounters) -> No
     each = demand(4)
     assert [bool((await counters.take([each], NOW)).taken) for _ in range(5)] == [True] * 4 + [False]
     assert not counters.away
+
+
+async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> None:
+    """It answers each within milliseconds; that many wait for others is no fault of its."""
+    counters = DegradingCounters(
+        ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=0.25), replicas=2, clock=clock
+    )
+    each = demand(10_000)
+    try:
+        answers = await asyncio.gather(*(counters.take([each], NOW) for _ in range(5_000)))
+        assert not counters.away
+        assert sum(len(answer.taken) for answer in answers) == 5_000
+        assert await used(counters, each) == 5_000
+    finally:
+        await counters.close()
 
 
 async def test_while_it_is_away_a_replica_counts_its_share(
