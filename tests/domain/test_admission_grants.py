@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 from farebox.domain.admission import limit_refusal
 from farebox.domain.caller import FreeTokens, KeyQuota
 from farebox.domain.demands import tightest
+from farebox.domain.estimates import ADDED_TOKENS
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.limits import Span, period_standing, window_standing
 from farebox.domain.money import Nano
-from farebox.domain.pricing import charge
+from farebox.domain.pricing import MAX_TOKENS, charge
 from tests.domain.calling import HARD, NOW, NOW_MS, PAID, RESERVED, TIERS, World, both, with_
 from tests.domain.strategies import THOROUGH
 
 POOR = with_("the_funds", available=Nano(0))
 LIMITED = with_("the_service", rpm=60, tpm=10_000)
+
+
+TEXT = 400 + ADDED_TOKENS
+"""The most that the body's text can be."""
 
 
 def demanded(world: World) -> dict[str, tuple[int, int, int, bool]]:
@@ -33,7 +38,7 @@ def test_soft_commits_what_is_spent_for_sure() -> None:
 
 def test_hard_holds_the_most_that_the_call_can_cost() -> None:
     grant = HARD(PAID).granted()
-    assert grant.hold == 400 * 500 + 100 * 1500, "400 bytes are at most 400 tokens"
+    assert grant.hold == TEXT * 500 + 100 * 1500, "400 bytes are at most 400 tokens"
 
 
 def test_a_hold_may_take_the_last_of_the_balance_and_no_more() -> None:
@@ -42,19 +47,19 @@ def test_a_hold_may_take_the_last_of_the_balance_and_no_more() -> None:
     assert both(HARD, with_("the_funds", available=most))(PAID).granted().hold == most
     refusal = both(HARD, with_("the_funds", available=Nano(most - 1)))(PAID).refused()
     assert (refusal.status, refusal.code) == (402, "insufficient_balance")
-    assert "0.00035, " in refusal.message
+    assert "0.00085, " in refusal.message
     assert "lower max_tokens" in refusal.message
 
 
 def test_without_a_word_of_the_caller_the_models_ceiling_is_held() -> None:
     grant = both(HARD, with_("call", asked_output=None))(PAID).granted()
     assert grant.output_bound == 8192
-    assert grant.hold == 400 * 500 + 8192 * 1500
+    assert grant.hold == TEXT * 500 + 8192 * 1500
 
 
 def test_several_answers_are_held_for_each() -> None:
     grant = both(HARD, with_("call", choices=3))(PAID).granted()
-    assert grant.hold == 400 * 500 + 3 * 100 * 1500
+    assert grant.hold == TEXT * 500 + 3 * 100 * 1500
 
 
 def test_an_image_is_held_as_the_models_whole_context() -> None:
@@ -62,6 +67,26 @@ def test_an_image_is_held_as_the_models_whole_context() -> None:
     assert images(PAID).refused().code == "cost_unbounded"
     with_context = both(images, with_("the_model", context_tokens=131_072))
     assert with_context(PAID).granted().hold == 131_072 * 800 + 100 * 2400
+
+
+def test_each_input_of_a_list_may_fill_the_models_context() -> None:
+    world = both(
+        HARD,
+        with_("the_model", context_tokens=100),
+        with_("call", body_bytes=4000, inputs=30, asked_output=0),
+    )(PAID)
+    grant = world.granted()
+    assert grant.hold == 30 * 100 * 500
+    assert grant.input_estimate == 1000, "of 4000 bytes, where one context would be 100"
+    assert with_("call", inputs=1)(world).granted().hold == 100 * 500
+
+
+def test_a_call_counts_as_no_more_tokens_than_it_can_be_charged() -> None:
+    """Or a few calls of a minute would be more than 64 bits count."""
+    endless = both(
+        with_("the_model", max_output_tokens=0), with_("call", asked_output=2**31 - 1, choices=128)
+    )
+    assert demanded(endless(RESERVED))["reservation_output"] == (1_000, MAX_TOKENS, 0, False)
 
 
 def test_a_call_that_nothing_bounds_is_refused_where_it_must_be_held() -> None:
@@ -200,4 +225,4 @@ def test_the_first_limit_that_is_exceeded_is_named() -> None:
 
 def test_hard_accounts_with_a_reservation_hold_while_they_can() -> None:
     grant = HARD(RESERVED).granted()
-    assert grant.hold == 400 * 500 + 100 * 1500
+    assert grant.hold == TEXT * 500 + 100 * 1500

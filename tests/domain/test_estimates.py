@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.estimates import bound_input, bound_output, estimate_input, most_expensive
+from farebox.domain.estimates import ADDED_TOKENS, bound_input, bound_output, estimate_input, most_expensive
 from farebox.domain.money import Nano
 from farebox.domain.pricing import MAX_TOKENS, charge
 from farebox.ledger.port import PriceTier
@@ -52,7 +52,7 @@ def test_four_bytes_are_a_token(body_bytes: int, context: int, estimate: int) ->
 
 @pytest.mark.parametrize(
     ("text_only", "context", "bound"),
-    [(True, 0, 4000), (True, 100, 100), (False, 100, 100), (False, 0, None)],
+    [(True, 0, 4000 + ADDED_TOKENS), (True, 100, 100), (False, 100, 100), (False, 0, None)],
 )
 def test_bytes_bound_text_and_the_context_bounds_all(
     text_only: bool, context: int, bound: int | None

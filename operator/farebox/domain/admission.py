@@ -15,8 +15,7 @@ from farebox.api import Enforcement, StopReason
 from farebox.domain.addresses import within
 from farebox.domain.caller import Call, KeyTerms, ServiceTerms, View
 from farebox.domain.cases import Case, Grant, Refusal
-from farebox.domain.demands import demands, expected_output
-from farebox.domain.estimates import estimate_input
+from farebox.domain.demands import demands, expected_input, expected_output
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.limits import Standing, first_exceeded
 from farebox.domain.money import Nano, format_amount
@@ -287,7 +286,7 @@ def _upper_snake(word: str) -> str:
 
 def _grant(case: Case) -> Grant:
     call, model = case.call, case.model
-    inputs = estimate_input(call.body_bytes, model.context_tokens)
+    inputs = expected_input(call, model)
     outputs = expected_output(call, model)
     excess_is_paid = case.reserved and case.excess_is_paid
     pays_money = case.service.postpaid and (not case.reserved or excess_is_paid)

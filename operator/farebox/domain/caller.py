@@ -35,6 +35,7 @@ class Call(Struct, frozen=True):
         body_bytes: of the request.
         asked_output: the caller's bound on the tokens of each answer, or None; 0 where there is no answer.
         choices: how many answers the caller wants.
+        inputs: how many texts the model reads each by itself: its context bounds each of them.
         text_only: whether the model sees nothing but text of the request; asked where it matters.
     """
 
@@ -44,6 +45,7 @@ class Call(Struct, frozen=True):
     body_bytes: int
     asked_output: int | None
     choices: int = 1
+    inputs: int = 1
     text_only: Callable[[], bool] = always
 
 

@@ -159,8 +159,8 @@ class Case(Struct, frozen=True):
     @property
     def most(self) -> Nano | None:
         """The most that the call can cost; None where nothing bounds it."""
-        context = self.model.context_tokens
-        inputs = bound_input(self.call.body_bytes, text_only=self.call.text_only(), context_tokens=context)
+        call, context = self.call, self.model.context_tokens * self.call.inputs
+        inputs = bound_input(call.body_bytes, text_only=call.text_only(), context_tokens=context)
         outputs = self.output_bound
         if inputs is None or outputs is None:
             return None

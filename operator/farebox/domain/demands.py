@@ -8,6 +8,7 @@ from farebox.domain.caller import Call, KeyTerms, ModelTerms, ReservationTerms, 
 from farebox.domain.estimates import ASSUMED_OUTPUT_TOKENS, estimate_input
 from farebox.domain.keys import ObjectKey
 from farebox.domain.limits import Demand, Span
+from farebox.domain.pricing import MAX_TOKENS
 
 
 def tightest(limit: int, ceiling: int) -> int:
@@ -15,10 +16,18 @@ def tightest(limit: int, ceiling: int) -> int:
     return min(limit or ceiling, ceiling or limit)
 
 
+def expected_input(call: Call, model: ModelTerms) -> int:
+    """Tokens that all inputs of a call are expected to have."""
+    return estimate_input(call.body_bytes, model.context_tokens * call.inputs)
+
+
 def expected_output(call: Call, model: ModelTerms) -> int:
-    """Tokens that all answers of a call are expected to have at most."""
+    """Tokens that all answers of a call are expected to have at most.
+
+    No more than one call can be charged: who counts them has but 64 bits for the calls of a minute.
+    """
     if call.asked_output is not None:
-        return call.asked_output * call.choices
+        return min(call.asked_output * call.choices, MAX_TOKENS)
     return min(ASSUMED_OUTPUT_TOKENS, model.max_output_tokens or ASSUMED_OUTPUT_TOKENS) * call.choices
 
 
@@ -40,7 +49,7 @@ def demands(
     Counters are named so that all of a call's are of one namespace, in braces: a cluster of Valkey servers
     keeps what is in braces together.
     """
-    inputs = estimate_input(call.body_bytes, model.context_tokens)
+    inputs = expected_input(call, model)
     outputs = expected_output(call, model)
     asked = outputs if call.asked_output is not None else 0
     assumed = outputs - asked

@@ -2,8 +2,8 @@
 
 Two figures, for two purposes. The estimate is a likely count of tokens, for limits that smooth traffic: four
 bytes of the request are a token. The bound is a count that a call cannot exceed, for money that must not be
-overspent (B17, Hard): a token has at least one byte, and what encloses a text in JSON is longer than what
-encloses it in a model's prompt.
+overspent (B17, Hard): a token has at least one byte, what encloses a text in JSON is longer than what
+encloses it in a model's prompt, and what stands around all of them is ADDED_TOKENS at most.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,10 @@ BYTES_PER_TOKEN: Final = 4
 """Of JSON with text in most languages and tokenizers: between 3 and 5."""
 ASSUMED_OUTPUT_TOKENS: Final = 1000
 """What an answer is expected to have at most when the caller does not say."""
+
+ADDED_TOKENS: Final = 1000
+"""What a chat template or a provider adds to the texts of a call: a system prompt of its own, instructions
+for tools. Those of Llama, Qwen, gpt-oss and Claude are between 20 and 600 tokens."""
 
 
 def estimate_input(body_bytes: int, context_tokens: int = 0) -> int:
@@ -31,12 +35,16 @@ def estimate_input(body_bytes: int, context_tokens: int = 0) -> int:
 def bound_input(body_bytes: int, *, text_only: bool, context_tokens: int = 0) -> int | None:
     """A count that the input cannot exceed, or None where nothing bounds it.
 
+    >>> bound_input(500, text_only=True), bound_input(500, text_only=True, context_tokens=1200)
+    (1500, 1200)
+
     Args:
         text_only: everything that the model will see is text in the request. An image or a document is not:
             a short reference to it may be many tokens, and only the model's context bounds those.
     """
     if text_only:
-        return min(body_bytes, context_tokens) if context_tokens else body_bytes
+        most = body_bytes + ADDED_TOKENS
+        return min(most, context_tokens) if context_tokens else most
     return context_tokens or None
 
 

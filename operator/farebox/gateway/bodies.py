@@ -13,7 +13,7 @@ import msgspec
 
 from farebox.errors import InvalidCall
 from farebox.gateway.contents import is_text_only
-from farebox.gateway.endpoints import COMPLETIONS, ENDPOINTS, Endpoint
+from farebox.gateway.endpoints import ENDPOINTS, Endpoint
 from farebox.gateway.exchange import Hiding
 
 MAX_DEPTH: Final = 64
@@ -64,9 +64,9 @@ _STEP: Final = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in r
 _NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 GOVERNED: Final = frozenset(
-    {"model", "stream", "stream_options", "include_usage", "continuous_usage_stats", "prompt"}.union(
+    {"model", "stream", "stream_options", "include_usage", "continuous_usage_stats"}.union(
         *(
-            {*each.output_fields, *each.choice_fields, *(name for name, _ in each.refused)}
+            {*each.output_fields, *each.choice_fields, each.inputs_field, *(name for name, _ in each.refused)}
             for each in ENDPOINTS.values()
         )
     )
@@ -80,6 +80,8 @@ class Body(msgspec.Struct, frozen=True):
     Args:
         asked_output: the caller's bound on each answer in tokens, or None; 0 where there is no answer.
         choices: how many answers the caller wants.
+        inputs: how many texts the model reads each by itself, as prompts of a list.
+        options: `stream_options` of a stream that is asked for its usage; None: this one is not, or is none.
     """
 
     endpoint: Endpoint
@@ -89,6 +91,13 @@ class Body(msgspec.Struct, frozen=True):
     stream: bool
     asked_output: int | None
     choices: int
+    inputs: int
+    options: Fields | None
+
+    @property
+    def asked_for_usage(self) -> bool:
+        """Whether it is a stream that the gateway asks for its usage (B16)."""
+        return self.options is not None
 
     @property
     def length(self) -> int:
@@ -109,24 +118,20 @@ class Body(msgspec.Struct, frozen=True):
             max_output: a bound on each answer, where the caller set none.
         """
         fields: dict[str, Any] = {**self.fields, "model": served_name}
-        if self.stream and self.endpoint.asks_for_usage:
-            options = dict(_options(self.fields))
-            options["include_usage"] = _TRUE
-            if continuous_usage:
-                options["continuous_usage_stats"] = _TRUE
-            fields["stream_options"] = options
+        if self.options is not None:
+            more = {"continuous_usage_stats": _TRUE} if continuous_usage else {}
+            fields["stream_options"] = {**self.options, "include_usage": _TRUE, **more}
         if max_output is not None and self.asked_output is None:
             fields[self.endpoint.output_fields[-1]] = max_output
         return _encode(fields)
 
     def hiding(self, *, continuous_usage: bool = False) -> Hiding:
         """What of the usage that `rewritten` asks for the caller did not ask for."""
-        if not (self.stream and self.endpoint.asks_for_usage):
+        if self.options is None:
             return Hiding.NOTHING
-        options = _options(self.fields)
-        if not _flag(options, "include_usage"):
+        if not _flag(self.options, "include_usage"):
             return Hiding.ALL
-        if continuous_usage and not _flag(options, "continuous_usage_stats"):
+        if continuous_usage and not _flag(self.options, "continuous_usage_stats"):
             return Hiding.EACH_EVENT
         return Hiding.NOTHING
 
@@ -143,8 +148,7 @@ def parse(endpoint: Endpoint, body: bytes) -> Body:
     _check_nesting(body)
     model = _model(fields)
     stream = _read(_FLAG, fields, "stream", "true or false") or False
-    if stream and endpoint.asks_for_usage:
-        _options(fields)
+    inputs = _inputs(endpoint, fields)
     for name, reason in endpoint.refused:
         if name in fields and bytes(fields[name]) not in _ABSENT:
             raise InvalidCall("not_offered", f"{name} is not offered: {reason}")
@@ -155,7 +159,9 @@ def parse(endpoint: Endpoint, body: bytes) -> Body:
         model=model,
         stream=stream,
         asked_output=_asked_output(endpoint, fields),
-        choices=_choices(endpoint, fields),
+        choices=_choices(endpoint, fields) * (inputs if endpoint.output_fields else 1),
+        inputs=inputs,
+        options=_options(fields) if stream and endpoint.asks_for_usage else None,
     )
 
 
@@ -217,31 +223,33 @@ def _asked_output(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int 
     """The larger, where two fields say it: upstreams differ in which they heed."""
     if not endpoint.output_fields:
         return 0
-    asked = [_count(fields, name, 0, MAX_TOKENS_ASKED) for name in endpoint.output_fields]
+    asked = [_count(fields, name, endpoint.least_output, MAX_TOKENS_ASKED) for name in endpoint.output_fields]
     return max((count for count in asked if count is not None), default=None)
 
 
 def _choices(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
-    """All answers: each prompt of a list gets its own."""
-    choices = max([1, *(_count(fields, name, 1, MAX_CHOICES) or 1 for name in endpoint.choice_fields)])
-    if endpoint is COMPLETIONS and "prompt" in fields:
-        choices *= _prompts(bytes(fields["prompt"]))
-    return choices
+    """Answers to each input."""
+    return max([1, *(_count(fields, name, 1, MAX_CHOICES) or 1 for name in endpoint.choice_fields)])
 
 
-def _prompts(prompt: bytes) -> int:
-    """How many prompts there are: texts, or lists of token ids; one list of ids is one prompt."""
-    first = prompt[1:].lstrip()[:1] if prompt[:1] == b"[" else b""
-    if first == b"[":
-        return max(1, prompt.count(b"[") - 1)
+def _inputs(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
+    """Texts, or lists of token ids, that stand by themselves; one list of ids is one input."""
+    name = endpoint.inputs_field
+    if name not in fields:
+        return 1
+    given = bytes(fields[name])
+    first = given[1:].lstrip()[:1] if given[:1] == b"[" else b""
+    if first in (b"[", b"{"):
+        return max(1, given.count(first) - (first == b"["))
     if first != b'"':
         return 1
-    if prompt.count(b'"') > 2 * MAX_PIECES:
-        raise InvalidCall("too_complex", f"there are more than {MAX_PIECES} prompts")
+    if given.count(b'"') > 2 * MAX_PIECES:
+        raise InvalidCall("too_complex", f"{name} has more than {MAX_PIECES} texts")
     try:
-        return len(_TEXTS.decode(prompt))
+        return len(_TEXTS.decode(given))
     except msgspec.DecodeError:
-        raise InvalidCall("invalid_type", "prompt must be a text, or a list of texts or token ids") from None
+        message = f"{name} must be a text, or a list of texts or token ids"
+        raise InvalidCall("invalid_type", message) from None
 
 
 def _options(fields: Mapping[str, msgspec.Raw]) -> Fields:

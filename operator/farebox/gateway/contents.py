@@ -1,7 +1,8 @@
 """Whether all that a model is to see is text within the request. A guess that errs on one side only.
 
-The length of a text bounds its tokens; a reference to an image, a document or a tool that searches does not
-(`farebox.domain.estimates.bound_input`). What is not known to be text counts as not text.
+The length of a text bounds its tokens; a reference to an image, a document or a tool that searches does not,
+nor does a template, which is a program (`farebox.domain.estimates.bound_input`). What is not known to be text
+counts as not text.
 """
 
 import json
@@ -33,9 +34,20 @@ _TEXT_TYPES: Final = frozenset(
         "ephemeral",
     }
 )
-_REFERENCES: Final = frozenset({"source", "uuid", "file_id", "file_data", "file_url", "plugins", "container"})
+_REFERENCES: Final = frozenset(
+    {"source", "uuid", "file_id", "file_data", "file_url", "plugins", "container", "chat_template"}
+)
 _REFERENCE_PARTS: Final = ("image", "audio", "video", "file", "search", "mcp")
-_SEEN: Final = ("messages", "input", "system", "prompt", "tools", "functions", "documents")
+_SEEN: Final = (
+    "messages",
+    "input",
+    "system",
+    "prompt",
+    "tools",
+    "functions",
+    "documents",
+    "chat_template_kwargs",
+)
 
 
 def is_text_only(body: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
@@ -69,6 +81,7 @@ def _hints(body: bytes) -> bool:
         or b'"plugins"' in body
         or b'"mcp' in body
         or b'"container"' in body
+        or b'"chat_template"' in body
     )
 
 

@@ -113,6 +113,7 @@ class Gate:
                 body_bytes=request.length,
                 asked_output=request.asked_output,
                 choices=request.choices,
+                inputs=request.inputs,
                 text_only=request.text_only,
             )
             answer = admit_known(call, key, self.view, now)
@@ -181,16 +182,14 @@ class Gate:
                 else shared_backend_name(service.model)
             )
             upstream, tls, path = self.backend_address(name, route.port), False, request.endpoint.path
-        per_answer = None
-        if grant.hold is not None and grant.output_bound is not None:
-            # What is held is what may be used: the upstream must not go by a longer default of its own.
-            per_answer = grant.output_bound // request.choices
-        continuous = each_event and request.stream and request.endpoint.asks_for_usage
+        continuous = each_event and request.asked_for_usage
         return Forward(
             upstream=upstream,
             tls=tls,
             path=path,
-            body=request.rewritten(route.served_name, continuous_usage=each_event, max_output=per_answer),
+            body=request.rewritten(
+                route.served_name, continuous_usage=each_event, max_output=_per_answer(grant, request)
+            ),
             set_headers=headers,
             remove_headers=removed_headers(head.headers, headers),
             labels=labels_of(grant, request, taken, continuous=continuous) | {"source": self.budgets.source},
@@ -223,6 +222,17 @@ class Gate:
         names = [service.key.name for service in self.view.services_in(key.key.namespace)]
         listed = [_model(found) for found in map(named, names) if isinstance(found, ServiceTerms)]
         return _answer(head, {"object": "list", "data": listed})
+
+
+def _per_answer(grant: Grant, request: Body) -> int | None:
+    """The bound that is written into a body without one: what is held is what may be used.
+
+    An upstream keeps to its context by itself, and refuses a bound as large: no prompt fits beside it.
+    """
+    if grant.hold is None or grant.output_bound is None:
+        return None
+    bound = grant.output_bound // request.choices
+    return None if bound == grant.model.context_tokens else bound
 
 
 def _model(service: ServiceTerms) -> dict[str, Any]:

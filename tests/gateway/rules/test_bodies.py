@@ -95,6 +95,14 @@ HOSTILE: list[tuple[str, Endpoint, bytes, str]] = [
     ("max_tokens negative", CHAT, b'{"model":"m","max_tokens":-1}', "invalid_type"),
     ("max_tokens huge", CHAT, b'{"model":"m","max_tokens":1%s}' % (b"0" * 400), "invalid_type"),
     ("max_tokens true", CHAT, b'{"model":"m","max_tokens":true}', "invalid_type"),
+    ("no answer at all", CHAT, b'{"model":"m","max_completion_tokens":0}', "invalid_type"),
+    ("no answer, old", CHAT, b'{"model":"m","max_tokens":0}', "invalid_type"),
+    ("no response", RESPONSES, b'{"model":"m","max_output_tokens":0}', "invalid_type"),
+    ("no message", MESSAGES, b'{"model":"m","max_tokens":0}', "invalid_type"),
+    ("llama.cpp's bound", CHAT, b'{"model":"m","max_tokens":1,"n_predict":999}', "not_offered"),
+    ("llama.cpp's, none", COMPLETIONS, b'{"model":"m","max_tokens":1,"n_predict":-1}', "not_offered"),
+    ("llama.cpp's, 0", CHAT, b'{"model":"m","max_tokens":1,"n_predict":0}', "not_offered"),
+    ("inputs mixed", EMBEDDINGS, b'{"model":"m","input":["a",1]}', "invalid_type"),
     ("n is 0", CHAT, b'{"model":"m","n":0}', "invalid_type"),
     ("n is huge", CHAT, b'{"model":"m","n":129}', "invalid_type"),
     ("best_of is huge", COMPLETIONS, b'{"model":"m","best_of":1000}', "invalid_type"),
@@ -220,6 +228,15 @@ def test_nothing_is_hidden_where_nothing_was_asked_for(endpoint: Endpoint) -> No
     assert body.hiding(continuous_usage=True) is Hiding.NOTHING
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
+@pytest.mark.parametrize("stream", [b"true", b"false", b"null"])
+def test_what_is_asked_for_its_usage_is_told_so_and_hidden(endpoint: Endpoint, stream: bytes) -> None:
+    body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
+    assert body.asked_for_usage is (endpoint in (CHAT, COMPLETIONS) and stream == b"true")
+    assert body.asked_for_usage is (b"include_usage" in body.rewritten("served"))
+    assert body.asked_for_usage is (body.hiding() is Hiding.ALL)
+
+
 def test_other_options_of_a_stream_keep_their_bytes() -> None:
     body = parse(CHAT, b'{"model":"m","stream":true,"stream_options":{"x": [1.0,  "\\u00e9"]}}')
     assert b'{"x":[1.0,  "\\u00e9"],"include_usage":true}' in body.rewritten("served")
@@ -316,6 +333,34 @@ def test_how_long_the_answers_may_be(
     assert (body.asked_output, body.choices) == (asked, choices)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "inputs"),
+    [
+        (CHAT, {"input": ["a", "b"], "prompt": ["a", "b"]}, 1),
+        (RESPONSES, {"input": ["a", "b"]}, 1),
+        (COMPLETIONS, {}, 1),
+        (COMPLETIONS, {"prompt": "text"}, 1),
+        (COMPLETIONS, {"prompt": ["a", "[", "{"], "n": 2}, 3),
+        (COMPLETIONS, {"prompt": [[1, 2], [3]]}, 2),
+        (EMBEDDINGS, {"input": "text"}, 1),
+        (EMBEDDINGS, {"input": []}, 1),
+        (EMBEDDINGS, {"input": ["a", "b", "c"]}, 3),
+        (EMBEDDINGS, {"input": [1, 2, 3]}, 1),
+        (EMBEDDINGS, {"input": [[1, 2], [3]]}, 2),
+        (EMBEDDINGS, {"input": [{"text": "a"}, {"text": "b"}]}, 2),
+    ],
+)
+def test_how_many_texts_the_model_reads_by_themselves(
+    endpoint: Endpoint, fields: dict[str, Any], inputs: int
+) -> None:
+    assert parse(endpoint, json.dumps({"model": "m", **fields}).encode()).inputs == inputs
+
+
+def test_a_prompt_alone_may_be_asked_for() -> None:
+    body = parse(COMPLETIONS, b'{"model":"m","prompt":"x","echo":true,"logprobs":1,"max_tokens":0}')
+    assert body.asked_output == 0
+
+
 def test_a_bound_is_written_where_the_caller_set_none() -> None:
     assert b'"max_tokens":64' in parse(CHAT, b'{"model":"m"}').rewritten("s", max_output=64)
     assert b'"max_output_tokens":64' in parse(RESPONSES, b'{"model":"m"}').rewritten("s", max_output=64)
@@ -355,6 +400,9 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"messages": [TEXT], "tools": [{"type": "web_search_20250305", "name": "web_search"}]}, False),
         ({"messages": [TEXT], "web_search_options": {}}, False),
         ({"messages": [TEXT], "mcp_servers": []}, False),
+        ({"messages": [TEXT], "chat_template_kwargs": {"enable_thinking": False}}, True),
+        ({"messages": [TEXT], "chat_template": "{{ 'x' * 1000000 }}"}, False),
+        ({"messages": [TEXT], "chat_template_kwargs": {"chat_template": "{{ 'x' * 1000000 }}"}}, False),
         ({"input": "hello"}, True),
         ({"input": [{"type": "message", "role": "user", "content": "x"}]}, True),
         ({"input": [{"type": "item_reference", "id": "x"}]}, False),
@@ -372,6 +420,7 @@ def test_a_reference_cannot_be_hidden() -> None:
         b'{"model":"m","messages":[{"content":[{"\\u0074ype":"image_url","x":{}}]}]}',
         b'{"model":"m","messages":[{"content":[{"type":"image_url","type":"text"}]}]}',
         b'{"model":"m","messages":[{"content":[{"\\u0069mage_url":"https://x"}]}]}',
+        b'{"model":"m","messages":[],"chat_tem\\u0070late":"x"}',
     ]
     for body in hidden:
         assert not parse(CHAT, body).text_only()

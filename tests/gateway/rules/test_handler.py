@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from farebox.domain.addresses import parse_networks
+from farebox.domain.estimates import ADDED_TOKENS
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import Nano
 from farebox.gateway.counters import MemoryCounters
@@ -423,9 +424,26 @@ async def test_a_hard_account_tells_the_upstream_its_bound(world: World) -> None
     world.put(account("Hard"))
     forward = await world.forwarded({"model": "chat", "n": 2})
     assert json.loads(forward.body or b"")["max_tokens"] == 8192
-    assert int(forward.labels["hold"]) == 25 * 500 + 2 * 8192 * 1500
+    assert int(forward.labels["hold"]) == (25 + ADDED_TOKENS) * 500 + 2 * 8192 * 1500
     kept = await world.forwarded({"model": "chat", "max_tokens": 5})
     assert json.loads(kept.body or b"")["max_tokens"] == 5
+
+
+async def test_an_upstream_keeps_to_its_context_by_itself(world: World) -> None:
+    """One that is told a bound as large as its context refuses the call: no prompt fits beside it."""
+    world.put(account("Hard"), model(limits={"contextTokens": 4096}))
+    forward = await world.forwarded({"model": "chat"})
+    assert json.loads(forward.body or b"") == {"model": "Qwen/Qwen3-8B"}
+    assert int(forward.labels["hold"]) > 4096 * 1500
+
+
+async def test_a_list_of_inputs_is_held_for_each_of_them(world: World) -> None:
+    world.put(account("Hard"), model(limits={"contextTokens": 10, "maxOutputTokens": 5}))
+    texts = ["word " * 9] * 20
+    forward = await world.forwarded({"model": "chat", "prompt": texts}, path="/v1/completions")
+    assert int(forward.labels["hold"]) == 20 * (10 * 500 + 5 * 1500)
+    forward = await world.forwarded({"model": "chat", "input": texts}, path="/v1/embeddings")
+    assert int(forward.labels["hold"]) == 20 * 10 * 500
 
 
 async def test_a_silent_meter_stops_paid_calls_after_a_while(world: World) -> None:
