@@ -83,6 +83,10 @@ class Refuse:
 Decide = Callable[[bytes | None], Awaitable[Forward | Refuse]]
 """Decides a call whose head is known. The body is None when the request has none, and is whole otherwise."""
 
+OnUnread = Callable[[str], None]
+"""Hears of the id of a call that was to go on its way, and whose client had left by then. If it went it
+will be in the log within moments; if not, nothing will be heard of it."""
+
 Handler = Callable[[Head], Refuse | Decide]
 """Decides a call by its head: it is refused before its body is read, or this is who decides it with the body.
 

@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._blocks = HeaderBlocks()
         self._open_block: tuple[int, int, bytearray] | None = None
         self._streams: dict[int, Stream] = {}
+        self._unread: dict[int, Callable[[], None]] = {}
         self._last_id = 0
         self._window = DEFAULT_WINDOW
         self._peer_stream_window = DEFAULT_WINDOW
@@ -90,6 +91,9 @@ class Connection(asyncio.Protocol):
         self._transport = None
         for stream in list(self._streams.values()):
             self.forget(stream)
+        for unread in self._unread.values():
+            unread()
+        self._unread.clear()
 
     def pause_writing(self) -> None:
         """The socket is full: streams keep their bytes."""
@@ -140,9 +144,20 @@ class Connection(asyncio.Protocol):
             self.write(frames.frame(frames.DATA, 0, stream.id, bytes(waiting[:size])))
             del waiting[:size]
         if stream.trailers is not None:
-            # Trailers end a call of gRPC: its client ends or resets its side by itself.
+            # Trailers end a call of gRPC: a client that reads them resets its side.
             self.write(frames.frame(frames.HEADERS, END_HEADERS | END_STREAM, stream.id, stream.trailers))
+            if stream.unread is not None:
+                self._await_reading(stream, stream.unread)
             self.forget(stream, tell=False)
+
+    def _await_reading(self, stream: Stream, unread: Callable[[], None]) -> None:
+        """A client that ends its side by itself did so without having read the trailers."""
+        if stream.remote_ended:
+            unread()
+            return
+        if len(self._unread) >= MAX_STREAMS:
+            self._unread.clear()  # by a client that says neither; nothing is wrong with that
+        self._unread[stream.id] = unread
 
     def forget(self, stream: Stream, tell: bool = True) -> None:
         """The stream is over; frames that still come for it are ignored."""
@@ -153,6 +168,8 @@ class Connection(asyncio.Protocol):
         self._streams.pop(stream.id, None)
         if tell and stream.receiver is not None:
             stream.receiver.gone()
+        if tell and stream.unread is not None:
+            stream.unread()
 
     def close(self) -> None:
         """End the connection, after what is already written."""
@@ -214,6 +231,8 @@ class Connection(asyncio.Protocol):
             self.write(frames.window_update(0, self._consumed))
             self._consumed = 0
         if stream is None:
+            if flags & END_STREAM and (unread := self._unread.pop(stream_id, None)):
+                unread()
             return
         if stream.remote_ended:
             stream.abort(frames.STREAM_CLOSED)
@@ -301,6 +320,8 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(frames.FRAME_SIZE_ERROR, "a reset must have 4 bytes")
         if (stream := self._known(stream_id)) is not None:
             self.forget(stream)
+        else:
+            self._unread.pop(stream_id, None)
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) % 6 or (flags & ACK and payload):

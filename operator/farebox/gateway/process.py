@@ -126,6 +126,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
                 stop,
                 on_usage=settling.on_usage,
                 on_acknowledged=settling.acknowledged,
+                on_unread=settling.unread,
             )
             await budgets.close()
     log.info("gateway.stopped")

@@ -100,6 +100,10 @@ class Purse:
         if commitment is not None:
             self._count(commitment.account, -commitment.amount, commitment.model, -commitment.tokens)
 
+    def runs(self, call: str) -> bool:
+        """Whether it was committed, and nothing was heard of its end."""
+        return call in self._running
+
     def settle(self, call: str, amount: int, tokens: int) -> None:
         """The call has ended: the ledger is going to charge it so much, however long it is away.
 

@@ -16,7 +16,7 @@ import structlog
 
 from farebox.gateway import draining, extproc
 from farebox.gateway.draining import Drains
-from farebox.gateway.exchange import Decide, Forward, Handler, Head, Refuse
+from farebox.gateway.exchange import Decide, Forward, Handler, Head, OnUnread, Refuse
 from farebox.gateway.extproc import BodyMessage, HeadersMessage, InvalidMessage
 from farebox.gateway.frames import Headers, literal_block
 from farebox.gateway.http2 import Connection
@@ -46,8 +46,9 @@ _log = structlog.get_logger(__name__)
 class Decisions:
     """What all exchanges share: the handler, the limit, and the decisions under way."""
 
-    def __init__(self, handler: Handler, max_body_bytes: int) -> None:
+    def __init__(self, handler: Handler, max_body_bytes: int, unread: OnUnread) -> None:
         self.handler = handler
+        self.unread = unread
         self.max_body_bytes = max_body_bytes
         self.tasks: set[asyncio.Task[None]] = set()
         self.drains = Drains()
@@ -202,9 +203,15 @@ class Exchange:
     def _answer(self, decision: Forward | Refuse, on_headers: bool) -> None:
         if isinstance(decision, Refuse):
             self._send(extproc.refuse(decision))
+            self._stream.finish(_OK)
         else:
             self._send(extproc.forward(decision, on_headers))
-        self._stream.finish(_OK)
+            self._stream.finish(_OK, self._unread)
+
+    def _unread(self) -> None:
+        """The client of the call left while it was decided: Envoy may not have sent it on, nor log it."""
+        assert self._head is not None
+        self._decisions.unread(self._head.request_id)
 
     def _send(self, message: bytes) -> None:
         self._stream.send(b"\x00" + len(message).to_bytes(4, "big") + message)
@@ -228,8 +235,12 @@ def _announced(head: Head, unsaid: int = 0) -> int:
 
 
 @asynccontextmanager
-async def listening(path: Path, handler: Handler, max_body_bytes: int) -> AsyncIterator[None]:
+async def listening(
+    path: Path, handler: Handler, max_body_bytes: int, unread: OnUnread = lambda _: None
+) -> AsyncIterator[None]:
     """Answer Envoys on this socket inside the `async with`.
+
+    `unread` hears of calls of which it is not known whether they went on their way.
 
     The socket is for the user and the group of this process. One that a dead process left is replaced. At
     the end, decisions under way get CLOSE_SECONDS.
@@ -237,7 +248,7 @@ async def listening(path: Path, handler: Handler, max_body_bytes: int) -> AsyncI
     Raises:
         OSError: the socket cannot be made.
     """
-    decisions = Decisions(handler, max_body_bytes)
+    decisions = Decisions(handler, max_body_bytes, unread)
     connections: set[Connection] = set()
     loop = asyncio.get_running_loop()
     server = await loop.create_unix_server(lambda: Connection(decisions.accept, connections), str(path))

@@ -31,6 +31,8 @@ _encode: Final = msgspec.json.Encoder().encode
 _TAKEN: Final = msgspec.json.Decoder(list[tuple[str, Span, int, int]])
 _BATCH: Final = 500
 _REST_SECONDS: Final = 0.02
+UNREAD_SECONDS: Final = 10.0
+"""The log has a call a few hundredths of a second after its end."""
 
 
 class Settling:
@@ -66,6 +68,14 @@ class Settling:
     def give_back(self, taken: Sequence[Taken], now: int) -> None:
         """A call that had taken this does not go on its way."""
         self._correct([change for each in taken for change in corrections(each, 0, now)])
+
+    def unread(self, request_id: str) -> None:
+        """A call may not have gone on its way: what is not in the log in UNREAD_SECONDS did not."""
+        asyncio.get_running_loop().call_later(UNREAD_SECONDS, self._not_made, request_id)
+
+    def _not_made(self, request_id: str) -> None:
+        if self._purse.runs(request_id):
+            self.ended(request_id, self._clock(), {}, None)
 
     def on_usage(self, line: UsageLine) -> None:
         """A line of the log: a call has ended."""

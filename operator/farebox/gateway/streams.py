@@ -1,5 +1,6 @@
 """The streams of the HTTP/2 server: what the application holds of one, and what it has to be for it."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from farebox.gateway import frames
@@ -46,6 +47,7 @@ class Stream:
         "receiver",
         "remote_ended",
         "trailers",
+        "unread",
         "waiting",
         "window",
     )
@@ -57,6 +59,7 @@ class Stream:
         self.receiver: Receiver | None = None
         self.waiting = bytearray()
         self.trailers: bytes | None = None
+        self.unread: Callable[[], None] | None = None
         self.received = 0
         self.remote_ended = False
         self.closed = False
@@ -76,11 +79,15 @@ class Stream:
         self.waiting += data
         self._connection.flush(self)
 
-    def finish(self, block: bytes) -> None:
-        """The trailers, after all that was sent."""
+    def finish(self, block: bytes, unread: Callable[[], None] | None = None) -> None:
+        """The trailers, after all that was sent.
+
+        Args:
+            unread: is called if the client may not have read them: it has ended its side, or is lost.
+        """
         if self.closed:
             return
-        self.trailers = block
+        self.trailers, self.unread = block, unread
         self._connection.flush(self)
 
     def abort(self, code: int) -> None:

@@ -14,7 +14,7 @@ import structlog
 
 from farebox.gateway.admin import Admin
 from farebox.gateway.envoy import EnvoySettings
-from farebox.gateway.exchange import Handler
+from farebox.gateway.exchange import Handler, OnUnread
 from farebox.gateway.meter import RemoteEvents
 from farebox.gateway.outbox import ROTATE_BYTES, OnAcknowledged, OnUsage, Outbox
 from farebox.gateway.segments import may_be_written
@@ -61,6 +61,7 @@ async def serve(
     *,
     on_usage: OnUsage = lambda _: None,
     on_acknowledged: OnAcknowledged = lambda _calls, _budgets, _sequence: None,
+    on_unread: OnUnread = lambda _: None,
 ) -> None:
     """Serve the Envoy of `settings` until `stop` is set, then drain and end it.
 
@@ -68,6 +69,7 @@ async def serve(
         handler: decides; asked on even while Envoy drains.
         on_usage: hears of each call's end a moment after it.
         on_acknowledged: hears of calls that the meter has taken; see Outbox.
+        on_unread: hears of calls that may not have gone on their way.
 
     Raises:
         OSError: the socket cannot be made, or the disk takes no bookmark.
@@ -76,7 +78,7 @@ async def serve(
     async with (
         Admin(envoy.admin_socket) as admin,
         RemoteEvents(settings.meter_url, settings.meter_token_file) as events,
-        listening(envoy.decision_socket, handler, envoy.max_body_bytes),
+        listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_unread),
     ):
         outbox = Outbox(envoy.log_file, settings.source, events, admin.reopen_log, on_usage, on_acknowledged)
         outbox.rotate_bytes = settings.rotate_bytes

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from farebox.domain.money import Nano
+from farebox.gateway import settling
 from farebox.gateway.exchange import Forward, Refuse
 from farebox.gateway.meter import Event, Receipt, Rejected
 from farebox.gateway.outbox import Outbox
@@ -63,6 +64,25 @@ async def test_an_upstreams_error_costs_nothing_and_frees_what_was_held(world: W
     assert not world.budgets.holds("req-1")
     assert world.purse.available(ACCOUNT) == 5 * UNIT
     assert isinstance(await world.call(), Forward), "nor does it count"
+
+
+async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it did: then the log has it by then, and it holds what it did until it is charged."""
+    monkeypatch.setattr(settling, "UNREAD_SECONDS", 0.01)
+    world.put(account("Hard"), service(limits={"tpm": 1000}))
+    forward = await world.forwarded(request_id="went")
+    await world.forwarded(request_id="did not")
+    world.settling.unread("went")
+    world.settling.unread("did not")
+    world.settling.on_usage(parse(log_line(world, forward, "went")))
+    await eventually(lambda: not world.budgets.holds("did not"))
+    assert world.budgets.holds("went")
+    assert world.purse.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
+    await world.settling.correct()
+    _, _, headers = await world.refused({"model": "chat", "max_tokens": 8000})
+    assert headers["x-ratelimit-remaining-tokens"] == str(1000 - 70)
 
 
 async def test_a_hold_stays_until_the_ledger_has_charged_the_call(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,24 @@ import anthropic
 import openai
 import pytest
 
+from farebox.gateway import settling
 from farebox.gateway.exchange import Forward
+from farebox.gateway.server import listening
 from tests.gateway.rules.hostile import GOOD, request
 from tests.gateway.rules.place import Stack, stacked
 from tests.gateway.rules.world import (
     ACCOUNT,
     TOKEN,
     UNIT,
+    RealTime,
+    World,
     account,
     api_key,
+    model,
     service,
 )
-from tests.gateway.transport.gateway import simulator
+from tests.gateway.transport.client import eventually
+from tests.gateway.transport.gateway import envoy_only, simulator
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +155,47 @@ async def test_a_hard_account_is_held_and_charged_what_was_used(stack: Stack) ->
     stack.world.settling.on_usage(line)
     stack.world.settling.acknowledged([line.request_id])
     assert not stack.world.budgets.holds(line.request_id)
+
+
+async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
+    tmp_path: Path, upstream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether Envoy has sent them on by then, and writes a line of its log, or not."""
+    monkeypatch.setattr(settling, "UNREAD_SECONDS", 1.0)
+    moments = random.Random(20261127)
+    body = json.dumps({"model": "chat", "messages": CHAT, "max_tokens": 5}).encode()
+    lines = ("POST /v1/chat/completions HTTP/1.1", "Host: g", f"Authorization: Bearer {TOKEN}")
+    sent = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", "")).encode() + body
+    world = World(clock=RealTime())
+    world.put(model(servedName="simulated"), account("Hard"))
+    world.gate.backend_address = lambda name, port: upstream
+
+    async def leave(port: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        await asyncio.sleep(moments.uniform(0, 0.006))
+        writer.transport.abort()
+
+    async with (
+        envoy_only(tmp_path) as envoy,
+        listening(
+            envoy.settings.decision_socket,
+            world.gate.handle,
+            envoy.settings.max_body_bytes,
+            world.settling.unread,
+        ),
+    ):
+        for _ in range(15):
+            await asyncio.gather(*(leave(envoy.settings.listen_port) for _ in range(20)))
+
+        def nothing_is_held() -> bool:
+            for line in envoy.lines():
+                world.settling.on_usage(line)
+                world.settling.acknowledged([line.request_id])
+            return world.budgets.open_holds == 0
+
+        await eventually(nothing_is_held)
+        assert envoy.lines(), "some have gone on their way"
 
 
 async def test_what_the_client_says_to_the_gateways_parts_is_not_heard(stack: Stack) -> None:

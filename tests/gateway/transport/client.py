@@ -110,6 +110,12 @@ class Client:
             data = data[5 + size :]
         return messages, dict(getattr(trailers, "headers", ()))
 
+    async def ping(self) -> None:
+        """Returns when the server has read all that was sent."""
+        self.h2.ping(b"12345678")
+        await self.flush()
+        await self.until(h2.events.PingAckReceived)
+
     async def until_data(self, stream_id: int, size: int) -> None:
         """Wait until so many bytes of a stream have come; they stay to be taken."""
         while True:

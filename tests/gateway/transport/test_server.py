@@ -248,6 +248,95 @@ async def test_a_call_that_is_gone_is_not_decided_any_more(tmp_path: Path) -> No
         await ended.wait()
 
 
+@by_body
+async def pays(head: Head, body: bytes | None) -> Forward | Refuse:
+    return forwarded(head, body) if head.path == "/" else Refuse(402, {}, b"")
+
+
+@asynccontextmanager
+async def answered(directory: Path, unread: list[str]) -> AsyncIterator[tuple[Client, list[int]]]:
+    """Two calls that were answered, the second with a refusal."""
+    socket = directory / "decide.sock"
+    async with listening(socket, pays, LIMIT, unread.append), connected(socket) as client:
+        made = []
+        for path in ("/", "/refused"):
+            made.append(await client.request())
+            headers = {":path": path, "x-request-id": path}
+            await client.message(made[-1], headers_message(headers, end=True))
+            await client.answer(made[-1])
+        assert unread == []
+        yield client, made
+
+
+async def test_it_is_told_of_a_call_whose_client_left_while_it_was_decided(tmp_path: Path) -> None:
+    """Envoy ends its side then; in answer to the trailers it resets a stream."""
+    unread: list[str] = []
+    async with answered(tmp_path, unread) as (client, streams):
+        for stream in streams:
+            client.h2.end_stream(stream)
+        await client.ping()
+        assert unread == ["/"]
+
+
+async def test_it_is_not_told_of_a_call_whose_answer_was_read(tmp_path: Path) -> None:
+    unread: list[str] = []
+    async with answered(tmp_path, unread) as (client, streams):
+        for stream in streams:
+            client.h2.reset_stream(stream)
+        await client.ping()
+    assert unread == []
+
+
+async def test_an_envoy_that_is_lost_may_have_read_no_answer(tmp_path: Path) -> None:
+    unread: list[str] = []
+    async with answered(tmp_path, unread) as (client, _):
+        client.writer.close()
+        await eventually(lambda: unread)
+    assert unread == ["/"]
+
+
+async def test_it_is_told_of_a_call_whose_client_left_before_it_was_decided(tmp_path: Path) -> None:
+    unread: list[str] = []
+    go = asyncio.Event()
+
+    @by_body
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        await go.wait()
+        return forwarded(head, body)
+
+    socket = tmp_path / "decide.sock"
+    async with listening(socket, handler, LIMIT, unread.append), connected(socket) as client:
+        stream = await client.request()
+        await client.message(stream, headers_message({"x-request-id": "/"}, end=True))
+        client.h2.end_stream(stream)
+        await client.ping()
+        assert unread == []
+        go.set()
+        await client.answer(stream)
+        assert unread == ["/"]
+
+
+async def test_an_answer_that_waits_for_room_and_is_not_wanted_any_more_is_told_of_too(
+    tmp_path: Path,
+) -> None:
+    unread: list[str] = []
+
+    @by_body
+    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        return forwarded(head, b"x" * 1_000_000)
+
+    socket = tmp_path / "decide.sock"
+    async with listening(socket, handler, LIMIT, unread.append), connected(socket) as client:
+        client.hold_windows = True
+        stream = await client.request()
+        await client.message(stream, headers_message({"x-request-id": "large"}, end=True))
+        await client.until_data(stream, 65_535)
+        assert unread == []
+        client.h2.reset_stream(stream)
+        await client.ping()
+        assert unread == ["large"]
+
+
 async def test_what_is_no_message_is_an_error_of_that_stream_alone(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
         for sent in (b"\x01\x00\x00\x00\x01x", b"\x00\x7f\x00\x00\x00", b"\x00\x00\x00\x00\x02\x0a\x7f"):
