@@ -97,7 +97,8 @@ def used(line: UsageLine) -> Used | None:
     """What a call has to pay, or None if it costs nothing (B16).
 
     - An answer that is an error costs nothing, nor one that the upstream broke off.
-    - Usage that the upstream said to the end counts as it said.
+    - Usage that the upstream said to the end counts as it said; so does that of an answer in one piece that
+      came whole and says its input and output, whatever else in it cannot be read.
     - A call that ended early, as the client left or was too slow, or took too long: the input as the upstream
       said or, unknown, as the handler estimated it; the output as the upstream said if it repeats it with
       each event (`continuous_usage`), otherwise at least the bytes that were sent, divided by
@@ -115,10 +116,15 @@ def used(line: UsageLine) -> Used | None:
         return _estimate(line) if line.upstream_bytes else None
     if not 200 <= line.status < 300:
         return None
-    if line.complete and line.input_tokens is not None:
+    if line.input_tokens is not None and (line.complete or _is_told(line)):
         cached = min(line.cached_tokens or 0, line.input_tokens)
         return Used(line.input_tokens, cached, line.output_tokens or 0, False)
     return _estimate(line)
+
+
+def _is_told(line: UsageLine) -> bool:
+    """Some servers write null for what they do not count, as cached tokens, which Envoy takes for a fault."""
+    return bool(line.output_tokens) and not line.flags and not _is_on(line.labels, "stream")
 
 
 def _estimate(line: UsageLine) -> Used:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -235,19 +236,47 @@ async def test_an_answer_that_does_not_tell_its_input_is_estimated_not_free(
     tmp_path: Path, usage: dict[str, Any]
 ) -> None:
     answer = json.dumps({"choices": [{"message": {"content": "word " * 100}}], **usage}).encode()
+    async with saying(answer) as said, gateway(tmp_path, forwarding(said, estimate_input="9")) as running:
+        await running.call(body=chat())
+        paid = used(await running.line())
+    assert paid == Used(9, 0, len(answer) // 4, estimated=True)
 
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt_tokens_details": {"cached_tokens": None}},
+        {"prompt_tokens_details": None, "completion_tokens_details": None},
+        {
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": None},
+        },
+        {"total_tokens": None},
+    ],
+)
+async def test_what_an_upstream_does_not_count_changes_nothing_of_what_it_does(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 5, **more}
+    answer = json.dumps({"choices": [{"message": {"content": "word " * 100}}], "usage": usage}).encode()
+    async with saying(answer) as said, gateway(tmp_path, forwarding(said, estimate_input="9")) as running:
+        await running.call(body=chat())
+        assert used(await running.line()) == Used(3, 0, 5, estimated=False)
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[str]:
+    """An upstream that always says this; gives its address."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         writer.write(head % len(answer) + answer)
         await writer.drain()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, gateway(tmp_path, forwarding(f"127.0.0.1:{port}", estimate_input="9")) as running:
-        await running.call(body=chat())
-        paid = used(await running.line())
-    assert paid == Used(9, 0, len(answer) // 4, estimated=True)
+    server = await asyncio.start_server(say, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def told(body: bytes) -> tuple[int, int, int]:

@@ -48,6 +48,12 @@ CUT: dict[str, Any] = {
         pytest.param({}, Used(100, 40, 20, False), id="as the upstream said"),
         pytest.param({"output_tokens": None}, Used(100, 40, 0, False), id="embeddings"),
         pytest.param({"cached_tokens": 400}, Used(100, 100, 20, False), id="more cached than there is"),
+        pytest.param({"complete": False}, Used(100, 40, 20, False), id="in one piece, and odd in parts"),
+        pytest.param(
+            {"complete": False, "labels": {"stream": "true"}},
+            Used(100, 40, 20, True),
+            id="a stream that is odd",
+        ),
         pytest.param({"status": 500}, None, id="an error with usage"),
         pytest.param({"status": 429}, None, id="refused by the upstream"),
         pytest.param({"status": 302}, None, id="no answer"),
