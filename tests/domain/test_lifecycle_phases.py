@@ -123,12 +123,28 @@ def test_not_enabled_is_nothing_but_postpaid_disabled() -> None:
     assert back.phase is Phase.NOT_ENABLED
 
 
-@pytest.mark.parametrize("backend", [STARTING, EMPTY, MISSING, UNKNOWN, replace(READY, current=False)])
+@pytest.mark.parametrize("backend", [STARTING, EMPTY, MISSING, UNKNOWN, replace(STARTING, current=False)])
 def test_a_backend_that_fails_later_keeps_running(backend: Any) -> None:
     verdict = decide(facts(backend=backend), NOW)
     assert (verdict.phase, verdict.wanted) == (Phase.RUNNING, True)
     assert said(verdict)["Ready"] == "False Progressing"
     assert said(verdict)["Serving"] == "False NoReplicaReady"
+
+
+def test_a_scale_or_roll_out_that_nobody_has_looked_at_yet_refuses_no_call() -> None:
+    """The gateway goes by Serving; the pods that were ready are there until newer ones are."""
+    verdict = decide(facts(replicas=3, backend=replace(READY, desired=3, current=False)), NOW)
+    assert (verdict.phase, said(verdict)["Serving"]) == (Phase.RUNNING, "True Serving")
+    assert said(verdict)["Ready"] == "False Progressing"
+    assert condition(verdict, ConditionType.READY).message == "2 of 3 replicas are ready"
+
+
+@pytest.mark.parametrize("previous", [CREATING, RESUMING, stopped(R.OVERDUE)])
+def test_on_the_way_up_pods_of_an_older_specification_count_for_nothing(previous: Previous) -> None:
+    verdict = decide(facts(previous=previous, backend=replace(READY, current=False)), NOW)
+    assert verdict.phase is not Phase.RUNNING
+    assert said(verdict)["Serving"].startswith("False")
+    assert condition(verdict, ConditionType.READY).message == "0 of 2 replicas are ready"
 
 
 def test_a_failed_roll_out_is_stalled_with_the_deployments_sentence() -> None:

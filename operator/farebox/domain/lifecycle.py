@@ -6,11 +6,15 @@ never saves replica counts: what runs is `wanted ? spec.replicas : 0` (product.m
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from farebox.api import BillingMode, ConditionType, Phase, ReservationState, ServiceType, StopReason
 from farebox.domain.conditions import ConditionVerdict, false, kstatus, true, unknown
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts, Facts, ModelFacts
 from farebox.domain.stopping import Findings, evaluate, reservation_state
+
+NO_REPLICA_READY: Final = "NoReplicaReady"
+"""Reason of Serving: it runs, and nothing answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,17 @@ def _serves(facts: Facts) -> bool:
     backend = facts.backend
     if backend is EXTERNAL:
         return True
-    return isinstance(backend, BackendFacts) and backend.current and backend.desired > 0 and backend.ready > 0
+    return isinstance(backend, BackendFacts) and backend.desired > 0 and _ready(facts, backend) > 0
+
+
+def _ready(facts: Facts, backend: BackendFacts) -> int:
+    """How many replicas are known to be ready.
+
+    Figures about an older specification count for a service that runs: a scale or a roll-out that the
+    Deployment's controller has not looked at yet has ended no pod, so no call is refused for it. On the way
+    up they do not: they may be of the pods from before a stop, which are going.
+    """
+    return backend.ready if backend.current or facts.previous.phase is Phase.RUNNING else 0
 
 
 def _wanted_conditions(facts: Facts, phase: Phase) -> tuple[ConditionVerdict, ...]:
@@ -198,7 +212,7 @@ def _wanted_conditions(facts: Facts, phase: Phase) -> tuple[ConditionVerdict, ..
         return kstatus(true(ConditionType.READY, reason, f"{backend.ready} of {expected} replicas are ready"))
     if backend.failure and backend.current:
         return kstatus(false(ConditionType.READY, "BackendFailed", backend.failure), stalled="BackendFailed")
-    return _progressing(phase, f"{backend.ready if backend.current else 0} of {expected} replicas are ready")
+    return _progressing(phase, f"{_ready(facts, backend)} of {expected} replicas are ready")
 
 
 def _progressing(phase: Phase, message: str) -> tuple[ConditionVerdict, ...]:
@@ -217,7 +231,7 @@ def _serving_condition(facts: Facts, phase: Phase, serving: bool) -> ConditionVe
         return false(ConditionType.SERVING, "Creating", "no replica has been ready yet")
     if phase is Phase.STOPPED:
         return false(ConditionType.SERVING, "Resuming", "no replica is ready yet")
-    return false(ConditionType.SERVING, "NoReplicaReady", "no replica is ready")
+    return false(ConditionType.SERVING, NO_REPLICA_READY, "no replica is ready")
 
 
 def _billing_mode(facts: Facts, now: datetime) -> BillingMode:
