@@ -54,7 +54,7 @@ async def test_a_pass_that_met_a_lease_renewed_late_is_done_once_it_is(server: S
 
         operator.elector.clock = clock
         operator.elector.leading.set()
-        worker = operator._worker(Lane.BULK)
+        worker = asyncio.create_task(operator.workers.work(Lane.BULK))
         try:
             async with asyncio.timeout(20):
                 operator.queue.add(account_key(ACCOUNT))
@@ -84,7 +84,7 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
         def looks_at_it_after(balance: int, sequence: int) -> bool:
             heard = [AccountBalance(ACCOUNT, "USD", balance, 0, sequence)]
             for changed in operator.balances.hear(heard, complete=True):
-                operator._balance_changed(changed)
+                operator.intake.balance_changed(changed)
             return service in taken()
 
         def taken() -> set[Key]:
@@ -94,10 +94,10 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
                 operator.queue.done(found[0])
             return keys
 
-        operator._observe(Kind.ACCOUNT, "ADDED", account(1, "100"))
+        operator.intake.observe(Kind.ACCOUNT, "ADDED", account(1, "100"))
         assert looks_at_it_after(-50, 1)
         assert not looks_at_it_after(-60, 2), "a figure alone"
-        operator._observe(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
+        operator.intake.observe(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
         assert service in taken()
         assert looks_at_it_after(+40, 3)
 

@@ -204,7 +204,7 @@ class Cluster:
             type_, raw = await reading.get()
             if kind not in BACKEND_KINDS:
                 await self.while_passes()
-            operator._observe(kind, type_, raw)
+            operator.intake.observe(kind, type_, raw)
 
 
 async def relisted(kind: Kind, operator: Operator) -> int:
@@ -287,11 +287,14 @@ async def test_whatever_overtakes_what_every_service_ends_where_it_belongs(seed:
         operator.balances.hear([AccountBalance(ACCOUNT, "USD", 5, 0, 1)], complete=True)
         at_work = asyncio.ensure_future(people(cluster))
         await prime(operator)
-        workers = [operator._worker(lane) for lane in (Lane.FAST, Lane.BULK, Lane.BULK, Lane.BULK)]
+        workers = [
+            asyncio.create_task(operator.workers.work(lane))
+            for lane in (Lane.FAST, Lane.BULK, Lane.BULK, Lane.BULK)
+        ]
         for kind in KINDS.values():
             cluster.soon(cluster.tell(kind, operator))
         try:
-            operator._enqueue_all()
+            operator.intake.enqueue_all()
             await at_work
             deadline = asyncio.get_running_loop().time() + SECONDS
             while wrong := amiss(cluster):

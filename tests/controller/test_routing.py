@@ -74,6 +74,24 @@ def test_a_new_or_deleted_service_concerns_its_model_and_every_account_beside_it
     assert after(cache, cache.services.remove(key, 6)) == expected
 
 
+def test_a_service_made_again_on_another_model_meanwhile_concerns_both_models(cache: Cache) -> None:
+    """A watch that lost its place tells of a deletion and of what came after it as one change (B11)."""
+    again = objects.service("chat", 2, spec={"modelRef": {"name": "other"}}, uid="another")
+    expected = {
+        CHAT: Lane.FAST,
+        MODEL: Lane.BULK,
+        model_key("other"): Lane.BULK,
+        ACME: Lane.BULK,
+        OTHER: Lane.BULK,
+    }
+    assert after(cache, cache.services.put(again)) == expected
+
+
+def test_an_account_made_again_meanwhile_concerns_its_neighbours(cache: Cache) -> None:
+    """It is younger than before, and no longer the one with the Default services, perhaps (B1)."""
+    assert OTHER in after(cache, cache.accounts.put(objects.account("acme", 2, uid="another")))
+
+
 # -- models, accounts, top-ups, keys ------------------------------------------------------------------
 
 

@@ -134,11 +134,14 @@ async def test_a_top_up_that_came_while_the_ledger_was_away_is_booked_as_soon_as
         operator.queue._max_delay = 3600.0
         operator.cache.accounts.put(objects.account())
         operator.cache.topups.put(objects.topup("new", status={}))
-        tasks = [operator._worker(Lane.BULK), asyncio.create_task(operator.records.run())]
+        tasks = [
+            asyncio.create_task(operator.workers.work(Lane.BULK)),
+            asyncio.create_task(operator.records.run()),
+        ]
         try:
             async with asyncio.timeout(60):
                 operator.queue.add(key)
-                while key not in operator._need_ledger:  # noqa: ASYNC110
+                while key not in operator.workers.need_ledger:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
                 tasks.append(asyncio.create_task(operator.feed.run()))
                 while not operator.feed._away:  # noqa: ASYNC110

@@ -11,39 +11,51 @@ from farebox.domain.keys import ObjectKey
 
 
 class Demand:
-    """The verdicts of this process, as far as others depend on them."""
+    """The verdicts of this process, as far as others depend on them.
+
+    A service is counted in the demand of one model at a time. One that was deleted and made again on another
+    model, or with a backend of its own, may be seen as one change: it leaves the demand that it was in. The
+    methods return the models whose backend may have to change.
+    """
 
     def __init__(self) -> None:
         self._wanted: defaultdict[str, set[ObjectKey]] = defaultdict(set)
         self._decided: defaultdict[str, set[ObjectKey]] = defaultdict(set)
+        self._model_of: dict[ObjectKey, str] = {}
         self.held: set[ObjectKey] = set()
         """Services that wait for a fact to become known."""
 
-    def decide(self, model: str, service: ObjectKey, wanted: bool, decided: bool) -> bool:
-        """Note the verdict on a shared service; True when the model's backend may have to change."""
+    def decide(self, model: str, service: ObjectKey, wanted: bool, decided: bool) -> list[str]:
+        """Note the verdict on a shared service."""
         (self.held.discard if decided else self.held.add)(service)
+        changed = self._leave(service) if self._model_of.get(service, model) != model else []
         first = service not in self._decided[model]
         self._decided[model].add(service)
+        self._model_of[service] = model
         before = bool(self._wanted[model])
         (self._wanted[model].add if wanted else self._wanted[model].discard)(service)
-        return first or before is not bool(self._wanted[model])
+        return [*changed, model] if first or before is not bool(self._wanted[model]) else changed
 
-    def hold(self, service: ObjectKey, decided: bool) -> None:
+    def hold(self, service: ObjectKey, decided: bool) -> list[str]:
         """Note whether a dedicated service waits for a fact."""
         (self.held.discard if decided else self.held.add)(service)
+        return self._leave(service)
 
-    def forget(self, model: str, service: ObjectKey) -> None:
+    def forget(self, service: ObjectKey) -> list[str]:
         """The service is gone."""
         self.held.discard(service)
-        self._wanted[model].discard(service)
-        self._decided[model].discard(service)
-
-    def models_of(self, service: ObjectKey) -> list[str]:
-        """The models whose demand the service was counted in."""
-        return [model for model, services in self._decided.items() if service in services]
+        return self._leave(service)
 
     def wanted(self, model: str, services: frozenset[ObjectKey]) -> bool | Unknown:
         """Whether any of the shared services on a model wants to run."""
         if self._wanted[model]:
             return True
         return False if services <= self._decided[model] else UNKNOWN
+
+    def _leave(self, service: ObjectKey) -> list[str]:
+        model = self._model_of.pop(service, None)
+        if model is None:
+            return []
+        self._wanted[model].discard(service)
+        self._decided[model].discard(service)
+        return [model]

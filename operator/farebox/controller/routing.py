@@ -97,23 +97,29 @@ def _after_service(cache: Cache, change: Change[InferenceService]) -> Iterator[W
     # A status write of the operator's own comes back here; it concerns nobody but the counts.
     if edited(old, new):
         yield Work(service_key(change.key), Lane.FAST)
-    for service in (old, new):
-        if service is not None and (old is None or new is None or old.status.phase != new.status.phase):
+    made_or_gone = _another(old, new)
+    there = [service for service in (old, new) if service is not None]
+    moved = len({service.status.phase for service in there}) > 1
+    for service in there:
+        if made_or_gone or moved:
             # The counts in the account's status: thousands of services that move at once make one pass.
-            made_or_gone = old is None or new is None
             yield Work(
                 account_key(account_of(service)), Lane.BULK, 0.0 if made_or_gone else _COUNTS_REST_SECONDS
             )
-    if old is None or new is None:
-        for service in (old, new):
-            if service is not None:
-                yield Work(model_key(service.model_name), Lane.BULK)
+    if made_or_gone:
+        for service in there:
+            yield Work(model_key(service.model_name), Lane.BULK)
         # A name that is free, or taken, matters to every account that wants a Default service there.
         for account in cache.accounts_in_namespace.of(ObjectKey("", change.key.namespace)):
             yield Work(account_key(account), Lane.BULK)
 
 
 Seen = InferenceService | Model | BillingAccount | APIKey
+
+
+def _another(old: Seen | None, new: Seen | None) -> bool:
+    """Whether the object was made, or is gone, or both: a watch that began anew tells that as one change."""
+    return old is None or new is None or old.metadata.uid != new.metadata.uid
 
 
 def edited(old: Seen | None, new: Seen | None) -> bool:
@@ -149,7 +155,7 @@ def _after_account(cache: Cache, change: Change[BillingAccount]) -> Iterator[Wor
     yield Work(account_key(change.key), Lane.FAST)
     yield from _lane(service_key(key) for key in cache.services_of_account.of(change.key))
     yield from _lane(topup_key(key) for key in cache.topups_of_account.of(change.key))
-    if old is None or new is None:
+    if _another(old, new):
         # Which account of a namespace is the oldest decides about its Default services.
         neighbours = cache.accounts_in_namespace.of(ObjectKey("", change.key.namespace))
         yield from _lane(account_key(key) for key in neighbours if key != change.key)
@@ -193,7 +199,8 @@ def _after_backend(cache: Cache, change: Change[Backend]) -> Iterator[Work]:
 def _after_endpoint(cache: Cache, change: Change[Endpoint]) -> Iterator[Work]:
     if change.new is not None:
         yield from ownerless(cache, change.new)
-        return
+        if change.old is None or change.old == change.new:
+            return
     backend = cache.backends.get(change.key)
     if backend is not None:
         yield from _after_backend(cache, Change(Kind.DEPLOYMENT, change.key, backend, None))

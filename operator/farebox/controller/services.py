@@ -120,10 +120,13 @@ def _tell(context: Context, service: InferenceService, verdict: Verdict) -> None
 
 
 def _note_demand(context: Context, key: Key, service: InferenceService, verdict: Verdict) -> None:
+    demand, model = context.demand, service.model_name
     if service.spec.dedicated:
-        context.demand.hold(key.object, verdict.decided)
-    elif context.demand.decide(service.model_name, key.object, verdict.wanted, verdict.decided):
-        context.queue.add(model_key(service.model_name), Lane.FAST)
+        changed = demand.hold(key.object, verdict.decided)
+    else:
+        changed = demand.decide(model, key.object, verdict.wanted, verdict.decided)
+    for name in changed:
+        context.queue.add(model_key(name), Lane.FAST)
 
 
 def _bind(context: Context, key: Key, service: InferenceService) -> None:
@@ -137,8 +140,7 @@ def _bind(context: Context, key: Key, service: InferenceService) -> None:
 
 async def _forget(context: Context, key: Key, lane: Lane) -> None:
     """The service is gone: its dedicated backend goes too; the ledger keeps what it owes (B11)."""
-    for model in context.demand.models_of(key.object):
-        context.demand.forget(model, key.object)
+    for model in context.demand.forget(key.object):
         context.queue.add(model_key(model), lane)
     if not release(context, key):
         context.forget(key)
