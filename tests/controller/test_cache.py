@@ -97,9 +97,9 @@ def test_an_object_that_cannot_be_read_holds_up_nobody() -> None:
     ("selector", "ours"), [({"farebox.dev/backend": "m-x"}, True), ({"app": "x"}, False)]
 )
 def test_a_backend_is_known_by_its_selector(selector: dict[str, str], ours: bool) -> None:
-    assert is_farebox_backend({"spec": {"selector": {"matchLabels": selector}}}) is ours
-    assert is_farebox_backend({"spec": {"selector": selector}}) is ours
-    assert not is_farebox_backend({"spec": {}})
+    assert is_farebox_backend({"metadata": {}, "spec": {"selector": {"matchLabels": selector}}}) is ours
+    assert is_farebox_backend({"metadata": {}, "spec": {"selector": selector}}) is ours
+    assert not is_farebox_backend({"metadata": {}, "spec": {}})
 
 
 def test_an_edited_annotation_makes_a_backend_nobody_elses() -> None:

@@ -13,11 +13,12 @@ from farebox.controller.operator import Operator, watches_left_open
 from farebox.controller.queue import Lane, WorkQueue
 from farebox.controller.services import reconcile_service
 from farebox.domain.keys import ObjectKey
+from farebox.errors import Invalid, KubeError
 from farebox.ledger.port import AccountBalance, QuotaBalance
 from farebox.ledger.remote import RemoteLedger
 from farebox.settings import OperatorSettings
 from tests.controller import objects
-from tests.kube.server import JSONObject, Server, client_of, serving
+from tests.kube.server import JSONObject, Server, client_of, serving, status
 from tests.support.api import manifest
 
 ACCOUNT = ObjectKey("team-a", "acme")
@@ -100,6 +101,57 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
         operator.intake.observe(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
         assert service in taken()
         assert looks_at_it_after(+40, 3)
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service"])
+async def test_b23_a_namespace_of_backends_that_is_missing_is_named(server: Server, kind: str) -> None:
+    """As on a laptop, where nobody has applied it."""
+
+    async def missing(request: web.Request) -> web.StreamResponse:
+        return status(404, "NotFound", 'namespaces "farebox-models" not found')
+
+    server.trouble = missing
+    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+        writer = Operator(OperatorSettings(), client, ledger).context.writer
+        writer.may_write = lambda: True
+        body = {"metadata": {"namespace": "farebox-models", "name": "m-llm"}}
+        create = writer.create_deployment if kind == "Deployment" else writer.create_endpoint
+        with pytest.raises(Invalid, match=r"Namespace farebox-models, .* does not exist: create it"):
+            await create(body, Lane.FAST)
+
+
+async def test_a_backend_that_cannot_be_made_for_now_is_told_of_meanwhile(server: Server) -> None:
+    """A webhook is down: the Deployment was deleted, and the service must not say that it serves (B23)."""
+    serving = {
+        "type": "Serving",
+        "status": "True",
+        "reason": "Serving",
+        "lastTransitionTime": "2026-03-01T12:00:00Z",
+    }
+    running = {"phase": "Running", "firstRunningAt": "2026-03-01T12:00:00Z", "conditions": [serving]}
+    stored = objects.service("own", spec={"dedicated": True, "postpaid": True}, status=running)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("/deployments"):
+            return status(500, "InternalError", "failed calling webhook")
+        stored["status"] |= (await request.json())["status"]
+        stored["metadata"]["resourceVersion"] = "2"
+        return web.json_response(stored)
+
+    server.trouble = answer
+    key = service_key(ObjectKey(objects.TEAM, "own"))
+    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+        operator = Operator(OperatorSettings(), client, ledger)
+        operator.context.writer.may_write = lambda: True
+        operator.cache.models.put(objects.model())
+        operator.cache.accounts.put(objects.account())
+        operator.cache.services.put(stored)
+        operator.balances.hear([AccountBalance(ACCOUNT, "USD", 5, 0, 1)], complete=True)
+        with pytest.raises(KubeError, match="failed calling webhook"):
+            await reconcile_service(operator.context, key, Lane.BULK)
+    said = {each["type"]: (each["status"], each["reason"]) for each in stored["status"]["conditions"]}
+    assert stored["status"]["phase"] == "Running"
+    assert (said["Serving"], said["Ready"]) == (("False", "NoReplicaReady"), ("False", "Progressing"))
 
 
 class Clock:

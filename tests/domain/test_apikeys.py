@@ -84,7 +84,6 @@ def test_b14_a_key_is_ready_in_every_state_that_its_owner_wants(
     assert told(verdict) == {"Ready": reason}
     assert verdict.conditions[0].status is ConditionStatus.TRUE
     assert verdict.due == due
-    assert not verdict.stalled
 
 
 def test_b20_a_secret_that_was_only_found_is_said_to_be_so() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import ConditionStatus, ServiceType
-from farebox.domain.catalog import Existing, Neighbour, plan_default_services
+from farebox.domain.catalog import Existing, Neighbour, plan_default_services, refused
 from farebox.domain.keys import ObjectKey
 from tests.domain.build import NOW
 from tests.domain.strategies import THOROUGH
@@ -48,6 +48,12 @@ def test_a_long_list_of_taken_names_is_cut() -> None:
     plan = plan_default_services(ACME, [ACME], names, dict.fromkeys(names, USERS))
     assert "model-09 and 2 more" in plan.condition.message
     assert "model-10" not in plan.condition.message
+
+
+def test_what_the_api_server_refuses_is_told_in_its_words() -> None:
+    said = refused({"b": "exceeded quota: few", "a": "exceeded quota: few"})
+    assert (said.status, said.reason) == (ConditionStatus.FALSE, "Refused")
+    assert said.message == "the API server refuses the Default services a, b: exceeded quota: few"
 
 
 @pytest.mark.parametrize(

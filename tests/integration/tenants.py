@@ -266,6 +266,13 @@ class Tenant:
 
         return wait_for(f"{kind} {name} has {type_}={status} {reason}", look, SECONDS)
 
+    def wait_event(self, name: str, reason: str, type_: str, kind: str = "InferenceService") -> None:
+        """Wait until an object has an Event."""
+        namespace = "default" if kind == "Model" else self.namespace
+        fields = f"regarding.kind={kind},regarding.name={name},reason={reason},type={type_}"
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events?fieldSelector={fields}"
+        wait_for(f"{kind} {name} has an Event {reason}", lambda: self.api.get(path)["items"], SECONDS)
+
     def wait_backend(self, service: str, replicas: int) -> None:
         """Wait until a dedicated service's Deployment has so many replicas, all ready, and its pods are."""
         self._wait_replicas(self.backend_name(service), replicas)

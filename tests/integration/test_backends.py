@@ -31,11 +31,21 @@ def version_of(deployment: JSONObject | None) -> str:
     return str(deployment["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"])
 
 
+def served_since(tenant: Tenant, since: str, name: str) -> bool:
+    """Whether the gateway could take calls of a service all the time after a resourceVersion."""
+    states = tenant.history(since, name)
+    return all(condition_of(state, "Serving")["status"] == "True" for state in states)
+
+
 def own_path(tenant: Tenant) -> str:
     return deployment_path(BACKENDS, tenant.backend_name("own"))
 
 
 def test_b5_a_deployment_scaled_by_hand_is_put_right(running: Tenant) -> None:
+    since = running.version("own")
+    running.api.patch(own_path(running), {"spec": {"replicas": 5}})
+    running.wait_running("own", 2)
+    assert served_since(running, since, "own")
     for replicas in (5, 0, 1):
         running.api.patch(own_path(running), {"spec": {"replicas": replicas}})
         wait_for("it is put right", lambda: running.backend("own")["spec"]["replicas"] == 2, SECONDS)  # type: ignore[index]
@@ -94,6 +104,54 @@ def test_b5_a_deleted_service_of_a_backend_is_made_anew(running: Tenant) -> None
     wait_for("a new one", lambda: running.api.get(path)["metadata"]["uid"] != uid, SECONDS)
 
 
+def test_b5_a_service_of_a_backend_edited_by_hand_is_put_right_and_foreign_labels_stay(
+    running: Tenant,
+) -> None:
+    path = core_path("services", BACKENDS, running.backend_name("own"))
+    asked = running.api.get(path)["spec"]
+    edits: tuple[JSONObject, ...] = (
+        {
+            "metadata": {"labels": {"mine": "kept"}},
+            "spec": {"selector": {"farebox.dev/backend": "elsewhere"}},
+        },
+        {"spec": {"selector": {"farebox.dev/backend": None, "app": "elsewhere"}}},
+        {"spec": {"ports": [{"port": 80, "targetPort": 8000}]}},
+        {"spec": {"ports": [{"name": "http", "port": 8000, "targetPort": 22}]}},
+    )
+    for edit in edits:
+        running.api.patch(path, edit)
+        wait_for(f"put right after {edit}", lambda: running.api.get(path)["spec"] == asked, SECONDS)
+    assert running.api.get(path)["metadata"]["labels"]["mine"] == "kept"
+
+
+def test_a_port_edited_in_the_model_is_that_of_its_services_too(tenant: Tenant) -> None:
+    model = tenant.model()
+    tenant.account(balance="5")
+    tenant.service("own", model)
+    tenant.service("shared", model, dedicated=False)
+    tenant.service("off", model)
+    tenant.wait_running("own", 1)
+    tenant.wait_state("shared", "Running")
+    tenant.wait_running("off", 1)
+    tenant.edit("off", postpaid=False)
+    tenant.wait_stopped("off", "PostpaidDisabled")
+    tenant.edit_model(model, serving={"deployment": {"port": 9000}})
+    tenant.edit("off", postpaid=True)
+    for name in ("own", "shared", "off"):
+        backend = shared_backend_name(model) if name == "shared" else tenant.backend_name(name)
+        path = core_path("services", BACKENDS, backend)
+
+        def leads_there(path: str = path) -> bool:
+            (port,) = tenant.api.get(path)["spec"]["ports"]
+            return (port["port"], port["targetPort"]) == (9000, 9000)
+
+        wait_for(f"{name} has the port", leads_there, SECONDS)
+        endpoint = f"http://{backend}.{BACKENDS}.svc:9000"
+        wait_for(
+            "the endpoint", lambda name=name, at=endpoint: tenant.status(name)["endpoint"] == at, SECONDS
+        )  # type: ignore[misc]
+
+
 def test_the_shared_backend_is_at_zero_exactly_when_nobody_wants_it(tenant: Tenant) -> None:
     model = tenant.model(deployment={"replicas": 2})
     tenant.account("one", balance="5")
@@ -148,6 +206,7 @@ def test_an_edited_template_rolls_dedicated_and_shared_backends_and_nothing_stop
     for name, version in since.items():
         # A rollout as quick as here may come and go without a status that says so.
         assert set(tenant.phases(version, name)) <= {"Running"}
+        assert served_since(tenant, version, name)
     # What stands still is not touched, and has the new template when it comes back.
     assert version_of(tenant.backend("off")) == "first"
     tenant.edit("off", postpaid=True)
@@ -167,6 +226,8 @@ def test_b23_a_template_that_the_api_server_refuses_is_reported_and_delays_nobod
     tenant.wait_condition("refused-shared", "Stalled", "True", "BackendRejected")
     condition = tenant.wait_condition(refused, "Stalled", "True", "BackendRejected", kind="Model")
     assert SAID in condition["message"]
+    tenant.wait_event("refused-0", "BackendRejected", "Warning")
+    tenant.wait_event(refused, "BackendRejected", "Warning", kind="Model")
     tenant.service("fine", fine)
     tenant.wait_running("fine", 1)
     tenant.edit_model(refused, serving={"deployment": {"template": template()}})
@@ -174,6 +235,27 @@ def test_b23_a_template_that_the_api_server_refuses_is_reported_and_delays_nobod
         tenant.wait_running(f"refused-{index}", 1)
     tenant.wait_state("refused-shared", "Running")
     tenant.wait_condition(refused, "Ready", "True", kind="Model")
+
+
+def test_b23_what_a_template_has_of_the_wrong_type_is_reported_and_null_is_as_absent(tenant: Tenant) -> None:
+    """Where Farebox adds something of its own: labels, a drain."""
+    server = template()["spec"]["containers"][0]
+    nulls = {"spec": {"containers": [server | {"lifecycle": None}], "automountServiceAccountToken": None}}
+    model = tenant.model("nulls", pods=nulls, deployment={"drainSeconds": 7})
+    tenant.account(balance="5")
+    tenant.service("own", model)
+    tenant.wait_running("own", 1)
+    (pod,) = tenant.pods(tenant.backend_name("own"))
+    assert pod["spec"]["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 7}}}
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    for name, pods in (
+        ("labels", template() | {"metadata": {"labels": "app=llm"}}),
+        ("lifecycle", {"spec": {"containers": [server | {"lifecycle": "stop"}]}}),
+    ):
+        wrong = tenant.model(name, pods=pods, deployment={"drainSeconds": 7})
+        tenant.service(name, wrong)
+        condition = tenant.wait_condition(name, "Stalled", "True", "BackendRejected")
+        assert f".{name} of type" in condition["message"], condition["message"]
 
 
 def test_b23_an_edit_of_a_template_that_is_refused_leaves_running_what_runs(running: Tenant) -> None:
@@ -249,6 +331,7 @@ def test_a_running_service_whose_backend_fails_stays_running_and_does_not_serve(
     since = running.version("own")
     running.hold(backend)
     running.wait_condition("own", "Serving", "False", "NoReplicaReady")
+    running.wait_event("own", "NoReplicaReady", "Warning")
     running.wait_condition("own", "Ready", "False", "Progressing")
     assert running.status("own")["phase"] == "Running"
     running.release(backend, pods=2)
@@ -335,3 +418,22 @@ def test_a_deployment_of_somebody_elses_under_a_backends_name_is_left_alone_and_
     # Nothing tells the operator that a foreign object went; the next try of its own finds out.
     tenant.edit_model(model, displayName="again")
     tenant.wait_state("shared", "Running")
+
+
+def test_a_service_of_somebody_elses_under_a_backends_name_is_left_alone_and_reported(tenant: Tenant) -> None:
+    model = tenant.model()
+    path = core_path("services", BACKENDS, shared_backend_name(model))
+    spec = {"selector": {"app": "foreign"}, "ports": [{"port": 80}]}
+    foreign = tenant.api.create(
+        core_path("services", BACKENDS), {"metadata": {"name": shared_backend_name(model)}, "spec": spec}
+    )
+    tenant.account(balance="5")
+    tenant.service("shared", model, dedicated=False)
+    condition = tenant.wait_condition("shared", "Stalled", "True", "BackendRejected")
+    assert (
+        f"Service {BACKENDS}/{shared_backend_name(model)} exists and is not Farebox's" in condition["message"]
+    )
+    tenant.delete("Model", model)
+    tenant.wait_gone(deployment_path(BACKENDS, shared_backend_name(model)))
+    assert tenant.api.get(path)["metadata"]["resourceVersion"] == foreign["metadata"]["resourceVersion"]
+    tenant.api.delete(path)

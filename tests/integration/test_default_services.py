@@ -1,11 +1,13 @@
 """Default services: one for each account and model, made, given up and enabled (B1, B2)."""
 
+import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
 
 from tests.integration.tenants import SECONDS, Tenant
-from tests.support.api import path_of
+from tests.support.api import ApiError, manifest, path_of
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.plane
@@ -179,6 +181,64 @@ def test_b1_a_default_service_that_a_user_deletes_comes_back(tenant: Tenant) -> 
     tenant.api.delete(path_of("InferenceService", tenant.namespace, model))
     wait_for("a new one", lambda: tenant.get(model)["metadata"]["uid"] != uid, SECONDS)
     tenant.wait_state(model, "NotEnabled", "PostpaidDisabled")
+
+
+@pytest.fixture
+def policy(tenant: Tenant) -> Iterator[str]:
+    """A policy of somebody else's that lets no service into the tenant's namespace; its path."""
+    name, collection = f"none-{tenant.unique}", "/apis/admissionregistration.k8s.io/v1/validatingadmission"
+    rule = {
+        "apiGroups": ["farebox.dev"],
+        "apiVersions": ["*"],
+        "operations": ["CREATE"],
+        "resources": ["inferenceservices"],
+    }
+    here = {"matchLabels": {"kubernetes.io/metadata.name": tenant.namespace}}
+    spec = {
+        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": here},
+        "validations": [{"expression": "false", "message": "no services here, says the platform team"}],
+    }
+    binding = {"policyName": name, "validationActions": ["Deny"]}
+    for plural, part in (("policies", spec), ("policybindings", binding)):
+        tenant.api.create(f"{collection}{plural}", {"metadata": {"name": name}, "spec": part})
+    probe = manifest(
+        "InferenceService", "probe", {"modelRef": {"name": "x"}, "billingAccountRef": {"name": "x"}}
+    )
+
+    def acts() -> bool:
+        try:
+            tenant.api.create(f"{path_of('InferenceService', tenant.namespace)}?dryRun=All", probe)
+        except ApiError as error:
+            return "no services here" in error.message
+        return False
+
+    wait_for("the policy acts", acts, SECONDS)
+    yield f"{collection}policybindings/{name}"
+    for plural in ("policybindings", "policies"):
+        tenant.api.delete(f"{collection}{plural}/{name}")
+
+
+def test_b23_default_services_that_a_policy_refuses_are_reported_and_delay_nothing(
+    tenant: Tenant, policy: str
+) -> None:
+    model = tenant.model()
+    tenant.account(defaultServices=ALL)
+    condition = tenant.wait_condition("acme", "DefaultServices", "False", "Refused", kind="BillingAccount")
+    assert model in condition["message"]
+    assert "says the platform team" in condition["message"]
+    tenant.wait_event("acme", "Refused", "Warning", kind="BillingAccount")
+    tenant.wait_topup(tenant.topup("7"))
+    tenant.wait_account(balance="7.00", state="Active")
+    tenant.api.delete(policy)
+
+    def nudged() -> bool:
+        # A policy acts for a moment after it is gone.
+        path = path_of("BillingAccount", tenant.namespace, "acme")
+        tenant.api.patch(path, {"metadata": {"annotations": {"nudge": uuid.uuid4().hex}}})
+        return model in names(tenant)
+
+    wait_for("the service without the policy", nudged, SECONDS, poll_seconds=0.5)
+    tenant.wait_condition("acme", "DefaultServices", "True", kind="BillingAccount")
 
 
 @pytest.mark.parametrize("how", [(), ("--server-side", "--force-conflicts")], ids=["client", "server"])

@@ -6,6 +6,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.02
+_LATE_BY = 0.1
+_LONGEST_SECONDS = 0.25
+"""Looks take CPU from what is waited for: they come ever further apart, and are late by a tenth at most."""
 
 
 class NotInTime(AssertionError):
@@ -19,11 +22,13 @@ def wait_for(
 
     Args:
         what: the condition in words, for the error.
+        poll_seconds: between two looks, at first.
 
     Raises:
         NotInTime: it stayed false for `seconds`; errors of the last look are named.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline = began + seconds
     last: object = None
     while True:
         try:
@@ -33,6 +38,7 @@ def wait_for(
             last = found
         except (AssertionError, LookupError, OSError) as error:
             last = f"{type(error).__name__}: {error}"
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             raise NotInTime(f"{what}: not within {seconds:g} s; seen last: {last!r}")
-        time.sleep(poll_seconds)
+        time.sleep(max(poll_seconds, min((now - began) * _LATE_BY, _LONGEST_SECONDS)))

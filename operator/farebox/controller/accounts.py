@@ -1,6 +1,9 @@
 """One pass over a BillingAccount: its terms to the ledger, its Default services, its status."""
 
 from collections import Counter
+from collections.abc import Iterable
+
+import structlog
 
 from farebox.api import (
     AccountState,
@@ -18,19 +21,22 @@ from farebox.api import (
 )
 from farebox.api.inferenceservice import BillingAccountRef, InferenceServiceSpec
 from farebox.controller.cache import account_of
-from farebox.controller.context import Context
+from farebox.controller.context import REFUSED_RETRY_SECONDS, Context, Refusal
 from farebox.controller.gather import account_terms, known_balance
 from farebox.controller.keys import Key, Kind
 from farebox.controller.queue import Lane
 from farebox.controller.status import conditions
 from farebox.controller.topups import doubt_balance
 from farebox.domain.account import AccountTermsFacts, AccountVerdict, judge_account
-from farebox.domain.catalog import CatalogPlan, Existing, Neighbour, plan_default_services
+from farebox.domain.catalog import CatalogPlan, Existing, Neighbour, plan_default_services, refused
 from farebox.domain.conditions import ConditionVerdict
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import parse_amount
+from farebox.errors import Forbidden, Invalid
 from farebox.kube.names import DEFAULT_FOR_LABEL, MANAGED_BY, MANAGER, label_value, resource_path
+
+log = structlog.get_logger(__name__)
 
 
 async def reconcile_account(context: Context, key: Key, lane: Lane) -> None:
@@ -47,11 +53,32 @@ async def reconcile_account(context: Context, key: Key, lane: Lane) -> None:
             context.queue.add(work.key, work.lane)
         context.balance_settled(key.object)
     plan = _plan_catalog(context, key.object, account)
-    for name in plan.create:
-        await context.writer.create_service(_default_service(key.object, name), Lane.BULK)
+    refusals = await _create_services(context, key, lane, plan.create)
+    await _report(context, key, lane, account, refused(refusals) if refusals else plan.condition)
     for name in plan.delete:
         await _delete_service(context, ObjectKey(key.namespace, name), lane)
-    await _report(context, key, lane, account, plan.condition)
+
+
+async def _create_services(context: Context, key: Key, lane: Lane, names: Iterable[str]) -> dict[str, str]:
+    """Make Default services; returns the API server's refusals by name.
+
+    They delay nothing else of the account (B23), and are tried again now and then: quotas and policies change
+    without a word. Not at each pass in the slow lane: the account of much traffic has several a second.
+    """
+    refusals, before = dict[str, Refusal](), context.default_refusals.pop(key, {})
+    for name in names:
+        if name in before and lane is Lane.BULK and context.monotonic() < before[name].until:
+            refusals[name] = before[name]
+            continue
+        try:
+            await context.writer.create_service(_default_service(key.object, name), Lane.BULK)
+        except (Invalid, Forbidden) as error:
+            log.warning("default_service.refused", account=str(key), service=name, error=error.message)
+            refusals[name] = Refusal(error.message, context.monotonic() + REFUSED_RETRY_SECONDS)
+    if refusals:
+        context.default_refusals[key] = refusals
+        context.queue.add_after(key, REFUSED_RETRY_SECONDS)
+    return {name: refusal.message for name, refusal in refusals.items()}
 
 
 async def _report(
@@ -75,7 +102,7 @@ async def _report(
         ledger_sequence=sequence,
     )
     if await context.write_status(key, lane, account, before, status):
-        _tell(context, account, verdict)
+        _tell(context, account, verdict, catalog)
 
 
 def _gather(context: Context, key: Key, account: BillingAccount) -> AccountTermsFacts:
@@ -91,8 +118,14 @@ def _gather(context: Context, key: Key, account: BillingAccount) -> AccountTerms
     )
 
 
-def _tell(context: Context, account: BillingAccount, verdict: AccountVerdict) -> None:
+def _tell(
+    context: Context, account: BillingAccount, verdict: AccountVerdict, catalog: ConditionVerdict
+) -> None:
     """One Event for the account where thousands of services change with it."""
+    context.recorder.standstill(account, account.status, verdict.conditions)
+    was = account.status.condition(ConditionType.DEFAULT_SERVICES)
+    if catalog.status is ConditionStatus.FALSE and (was is None or was.reason != catalog.reason):
+        context.recorder.event(account, "Warning", catalog.reason, "Create", catalog.message)
     low = next(c for c in verdict.conditions if c.type is ConditionType.LOW_BALANCE)
     before = account.status.condition(ConditionType.LOW_BALANCE)
     if low.status is ConditionStatus.TRUE and (before is None or before.status is not ConditionStatus.TRUE):

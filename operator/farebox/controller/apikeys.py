@@ -7,7 +7,7 @@ exists in the memory of one pass and in the Secret, and nowhere else: no log, no
 import secrets
 from datetime import datetime
 
-from farebox.api import APIKey, APIKeyStatus, ConditionType
+from farebox.api import APIKey, APIKeyStatus
 from farebox.controller.context import Context
 from farebox.controller.keys import Key
 from farebox.controller.queue import Lane
@@ -97,11 +97,8 @@ async def _hindered(
     context: Context, key: Key, lane: Lane, apikey: APIKey, status: APIKeyStatus, answer: Answer
 ) -> None:
     """There is no Secret, and the owner has to do something about it."""
-    before = apikey.status.condition(ConditionType.STALLED)
     verdict = await _report(context, key, lane, apikey, status, answer)
-    ready = verdict.conditions[0]
-    if verdict.stalled and (before is None or before.reason != ready.reason):
-        context.recorder.event(apikey, "Warning", ready.reason, "Make", ready.message)
+    context.recorder.standstill(apikey, apikey.status, verdict.conditions, "Make")
 
 
 async def _report(

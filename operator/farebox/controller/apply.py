@@ -74,10 +74,10 @@ class Writer:
         except Conflict as conflict:
             found = await self.client.get(deployment_path(metadata["namespace"], metadata["name"]))
             if not is_farebox_backend(found):
-                place = f"{metadata['namespace']}/{metadata['name']}"
-                message = f"Deployment {place} exists and is not Farebox's: delete it or name it otherwise"
-                raise Invalid(conflict.status, conflict.reason, message) from conflict
+                raise _not_ours("Deployment", metadata) from conflict
             raise
+        except NotFound as error:
+            raise _no_namespace(metadata, error) from error
 
     async def replace_deployment(self, backend: Backend, deployment: JSONObject, lane: Lane) -> None:
         """Put a backend right whose template or labels differ; foreign labels and annotations stay."""
@@ -92,14 +92,36 @@ class Writer:
         self.cache.backends.put(answer)
 
     async def create_endpoint(self, endpoint: JSONObject, lane: Lane) -> None:
-        """Make the Service of a backend; one that is there already is fine."""
-        path = core_path("services", endpoint["metadata"]["namespace"])
+        """Make the Service of a backend; one of Farebox's that is there already is fine.
+
+        Raises:
+            Invalid: a Service that is not Farebox's has the name.
+        """
+        metadata = endpoint["metadata"]
+        path = core_path("services", metadata["namespace"])
         try:
             self.cache.endpoints.put(await self._write("service", "POST", path, endpoint, lane))
-        except Conflict:
-            name = endpoint["metadata"]["name"]
-            found = await self.client.get(core_path("services", endpoint["metadata"]["namespace"], name))
+        except Conflict as conflict:
+            found = await self.client.get(f"{path}/{metadata['name']}")
+            if not is_farebox_backend(found):
+                raise _not_ours("Service", metadata) from conflict
             self.cache.endpoints.put(found)
+        except NotFound as error:
+            raise _no_namespace(metadata, error) from error
+
+    async def replace_endpoint(self, endpoint: JSONObject, lane: Lane) -> None:
+        """Put a Service right that leads elsewhere; foreign labels and annotations stay."""
+        metadata = endpoint["metadata"]
+        path = core_path("services", metadata["namespace"], metadata["name"])
+        there = (await self.client.get(path))["metadata"]
+        merged = metadata | {
+            "labels": (there.get("labels") or {}) | metadata["labels"],
+            "annotations": (there.get("annotations") or {}) | metadata["annotations"],
+            "resourceVersion": there["resourceVersion"],
+        }
+        self.cache.endpoints.put(
+            await self._write("service", "PUT", path, endpoint | {"metadata": merged}, lane)
+        )
 
     async def create_service(self, service: JSONObject, lane: Lane) -> None:
         """Make a Default InferenceService; one that a user made meanwhile is left alone."""
@@ -168,3 +190,14 @@ class Writer:
         except KubeError as error:
             WRITE_ERRORS.labels(str(error.status)).inc()
             raise
+
+
+def _not_ours(kind: str, metadata: JSONObject) -> Invalid:
+    place = f"{metadata['namespace']}/{metadata['name']}"
+    message = f"{kind} {place} exists and is not Farebox's: delete it or name it otherwise"
+    return Invalid(409, "AlreadyExists", message)
+
+
+def _no_namespace(metadata: JSONObject, error: NotFound) -> Invalid:
+    message = f"Namespace {metadata['namespace']}, where all backends live, does not exist: create it"
+    return Invalid(error.status, error.reason, message)

@@ -6,7 +6,7 @@ import json
 import structlog
 
 from farebox.api import DeploymentServing
-from farebox.controller.context import Context
+from farebox.controller.context import REFUSED_RETRY_SECONDS, Context
 from farebox.controller.drift import contains
 from farebox.controller.keys import Key
 from farebox.controller.queue import Lane
@@ -16,7 +16,6 @@ from farebox.errors import Forbidden, Invalid
 from farebox.kube.names import core_path, deployment_path
 
 log = structlog.get_logger(__name__)
-_REFUSED_RETRY_SECONDS = 30.0
 
 
 async def ensure_backend(
@@ -36,14 +35,13 @@ async def ensure_backend(
             await scale_to_zero(context, target, lane)
         else:
             await _bring_up(context, target, lane, deployment)
-            if target not in context.cache.endpoints:
-                await context.writer.create_endpoint(endpoint(deployment, serving), lane)
+            await _open(context, target, lane, deployment, serving)
     except (Invalid, Forbidden) as error:
         context.backend_errors[target] = error.message
         if known_error != error.message:
             log.warning("backend.refused", object=str(key), backend=str(target), error=error.message)
             context.queue.add(key, lane)
-        context.queue.add_after(key, _REFUSED_RETRY_SECONDS)
+        context.queue.add_after(key, REFUSED_RETRY_SECONDS)
         return
     if context.backend_errors.pop(target, None) is not None:
         context.queue.add(key, lane)
@@ -54,6 +52,12 @@ async def scale_to_zero(context: Context, target: ObjectKey, lane: Lane) -> None
     backend = context.cache.backends.get(target)
     if backend is not None and backend.facts.desired != 0:
         await context.writer.scale(target, backend, 0, lane)
+
+
+async def stop_backend(context: Context, target: ObjectKey, lane: Lane) -> None:
+    """Take all replicas from a dedicated backend; a refusal of before says nothing of its way back up."""
+    await scale_to_zero(context, target, lane)
+    context.backend_errors.pop(target, None)
 
 
 async def remove_backend(context: Context, target: ObjectKey, lane: Lane) -> None:
@@ -96,6 +100,17 @@ async def _bring_up(context: Context, target: ObjectKey, lane: Lane, deployment:
             return
     if backend.facts.desired != replicas:
         await context.writer.scale(target, backend, replicas, lane)
+
+
+async def _open(
+    context: Context, target: ObjectKey, lane: Lane, deployment: JSONObject, serving: DeploymentServing
+) -> None:
+    """Make the Service of a backend, or put it right: its port was edited in the Model, or it by hand."""
+    there = context.cache.endpoints.get(target)
+    if there is None:
+        await context.writer.create_endpoint(endpoint(deployment, serving), lane)
+    elif there.port != serving.port:
+        await context.writer.replace_endpoint(endpoint(deployment, serving), lane)
 
 
 def _digest(value: JSONObject) -> str:

@@ -65,13 +65,15 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The Service in front of a backend: of it only the identity and the owner matter."""
+    """The Service in front of a backend, as far as it matters."""
 
     name: str
     uid: str
     annotations: dict[str, str]
     service: ObjectKey | None
     """The dedicated service it belongs to; None for a model's shared backend."""
+    port: int
+    """The port by which it leads to the same one of its backend's pods; 0: it leads elsewhere."""
 
 
 def service_behind(name: str, annotations: dict[str, str]) -> ObjectKey | None:
@@ -309,7 +311,18 @@ def parse_endpoint(raw: JSONObject) -> Endpoint:
     """A Service as the endpoint of a backend."""
     metadata = raw["metadata"]
     name, annotations = metadata["name"], metadata.get("annotations") or {}
-    return Endpoint(name, metadata["uid"], annotations, service_behind(name, annotations))
+    return Endpoint(
+        name, metadata["uid"], annotations, service_behind(name, annotations), _port_of(name, raw["spec"])
+    )
+
+
+def _port_of(name: str, spec: JSONObject) -> int:
+    """See Endpoint.port."""
+    ports: list[JSONObject] = spec.get("ports") or []
+    if spec.get("selector") != {BACKEND_LABEL: name} or len(ports) != 1:
+        return 0
+    port: int = ports[0]["port"]
+    return port if ports[0].get("targetPort") == port and ports[0].get("protocol") == "TCP" else 0
 
 
 def parse_labels(raw: JSONObject) -> Labels:
@@ -362,7 +375,10 @@ def parse_backend(raw: JSONObject) -> Backend:
 def is_farebox_backend(raw: JSONObject) -> bool:
     """Whether a Deployment or Service in the backends' namespace is Farebox's own.
 
-    By its selector, which nobody can edit away: one that lost its labels is still ours to put right.
+    By its selector, which nobody can edit away from a Deployment: one that lost its labels is still ours to
+    put right. A Service whose selector was edited is known by its labels.
     """
     selector = raw["spec"].get("selector") or {}
-    return BACKEND_LABEL in (selector.get("matchLabels") or selector)
+    if "matchLabels" in selector or "matchExpressions" in selector:
+        return BACKEND_LABEL in (selector.get("matchLabels") or ())
+    return BACKEND_LABEL in selector or BACKEND_LABEL in (raw["metadata"].get("labels") or ())

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from farebox.api import APIObject, Status
 from farebox.controller.apply import Writer
@@ -23,6 +23,8 @@ from farebox.ledger.port import AccountBalance, LedgerPort
 
 COUNTS_SECONDS = 1.0
 """How long a status rests before counts alone are written."""
+REFUSED_RETRY_SECONDS: Final = 30.0
+"""What the API server refuses is tried again after so long: quotas and policies change without a word."""
 _FURTHEST_SECONDS: Final = 3600.0
 """A look that is due later is asked for again by then, so that deleted objects leave no timers for months."""
 
@@ -30,6 +32,13 @@ _FURTHEST_SECONDS: Final = 3600.0
 def utc_now() -> datetime:
     """The time, in whole seconds as Kubernetes writes it."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+class Refusal(NamedTuple):
+    """The API server's no to a Default service, which is not asked again before `until` (monotonic)."""
+
+    message: str
+    until: float
 
 
 @dataclass
@@ -55,6 +64,8 @@ class Context:
     """The last top-up that an account's balance waited for is in it: what depends on it is woken."""
     backend_errors: dict[ObjectKey, str] = field(default_factory=dict)
     """The API server's refusals of backends, by the backend's key, until one is accepted."""
+    default_refusals: dict[Key, dict[str, Refusal]] = field(default_factory=dict)
+    """Default services that the API server refused, by their account and their name; see accounts.py."""
     settled_backends: dict[ObjectKey, tuple[str, str]] = field(default_factory=dict)
     """What was last written for a backend and the version that came of it; see backends.py."""
     secrets_made: dict[str, datetime] = field(default_factory=dict)
@@ -99,5 +110,6 @@ class Context:
     def forget(self, key: Key) -> None:
         """The object is gone."""
         self._written.pop(key, None)
+        self.default_refusals.pop(key, None)
         self.records.forget(key)
         self.queue.forget(key)

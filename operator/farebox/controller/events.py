@@ -7,21 +7,23 @@ account's Event, and by metrics. Losing an Event loses nothing but a line for pe
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
 import structlog
 
-from farebox.api import API_VERSION, APIObject
+from farebox.api import API_VERSION, APIObject, ConditionStatus, ConditionType, Status
 from farebox.controller.queue import TokenBucket
+from farebox.domain.conditions import ConditionVerdict
 from farebox.errors import KubeError, KubeUnreachable
 from farebox.kube.client import JSONObject, KubeClient
 from farebox.kube.names import event_path
 from farebox.metrics import EVENTS_DROPPED
 
 log = structlog.get_logger(__name__)
+EventKind = Literal["Normal", "Warning"]
 _CONTROLLER = "farebox.dev/operator"
 _MESSAGE_LIMIT = 1024
 _WAITING = 256
@@ -42,9 +44,7 @@ class Recorder:
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
     _queue: asyncio.Queue[JSONObject] = field(default_factory=lambda: asyncio.Queue(_WAITING))
 
-    def event(
-        self, regarding: APIObject, kind: Literal["Normal", "Warning"], reason: str, action: str, note: str
-    ) -> None:
+    def event(self, regarding: APIObject, kind: EventKind, reason: str, action: str, note: str) -> None:
         """Tell what happened to an object: `reason` and `action` are CamelCase words, `note` a sentence."""
         bucket = self._buckets.setdefault(regarding.KIND, TokenBucket(self.rate, self.burst))
         if not bucket.try_take():
@@ -54,6 +54,26 @@ class Recorder:
             self._queue.put_nowait(self._body(regarding, kind, reason, action, note))
         except asyncio.QueueFull:
             EVENTS_DROPPED.inc()
+
+    def standstill(
+        self,
+        regarding: APIObject,
+        before: Status,
+        verdicts: Iterable[ConditionVerdict],
+        action: str = "Reconcile",
+        told: Container[str] = (),
+    ) -> None:
+        """Tell that an object came to a standstill, or to another one: somebody has to act (Stalled).
+
+        Args:
+            before: its status until now.
+            told: reasons that have an Event of their own.
+        """
+        now = next(verdict for verdict in verdicts if verdict.type is ConditionType.STALLED)
+        was = before.condition(ConditionType.STALLED)
+        same = was is not None and (was.status, was.reason) == (now.status, now.reason)
+        if now.status is ConditionStatus.TRUE and not same and now.reason not in told:
+            self.event(regarding, "Warning", now.reason, action, now.message)
 
     async def run(self) -> None:
         """Send what was told, for ever."""
@@ -76,19 +96,22 @@ class Recorder:
 
     def _body(self, regarding: APIObject, kind: str, reason: str, action: str, note: str) -> JSONObject:
         metadata = regarding.metadata
+        # The API server counts bytes, and takes no name whose parts end in a sign.
+        note = note.encode()[:_MESSAGE_LIMIT].decode(errors="ignore")
+        stem = metadata.name[:200].rstrip("-.")
         # Events about cluster-scoped objects live in "default", as those of Nodes do.
         namespace = metadata.namespace or "default"
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": f"{metadata.name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
+            "metadata": {"name": f"{stem}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
             "eventTime": self.clock().strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "reportingController": _CONTROLLER,
             "reportingInstance": self.identity[:128],
             "action": action,
             "reason": reason,
             "type": kind,
-            "note": note[:_MESSAGE_LIMIT],
+            "note": note,
             "regarding": {
                 "apiVersion": API_VERSION,
                 "kind": regarding.KIND,

@@ -15,6 +15,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.domain.money import parse_amount
 from farebox.domain.pricing import parse_price
 from farebox.domain.reservation import Offer
+from farebox.errors import Conflict, KubeError
 from farebox.kube.names import shared_backend_name
 from farebox.ledger.port import FreeQuota, PriceTier, PriceVersion
 
@@ -36,7 +37,14 @@ async def reconcile_model(context: Context, key: Key, lane: Lane) -> None:
     serving = model.spec.serving.deployment
     if verdict.replicas is not None and serving is not None:
         deployment = shared_backend(context.backend_namespace, model, serving, verdict.replicas)
-        await ensure_backend(context, key, lane, deployment, serving)
+        try:
+            await ensure_backend(context, key, lane, deployment, serving)
+        except Conflict:
+            raise
+        except KubeError:
+            # As in services.py: what there is meanwhile is told.
+            await _report(context, key, lane, model, facts, verdict)
+            raise
         if context.backend_errors.get(target, "") != facts.refusal:
             for service in context.cache.services_of_model.of(key.object):
                 context.queue.add(service_key(service), Lane.BULK)
@@ -112,4 +120,5 @@ async def _report(
         selector=selector_text(shared_backend_name(key.name)) if model.spec.serving.deployment else None,
         services=context.cache.services_of_model.count(key.object),
     )
-    await context.write_status(key, lane, model, model.status, status)
+    if await context.write_status(key, lane, model, model.status, status):
+        context.recorder.standstill(model, model.status, verdict.conditions)

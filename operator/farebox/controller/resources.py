@@ -130,19 +130,34 @@ def _template(labels: dict[str, str], serving: DeploymentServing) -> JSONObject:
     Running calls outlive a stop because the pods do: `preStop: sleep` holds them for drainSeconds
     (product.md, Decisions). Environment variables for each of thousands of Services would break the pods'
     start, and a model server has no business with the API server: both are off unless the template says so.
+
+    A null is as absent. What is of the wrong type is left as it is: the API server says so best (B23).
     """
     template = copy.deepcopy(serving.template)
-    metadata = template.setdefault("metadata", {})
-    metadata["labels"] = (metadata.get("labels") or {}) | labels
+    metadata = _within(template, "metadata")
+    _within(metadata, "labels").update(labels)
     spec = template["spec"]
-    spec.setdefault("enableServiceLinks", False)
-    spec.setdefault("automountServiceAccountToken", False)
+    _default(spec, "enableServiceLinks", False)
+    _default(spec, "automountServiceAccountToken", False)
     if serving.drain_seconds > 0:
-        spec.setdefault("terminationGracePeriodSeconds", serving.drain_seconds + _DEFAULT_GRACE_SECONDS)
+        _default(spec, "terminationGracePeriodSeconds", serving.drain_seconds + _DEFAULT_GRACE_SECONDS)
         for container in spec["containers"]:
-            lifecycle = container.setdefault("lifecycle", {})
-            lifecycle.setdefault("preStop", {"sleep": {"seconds": serving.drain_seconds}})
+            _default(
+                _within(container, "lifecycle"), "preStop", {"sleep": {"seconds": serving.drain_seconds}}
+            )
     return template
+
+
+def _within(there: JSONObject, key: str) -> JSONObject:
+    """The mapping under a key, made where there is none; one that leads nowhere where that is no mapping."""
+    _default(there, key, {})
+    found = there[key]
+    return found if isinstance(found, dict) else {}
+
+
+def _default(there: JSONObject, key: str, value: Any) -> None:
+    if there.get(key) is None:
+        there[key] = value
 
 
 def api_key_secret(apikey: APIKey, token: str) -> JSONObject:

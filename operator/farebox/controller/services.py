@@ -1,18 +1,21 @@
 """One pass over an InferenceService: gather facts, decide, apply the difference."""
 
 from farebox.api import ConditionType, InferenceService, Phase, StopReason
-from farebox.controller.backends import ensure_backend, remove_backend, scale_to_zero
+from farebox.controller.backends import ensure_backend, remove_backend, stop_backend
 from farebox.controller.cache import account_of
 from farebox.controller.context import COUNTS_SECONDS, Context
+from farebox.controller.events import EventKind
 from farebox.controller.gather import backend_name, gather
 from farebox.controller.keys import Key, model_key
 from farebox.controller.queue import Lane
 from farebox.controller.reservations import release, reserve, tell_renewal
 from farebox.controller.resources import dedicated_backend, endpoint_url, selector_text
 from farebox.controller.status import service_status
+from farebox.domain.conditions import ConditionVerdict
 from farebox.domain.facts import MISSING, BackendFacts, Facts
 from farebox.domain.keys import ObjectKey
-from farebox.domain.lifecycle import Verdict, decide, desired_replicas
+from farebox.domain.lifecycle import NO_REPLICA_READY, Verdict, decide, desired_replicas
+from farebox.errors import Conflict, KubeError
 from farebox.ledger.port import Binding
 from farebox.metrics import TRANSITIONS
 
@@ -42,7 +45,14 @@ async def reconcile_service(context: Context, key: Key, lane: Lane) -> None:
     _note_demand(context, key, service, verdict)
     if verdict.wanted:
         # Up: first what runs, then the word that it does.
-        await _apply_backend(context, key, lane, service, verdict, target)
+        try:
+            await _apply_backend(context, key, lane, service, verdict, target)
+        except Conflict:
+            raise
+        except KubeError:
+            # A webhook may be down for hours: what is said meanwhile is what there is.
+            await _report(context, key, lane, service, facts, verdict)
+            raise
         await _report(context, key, lane, service, facts, verdict)
     else:
         # Down: first the word, so that calls are refused before the pods go (B18).
@@ -61,7 +71,7 @@ async def _apply_backend(
         await _remove_backends(context, key, lane)
         return
     if not verdict.wanted:
-        await scale_to_zero(context, target, lane)
+        await stop_backend(context, target, lane)
         return
     if serving is None:
         return
@@ -102,14 +112,28 @@ async def _report(
 
 
 def _tell(context: Context, service: InferenceService, verdict: Verdict) -> None:
-    """An Event and a count for a service that came to another phase, or to other reasons."""
-    before = (service.status.phase, tuple(service.status.stop_reasons))
-    if before == (verdict.phase, verdict.stop_reasons) or verdict.phase is None:
+    """Events and a count for what became of a service: its phase, or else what a phase does not tell."""
+    status, recorder = service.status, context.recorder
+    serving = next(c for c in verdict.conditions if c.type is ConditionType.SERVING)
+    if (status.phase, tuple(status.stop_reasons)) != (verdict.phase, verdict.stop_reasons):
+        _tell_phase(context, service, verdict, serving)
+    elif verdict.phase is Phase.RUNNING:
+        before = status.condition(ConditionType.SERVING)
+        if before is not None and before.status is not serving.status:
+            kind: EventKind = "Warning" if serving.reason == NO_REPLICA_READY else "Normal"
+            recorder.event(service, kind, serving.reason, "Serve", serving.message)
+    recorder.standstill(service, status, verdict.conditions, told=verdict.stop_reasons)
+
+
+def _tell_phase(
+    context: Context, service: InferenceService, verdict: Verdict, serving: ConditionVerdict
+) -> None:
+    """It came to another phase, or to other reasons."""
+    if verdict.phase is None:
         return
     TRANSITIONS.labels(verdict.phase).inc()
     if verdict.phase is Phase.NOT_ENABLED:
         return
-    serving = next(c for c in verdict.conditions if c.type is ConditionType.SERVING)
     if verdict.stop_reasons:
         reason = verdict.stop_reasons[0]
         by_owner = reason is StopReason.POSTPAID_DISABLED

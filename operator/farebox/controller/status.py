@@ -44,6 +44,8 @@ class Urgency(IntEnum):
     """Figures that move with traffic, and the wording of messages."""
 
 
+_MESSAGE_LIMIT: Final = 4096
+"""Characters of a message: the API server's own about a bad template can be longer than a status may be."""
 _SOON: Final = frozenset({"replicas", "readyReplicas", "services"})
 _LATER: Final = frozenset({"balance", "available", "ledgerSequence", "freeQuota"})
 
@@ -114,7 +116,7 @@ def conditions(
             type=verdict.type,
             status=verdict.status,
             reason=verdict.reason,
-            message=verdict.message,
+            message=_shortened(verdict.message),
             observed_generation=generation,
             last_transition_time=(
                 before.last_transition_time
@@ -125,6 +127,10 @@ def conditions(
         )
         for verdict in verdicts
     )
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= _MESSAGE_LIMIT else f"{message[: _MESSAGE_LIMIT - 4]} ..."
 
 
 def status_change(old: Status, new: Status) -> StatusChange | None:

@@ -185,14 +185,15 @@ def _receipt_message(context: Context, account: ObjectKey, receipt: Posted) -> s
 
 
 async def _wait(context: Context, key: Key, lane: Lane, topup: TopUp, reason: str, message: str) -> None:
-    ready = false(ConditionType.READY, reason, message)
+    verdicts = kstatus(false(ConditionType.READY, reason, message), stalled=reason)
     generation = topup.metadata.generation
     status = TopUpStatus(
         observed_generation=generation,
-        conditions=conditions(topup.status, kstatus(ready, stalled=reason), generation, context.now()),
+        conditions=conditions(topup.status, verdicts, generation, context.now()),
         message=message,
     )
-    await context.write_status(key, lane, topup, topup.status, status)
+    if await context.write_status(key, lane, topup, topup.status, status):
+        context.recorder.standstill(topup, topup.status, verdicts, "Post")
 
 
 async def _finish(

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
-from farebox.api import ConditionStatus, ConditionType
+from farebox.api import ConditionType
 from farebox.domain.conditions import ConditionVerdict, false, kstatus, true
 
 RANDOM_BYTES: Final = 32
@@ -85,14 +85,6 @@ class KeyVerdict:
 
     conditions: tuple[ConditionVerdict, ...]
     due: datetime | None = None
-
-    @property
-    def stalled(self) -> bool:
-        """Whether somebody has to act."""
-        return any(
-            condition.type is ConditionType.STALLED and condition.status is ConditionStatus.TRUE
-            for condition in self.conditions
-        )
 
 
 def is_own(recorded: bool, probe: Answer) -> bool:

@@ -91,6 +91,16 @@ def _condition(account: ObjectKey, wanted: list[str], services: Mapping[str, Exi
     return true(ConditionType.DEFAULT_SERVICES, "Ready", f"one for each of {len(wanted)} selected models")
 
 
+def refused(refusals: Mapping[str, str]) -> ConditionVerdict:
+    """What to report when the API server does not take Default services: its sentences by their names.
+
+    A quota or a policy of the namespace does so, and whoever set it can help.
+    """
+    names = sorted(refusals)
+    message = f"the API server refuses the Default services {_some(names)}: {refusals[names[0]]}"
+    return false(ConditionType.DEFAULT_SERVICES, "Refused", message)
+
+
 def _some(names: list[str]) -> str:
     """At most ten names, and how many more there are."""
     shown = ", ".join(names[:10])
