@@ -91,7 +91,8 @@ class Script:
         if draw < 0.4:
             return timedelta(0)
         if draw < 0.7:
-            return timedelta(seconds=self._random.choice((1, 20, 59.999999, 60, 600)))
+            # A clock may be set back a little, or be that of another meter.
+            return timedelta(seconds=self._random.choice((1, 20, 59.999999, 60, 600, -1, -90)))
         if draw < 0.97 or self._rarely_far:
             return timedelta(hours=self._random.choice((1, 11, 12, 13, 23, 24, 25, 48)))
         return timedelta(days=self._random.choice((29, 30, 31, 90, 400)))

@@ -202,6 +202,34 @@ async def test_a_statement_has_top_ups_and_terms_singly_and_usage_by_day_and_mod
     assert (await statement_of(ledger, 0.5)).closing == 10**10 - 3 * CALL_CHARGE
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_time_that_has_passed_reads_the_same_when_a_clock_goes_back(
+    database: Database, clock: Clock, restarts: bool
+) -> None:
+    """The meter's own, or another meter's that is a little behind."""
+    midnight = START.replace(hour=0) + timedelta(days=1)
+    clock.now = midnight + timedelta(seconds=1)
+    async with opened(database, clock) as ledger, opened(database, clock) as other:
+        await ledger.record(FACTS)
+        await ledger.post_topup(topup())
+        before = await ledger.report(lambda connection: read_statement(connection, ACME, START, midnight))
+        clock.now = midnight - timedelta(seconds=2)
+        await (other if restarts else ledger).ingest([usage()])
+        after = await ledger.report(lambda connection: read_statement(connection, ACME, START, midnight))
+        assert before is not None
+        assert after is not None
+        assert (after.closing, after.lines) == (before.closing, before.lines)
+        assert (await statement_of(ledger)).closing == 10**10 - CALL_CHARGE
+
+
+async def test_a_clock_that_was_far_ahead_is_believed_again(ledger: Ledger, clock: Clock) -> None:
+    await ledger.record(FACTS)
+    clock.advance(days=400)
+    await ledger.post_topup(topup("from the future"))
+    clock.now = START
+    assert (await ledger.post_topup(topup())).posted_at == START
+
+
 async def test_a_statement_of_nobody_is_none_and_one_too_long_is_refused(ledger: Ledger) -> None:
     assert await ledger.report(lambda connection: read_statement(connection, ACME, START, LATER)) is None
     await ledger.record(FACTS)

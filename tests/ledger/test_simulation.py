@@ -118,7 +118,7 @@ class Lives:
             self._do(random_, books, step.together)
         self._do(random_, books, (_Advance(),))
         with self._reader.begin() as connection:
-            compare(connection, books, self._clock)
+            compare(connection, books)
             report = _Verification(connection).run()
             assert report.ok, str(report)
 
@@ -161,7 +161,7 @@ async def live_concurrently(seed: int, database: Database) -> None:
                 ledger, observer = await _open(database, clock, books)
     await ledger.close()
     with disposing(read_engine(database.url, 1)) as engine, engine.begin() as connection:
-        compare(connection, books, clock)
+        compare(connection, books)
     database.check()
 
 

@@ -28,6 +28,7 @@ from farebox.ledger.catalog_queries import (
     RESERVATIONS,
     TERMS,
     TIERS,
+    WRITTEN,
 )
 from farebox.ledger.port import AccountBalance, FreeQuota, PriceTier
 
@@ -178,6 +179,7 @@ class Catalog:
     def __init__(self) -> None:
         self.revision = -1
         self.head = 0
+        self.written_at = 0
         self.accounts: dict[ObjectKey, AccountState] = {}
         self.account_keys: dict[int, ObjectKey] = {}
         self.books: dict[tuple[int, str], int] = {}
@@ -217,6 +219,7 @@ class Catalog:
             self.add_reservation(reservation)
         for reservation_id, *term in TERMS.rows(connection, (self.head,)):
             self.reservations[reservation_id].terms.append(Term(*term))
+        ((self.written_at,),) = WRITTEN.rows(connection, (head, head, head)) or [(0,)]
         self.head, self.revision = head, revision
 
     def add_account(self, account: AccountState) -> None:

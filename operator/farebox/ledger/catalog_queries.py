@@ -2,12 +2,22 @@
 
 from typing import Final
 
-from sqlalchemy import ClauseElement, bindparam, select
+from sqlalchemy import ClauseElement, bindparam, select, union_all
 
 from farebox.ledger import tables
 from farebox.ledger.prepared import Prepared
 
 LEDGER: Final = Prepared(select(tables.ledger.c.head, tables.ledger.c.revision).with_for_update(), ())
+WRITTEN: Final = Prepared(
+    union_all(
+        *(
+            select(table.c.recorded_at).where(table.c.sequence == bindparam("number"))
+            for table in (tables.transactions, tables.account_terms, tables.reservation_changes)
+        )
+    ),
+    ("number", "number", "number"),
+)
+"""When a number was written: it is in one of these tables."""
 _AFTER = bindparam("after", type_=tables.Int64)
 
 

@@ -6,8 +6,8 @@ reader that has seen number n has seen everything up to n. It does not know what
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table
@@ -25,7 +25,7 @@ from farebox.ledger.catalog import (
     KnownReservation,
     QuotaState,
 )
-from farebox.ledger.database import to_micros
+from farebox.ledger.database import from_micros, to_micros
 from farebox.ledger.port import AccountTerms, Binding, PriceVersion
 from farebox.ledger.prepared import COPY_ROWS, Prepared, one_trip
 from farebox.ledger.statements import (
@@ -42,6 +42,17 @@ BALANCE: Final = "balance"
 """The book of what an account has: positive is the customer's."""
 TOKENS: Final = "tokens"
 """The unit of the books of free quotas."""
+MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
+"""Clocks that differ by more are not set."""
+
+
+def _not_before(now: datetime, written_at: int) -> datetime:
+    """The time, but the last transaction's where that is later: of a clock that was set back a little, or of
+    another meter's. What a statement said of a time that had passed stays so. A clock that was wrong by more
+    was set right.
+    """
+    last = from_micros(written_at)
+    return last if now < last <= now + MAX_CLOCK_SKEW else now
 
 
 def fits(amount: int) -> bool:
@@ -53,13 +64,20 @@ class Journal:
     """What one database transaction reads and writes. Made and finished by the writer."""
 
     def __init__(
-        self, connection: Connection, catalog: Catalog, now: datetime, *, announces: bool = False
+        self,
+        connection: Connection,
+        catalog: Catalog,
+        clock: Callable[[], datetime],
+        *,
+        announces: bool = False,
     ) -> None:
         """`announces`: another process may wait for what is committed."""
         self.connection = connection
         self.catalog = catalog
-        self.now = now
-        self.recorded_at = to_micros(now)
+        catalog.refresh(connection)
+        # Asked with the ledger locked, however long that took: times rise as numbers do.
+        self.now = _not_before(clock(), catalog.written_at)
+        self.recorded_at = to_micros(self.now)
         self._rows: dict[Table, list[Mapping[str, Any]]] = defaultdict(list)
         self._touched: dict[int, AccountState] = {}
         self._used: dict[int, QuotaState] = {}
@@ -69,7 +87,6 @@ class Journal:
         self._last: list[tuple[Prepared, Sequence[tuple[Any, ...]]]] = []
         self._wrote = False
         self._announces = announces
-        catalog.refresh(connection)
 
     def next_sequence(self) -> int:
         """The next number; whoever takes it uses it for an account or a reservation, or there were a hole."""
@@ -399,5 +416,6 @@ class Journal:
         if not self._wrote:
             return
         self.catalog.revision += 1
+        self.catalog.written_at = self.recorded_at
         update_ledger = ANNOUNCE if self._announces else UPDATE_LEDGER
         update_ledger.run(self.connection, (self.catalog.head, self.catalog.revision))

@@ -6,7 +6,7 @@ the very transaction that records it. How an event finds its price is in `chargi
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -19,12 +19,9 @@ from farebox.ledger import tables
 from farebox.ledger.budgets import budgets_of
 from farebox.ledger.charging import OUTCOME_COLUMNS, Charging, is_charged
 from farebox.ledger.database import from_micros, to_micros
-from farebox.ledger.journal import Journal
+from farebox.ledger.journal import MAX_CLOCK_SKEW, Journal
 from farebox.ledger.port import Budget
 from farebox.ledger.prepared import BulkInsert, Prepared
-
-MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
-"""An event from further in the future is refused: it would be charged at prices that may yet change."""
 
 _CHUNK: Final = 500
 _SETTLE_PAGE: Final = 5_000
@@ -117,6 +114,7 @@ def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[In
 def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _Tally:
     """A batch without what is bad or was seen in this transaction already; `first` gets the rest as well."""
     tally = _Tally()
+    # One from further in the future would be charged at prices that may yet change.
     latest = journal.now + MAX_CLOCK_SKEW
     for index, event in enumerate(batch):
         if (rejection := _rejection(index, event, latest)) is not None:

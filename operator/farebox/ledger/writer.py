@@ -150,7 +150,7 @@ class Writer:
         if self._connection is None:
             self._connection = self._engine.connect()
         transaction = self._connection.begin()
-        journal = Journal(self._connection, self._catalog, self._clock(), announces=self._announces())
+        journal = Journal(self._connection, self._catalog, self._clock, announces=self._announces())
         return journal, transaction
 
     def disconnect(self) -> None:
