@@ -27,6 +27,7 @@ from tests.ledger.support import (
     MODEL,
     START,
     Clock,
+    balance,
     flat,
     opened,
     topup,
@@ -238,6 +239,20 @@ async def test_a_statement_of_nobody_is_none_and_one_too_long_is_refused(ledger:
     with pytest.raises(LedgerRefused, match="shorter") as refusal:
         await ledger.report(lambda connection: read_statement(connection, ACME, START, LATER, max_lines=2))
     assert refusal.value.reason == "StatementTooLong"
+
+
+async def test_a_report_that_takes_too_long_is_ended_and_the_next_one_runs(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.record(FACTS)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "REPORT_SECONDS", 0.01)
+        for _ in range(3):
+            with pytest.raises(LedgerRefused, match="shorter") as refusal:
+                await ledger.report(lambda connection: connection.exec_driver_sql(endless).all())
+            assert refusal.value.reason == "ReportTooLong"
+    assert (await statement_of(ledger)).closing == await balance(ledger) == 0
 
 
 async def test_too_many_reports_at_once_are_told_to_come_again(

@@ -5,18 +5,22 @@ faster; readers see one snapshot and block nobody. Knows nothing of the tables. 
 PostgreSQL has is in `_sqlite_engine` and `_postgresql_engine`.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from psycopg.errors import QueryCanceled
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
-from farebox.errors import ConfigurationError
+from farebox.errors import ConfigurationError, LedgerRefused
 from farebox.ledger.prepared import execute
 
 _BUSY_TIMEOUT_MS: Final = 10_000
+_STEPS_BETWEEN_LOOKS: Final = 10_000
+"""Of SQLite's machine: about a millisecond."""
 _POSTGRESQL_ARGUMENTS: Final = {
     "connect_timeout": "5",
     # A server that is gone without a word is noticed in half a minute, not in two hours.
@@ -76,6 +80,34 @@ def read_engine(url: str, connections: int) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed, "BEGIN", connections, ())
     return _postgresql_engine(parsed, "REPEATABLE READ", connections, ())
+
+
+@contextmanager
+def limited(connection: Connection, seconds: float) -> Iterator[None]:
+    """No statement inside takes longer than this; begin it first thing in a reader's transaction.
+
+    Raises:
+        LedgerRefused: ReportTooLong.
+    """
+    try:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
+            yield
+        else:
+            driver: Any = connection.connection.driver_connection
+            ends = time.monotonic() + seconds
+            driver.set_progress_handler(lambda: time.monotonic() > ends, _STEPS_BETWEEN_LOOKS)
+            try:
+                yield
+            finally:
+                driver.set_progress_handler(None, 0)
+    except OperationalError as error:
+        if not isinstance(error.orig, QueryCanceled) and str(error.orig) != "interrupted":
+            raise
+        raise LedgerRefused(
+            "ReportTooLong",
+            f"the report took more than {seconds:g} s: ask for a shorter time, or for less of it",
+        ) from error
 
 
 def ledger_url(url: str) -> URL:

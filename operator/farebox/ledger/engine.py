@@ -19,7 +19,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.ledger import tables
 from farebox.ledger.budgets import claim
-from farebox.ledger.database import read_engine, write_engine
+from farebox.ledger.database import limited, read_engine, write_engine
 from farebox.ledger.feed import POLL_SECONDS, Bell, read_account, read_changes
 from farebox.ledger.journal import Journal
 from farebox.ledger.listen import OtherWriters
@@ -46,6 +46,8 @@ _READERS: Final = 4
 _REPORTERS: Final = 2
 MAX_REPORTS: Final = 32
 """Reports that run or wait; another one is told to come again."""
+REPORT_SECONDS: Final = 60.0
+"""What a statement of a report may take: it is one of a few at a time."""
 T = TypeVar("T")
 Order = TypeVar("Order")
 _log = structlog.get_logger(__name__)
@@ -254,13 +256,18 @@ class Ledger:
         """What may read much, in one snapshot; aside from the reads that operators wait for.
 
         Raises:
-            LedgerRefused: what `read` refuses.
+            LedgerRefused: what `read` refuses, and ReportTooLong.
         """
+
+        def bounded(connection: Connection) -> T:
+            with limited(connection, REPORT_SECONDS):
+                return read(connection)
+
         if self._reports >= MAX_REPORTS:
             raise LedgerUnavailable(f"{MAX_REPORTS} reports are under way already")
         self._reports += 1
         try:
-            return await self._read(read, self._reporters)
+            return await self._read(bounded, self._reporters)
         finally:
             self._reports -= 1
 
