@@ -72,7 +72,7 @@ class DegradingCounters:
         self._clock = clock
         self._local = MemoryCounters()
         self._next_try: float | None = None
-        self._known: dict[_Place, int] = {}
+        self._known: dict[tuple[str, Span], tuple[int, int]] = {}
         self._owed: dict[_Place, int] = {}
 
     @property
@@ -87,7 +87,7 @@ class DegradingCounters:
                 answer = await self._shared.take(demands, now)
                 for taken, total in zip(answer.taken, answer.totals, strict=True):
                     if taken.span in _LONG:
-                        self._known[(taken.counter, taken.span, place(taken.span, now))] = total
+                        self._known[taken.counter, taken.span] = (place(taken.span, now), total)
                 return answer
             except CountersUnavailable as error:
                 await self._lose(error, now)
@@ -110,8 +110,9 @@ class DegradingCounters:
 
     async def raise_to(self, counter: str, span: Span, used: int, now: int) -> None:
         """See Counters."""
-        where = (counter, span, place(span, now))
-        self._known[where] = max(used, self._known.get(where, 0))
+        at = place(span, now)
+        known_at, known = self._known.get((counter, span), (at, 0))
+        self._known[counter, span] = (at, max(used, known if known_at == at else 0))
         if await self._available(now):
             try:
                 return await self._shared.raise_to(counter, span, used, now)
@@ -145,15 +146,15 @@ class DegradingCounters:
         if self._next_try is None:
             log.warning("counters.away", error=str(error), share=f"1/{self._replicas}")
             self._local = MemoryCounters()
-            for (counter, span, at), used in self._known.items():
+            for (counter, span), (at, used) in self._known.items():
                 await self._local.raise_to(counter, span, used, at * 1000)
         self._next_try = self._clock() + self._retry_seconds
 
     async def _pay(self, now: int) -> None:
         """Tell the server what it does not know: how quotas stood, if it forgot, and what was used since."""
-        self._known = {where: used for where, used in self._known.items() if where[2] == place(where[1], now)}
-        for (counter, span, _), used in self._known.items():
-            await self._shared.raise_to(counter, span, used, now)
+        for (counter, span), (at, used) in list(self._known.items()):
+            if at == place(span, now):
+                await self._shared.raise_to(counter, span, used, now)
         owed, self._owed = self._owed, {}
         try:
             await self._shared.adjust(

@@ -84,14 +84,31 @@ async def test_a_server_that_answers_is_asked(counters: DegradingCounters) -> No
 async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> None:
     """It answers each within milliseconds; that many wait for others is no fault of its."""
     counters = DegradingCounters(
-        ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=0.25), replicas=2, clock=clock
+        ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=1), replicas=2, clock=clock
     )
-    each = demand(10_000)
+    each, calls = demand(10_000), 8_000
     try:
-        answers = await asyncio.gather(*(counters.take([each], NOW) for _ in range(5_000)))
+        answers = await asyncio.gather(*(counters.take([each], NOW) for _ in range(calls)))
         assert not counters.away
-        assert sum(len(answer.taken) for answer in answers) == 5_000
-        assert await used(counters, each) == 5_000
+        assert sum(len(answer.taken) for answer in answers) == calls
+        assert await used(counters, each) == calls
+    finally:
+        await counters.close()
+
+
+async def test_a_process_that_is_busy_itself_does_not_make_it_away(server: Server) -> None:
+    """It finds a time long over, while the answer is there and was not looked at."""
+    counters, loop = (
+        ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=0.5),
+        asyncio.get_running_loop(),
+    )
+    try:
+        taking = asyncio.create_task(counters.take([demand(10)], NOW))
+        await asyncio.sleep(0)
+        busy_until = loop.time() + 0.7
+        while loop.time() < busy_until:
+            pass
+        assert (await taking).taken
     finally:
         await counters.close()
 
