@@ -7,9 +7,11 @@ from structlog.testing import capture_logs
 
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import MAX_NANO, Nano
+from farebox.ledger.database import from_micros
 from farebox.ledger.engine import Ledger
 from farebox.ledger.port import PriceTier, Record
 from farebox.ledger.usage import IngestResult
+from farebox.ledger.usage_report import UsageQuery, read_usage
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,
@@ -150,6 +152,20 @@ async def test_an_event_from_the_future_is_rejected_with_its_place(ledger: Ledge
     assert result.accepted == 1
     (rejection,) = result.rejected
     assert (rejection.index, rejection.id, rejection.reason) == (1, "late", "TimeInFuture")
+
+
+async def test_usage_that_no_report_could_show_is_rejected(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    first = from_micros(0)
+    result = await ledger.ingest(
+        [usage("never", time=first - timedelta(microseconds=1)), usage("oldest", time=first)]
+    )
+    assert [(item.id, item.reason) for item in result.rejected] == [("never", "InvalidUsage")]
+    page = await ledger.report(
+        lambda connection: read_usage(connection, UsageQuery(ACME, first, first + HOUR), 10)
+    )
+    assert [row.charge for row in page.rows] == [CALL_CHARGE]
+    assert await balance(ledger) == -CALL_CHARGE
 
 
 async def test_impossible_usage_is_rejected_and_the_rest_counts(ledger: Ledger) -> None:

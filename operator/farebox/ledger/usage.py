@@ -23,6 +23,7 @@ from farebox.ledger.journal import MAX_CLOCK_SKEW, Journal
 from farebox.ledger.port import Budget
 from farebox.ledger.prepared import BulkInsert, Prepared
 
+_EARLIEST: Final = from_micros(0)
 _CHUNK: Final = 500
 _SETTLE_PAGE: Final = 5_000
 
@@ -152,6 +153,11 @@ def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | N
             "future: set the sender's clock"
         )
         return Rejection(index, event.id, "TimeInFuture", message)
+    if event.time < _EARLIEST:
+        message = (
+            f"time {event.time.isoformat()} is before 1970, where no report begins: set the sender's clock"
+        )
+        return Rejection(index, event.id, "InvalidUsage", message)
     fault = usage_fault(event.input_tokens, event.cached_input_tokens, event.output_tokens)
     if fault is not None:
         return Rejection(index, event.id, "InvalidUsage", fault)
