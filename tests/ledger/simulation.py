@@ -4,22 +4,28 @@
 ledger against it. script.py draws what happens, test_simulation drives it.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
+from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
 from farebox.ledger import tables
-from farebox.ledger.database import from_micros, to_micros
+from farebox.ledger.database import from_micros
 from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
 from farebox.ledger.feed import read_changes
 from farebox.ledger.journal import Journal
-from farebox.ledger.port import AccountTerms, Binding, Budget, Posted, PriceVersion, Record, Reservation
-from farebox.ledger.usage import IngestResult, UsageEvent
+from farebox.ledger.port import Budget, Posted
+from farebox.ledger.statement import read_statement
+from farebox.ledger.usage import IngestResult
+from farebox.ledger.usage_report import Group, UsageQuery, read_usage
 from tests.ledger import reference
 from tests.ledger.faults import after_commits, before_calls, injected
 from tests.ledger.script import Work
+from tests.ledger.support import START
 
 
 class Books:
@@ -27,12 +33,12 @@ class Books:
 
     def __init__(self) -> None:
         self.model = reference.Reference()
-        self.now = 0
+        self.now = START
         """When it last happened, as the ledger has it."""
         self.disagreements: list[tuple[Work, Any, Any]] = []
         """Work to which the ledger answered otherwise: its answer, and the right one."""
 
-    def perform(self, works: Sequence[Work], now: int) -> list[Any]:
+    def perform(self, works: Sequence[Work], now: datetime) -> list[Any]:
         """Work that shared a commit: what is not usage goes first, as concurrent work has no order."""
         self.now = now
         answers: list[Any] = [None] * len(works)
@@ -41,16 +47,16 @@ class Books:
             answers[place] = self._one(works[place], now)
         return answers
 
-    def _one(self, work: Work, now: int) -> Any:
+    def _one(self, work: Work, now: datetime) -> Any:
         match work:
             case _Records(records):
-                return self.model.record([_fact(record) for record in records], now)
+                return self.model.record(records, now)
             case _TopUp(order):
-                return self.model.topup(str(order.account), order.reference, order.kind, order.amount, now)
+                return self.model.topup(order, now)
             case _Claim(order):
-                return self.model.claim(order.source, str(order.account), order.amount, now)
+                return self.model.claim(order, now)
             case _Ingest(events):
-                fates = [self.model.usage(_event(item), now) for item in events]
+                fates = [self.model.usage(item, now) for item in events]
                 return tuple(map(fates.count, ("Charged", "Waiting", "Repeated", "Rejected")))
             case _Advance():
                 return self.model.advance(now)
@@ -64,64 +70,12 @@ def answer(outcome: Any) -> Any:
         case Posted():
             return "Repeated" if outcome.duplicate else "Posted"
         case Budget():
-            return outcome.granted, outcome.spent, to_micros(outcome.expires_at)
+            return outcome.granted, outcome.spent, outcome.expires_at
         case LedgerRefused():
             return outcome.reason
         case IngestResult(accepted, duplicate, pending, rejected):
             return accepted - pending, pending, duplicate, len(rejected)
     return outcome
-
-
-def _event(item: UsageEvent) -> reference.Usage:
-    return reference.Usage(
-        item.source,
-        item.id,
-        str(item.service),
-        item.model,
-        to_micros(item.time),
-        item.input_tokens,
-        item.cached_input_tokens,
-        item.output_tokens,
-    )
-
-
-def _fact(record: Record) -> reference.Fact:
-    match record:
-        case AccountTerms():
-            return reference.Account(str(record.account), record.currency, record.credit_limit)
-        case Binding():
-            start = to_micros(record.effective_at)
-            return reference.Binding(
-                str(record.service), start, str(record.account), record.model, record.trial
-            )
-        case PriceVersion():
-            offer, quota = record.reservation, record.free_quota
-            return reference.Version(
-                record.model,
-                to_micros(record.effective_at),
-                record.currency,
-                tuple((t.up_to_input_tokens, t.input, t.cached_input, t.output) for t in record.tiers),
-                quota and (quota.tokens, quota.valid_days),
-                offer
-                and (
-                    offer.input_unit_tpm,
-                    offer.input_unit_price_per_day,
-                    offer.output_unit_tpm,
-                    offer.output_unit_price_per_day,
-                    offer.terms,
-                ),
-            )
-        case Reservation():
-            return reference.Reservation(
-                str(record.service),
-                record.uid,
-                str(record.account),
-                record.model,
-                record.input_tpm,
-                record.output_tpm,
-                record.days,
-                record.buying.value,
-            )
 
 
 class Observer:
@@ -139,7 +93,7 @@ class Observer:
         self.fail_commit = False
         """Whether the next commit fails once it is done."""
         self._perform = perform
-        self._under_way: tuple[Sequence[Any], int, Sequence[Any]] | None = None
+        self._under_way: tuple[Sequence[Any], datetime, Sequence[Any]] | None = None
         before_calls(engine, self._call)
         after_commits(engine, lambda _: self._committed())
 
@@ -147,7 +101,7 @@ class Observer:
         """What the writer calls in the place of the ledger's own."""
         self._under_way = None
         outcomes = self._perform(journal, works)
-        self._under_way = (works, journal.recorded_at, outcomes)
+        self._under_way = (works, journal.now, outcomes)
         return outcomes
 
     def _call(self) -> None:
@@ -175,32 +129,54 @@ def compare(connection: Connection, books: Books) -> None:
     assert not books.disagreements, books.disagreements
     model = books.model
     page = read_changes(connection, 0, 10_000)
-    found = {str(item.account): (item.balance, item.credit_limit) for item in page.accounts}
-    assert found == {name: (model.balance(name), item.credit) for name, item in model.accounts.items()}
+    found = {item.account: (item.balance, item.credit_limit) for item in page.accounts}
+    assert found == {name: (model.balance(name), item.credit_limit) for name, item in model.accounts.items()}
     events = connection.execute(select(tables.usage_events).order_by(tables.usage_events.c.id)).all()
     assert [(row.source, row.event_id) for row in events] == list(model.events), "none is lost or kept twice"
     for row in events:
         _, amount = model.lines.get(("usage", row.source, row.event_id), (None, None))
         assert row.charge == (None if amount is None else -amount), row
-    quotas = {
-        (str(item.account), item.model): (item.total, item.used, to_micros(item.expires_at))
-        for item in page.quotas
+    quotas = {(item.account, item.model): (item.total, item.used, item.expires_at) for item in page.quotas}
+    assert quotas == {key: (grant.total, grant.used, grant.end) for key, grant in model.grants.items()}
+    budgets = {
+        (row.source, ObjectKey.parse(row.key)): (from_micros(row.expires_at), row.granted, row.spent)
+        for row in connection.execute(_BUDGETS)
     }
-    assert quotas == {key: (grant.tokens, grant.used, grant.end) for key, grant in model.grants.items()}
-    budgets = {tuple(row[:2]): tuple(row[2:]) for row in connection.execute(_BUDGETS)}
-    assert budgets == {key: (b.end, b.granted, b.spent) for key, b in model.budgets.items()}
-    terms: dict[tuple[str, str], list[tuple[int, int]]] = {key: [] for key in model.reservations}
+    assert budgets == {key: (b.end, b.total, b.used) for key, b in model.budgets.items()}
+    terms: dict[tuple[ObjectKey, str], list[tuple[datetime, datetime]]] = defaultdict(list)
     for row in connection.execute(_TERMS):
-        terms[row.service, row.uid].append((row.start_at, row.end_at))
-    assert terms == {key: model.terms[key] for key in model.reservations}
+        key = (ObjectKey.parse(row.service), row.uid)
+        terms[key].append((from_micros(row.start_at), from_micros(row.end_at)))
+    assert terms == {key: bought for key, bought in model.terms.items() if bought}
+    compare_reports(connection, model)
     for item in page.reservations:
-        key = (str(item.service), item.uid)
+        key = (item.service, item.uid)
         assert item.state.value == model.state(key, books.now), item
         if item.state.value == "Active":
             assert item.period_start is not None
             assert item.period_end is not None
-            assert item.period_start <= from_micros(books.now) < item.period_end
+            assert item.period_start <= books.now < item.period_end
     assert len(page.reservations) == len(model.reservations)
+
+
+def compare_reports(connection: Connection, model: reference.Reference) -> None:
+    """Fail where a statement or usage, however grouped, is not the sum of the reference's lines (B19)."""
+    first, last = START - timedelta(days=3_000), START + timedelta(days=50_000)
+    for account in model.accounts:
+        statement = read_statement(connection, account, first, last)
+        assert statement is not None
+        assert (statement.opening, statement.closing) == (0, model.balance(account))
+        booked: dict[str, list[int]] = defaultdict(list)
+        for key, (owner, amount) in model.lines.items():
+            booked[str(key[0])] += [amount] * (owner == account)
+        for sort, kinds in (("usage", "Usage"), ("term", "ReservationTerm"), ("topup", "Payment Adjustment")):
+            lines = [line.amount for line in statement.lines if line.kind in kinds.split()]
+            assert sum(lines) == sum(booked[sort])
+        for groups in ((), (Group.SERVICE,), (Group.MODEL, Group.API_KEY)):
+            query = UsageQuery(account, first, last, frozenset(groups))
+            rows = read_usage(connection, query, 1_000).rows
+            assert sum(row.calls for row in rows) == len(booked["usage"])
+            assert -sum(row.charge for row in rows) == sum(booked["usage"])
 
 
 _budgets = tables.budgets.c
