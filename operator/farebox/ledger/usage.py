@@ -19,9 +19,10 @@ from farebox.ledger import tables
 from farebox.ledger.budgets import budgets_of
 from farebox.ledger.charging import OUTCOME_COLUMNS, Charging, is_charged
 from farebox.ledger.database import from_micros, to_micros
-from farebox.ledger.journal import MAX_CLOCK_SKEW, Journal
+from farebox.ledger.journal import Journal
 from farebox.ledger.port import Budget
 from farebox.ledger.prepared import BulkInsert, Prepared
+from farebox.ledger.writing import MAX_CLOCK_SKEW
 
 _EARLIEST: Final = from_micros(0)
 _CHUNK: Final = 500
