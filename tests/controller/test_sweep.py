@@ -12,7 +12,7 @@ from farebox.kube.client import KubeClient
 from farebox.kube.names import core_path, deployment_path, resource_path
 from tests.controller import objects
 from tests.controller.objects import BACKENDS, TEAM, JSONObject
-from tests.kube.server import Server, refuse, status
+from tests.kube.server import Server, refuse, reset, status
 
 CHAT = ObjectKey(TEAM, "chat")
 PLACES = {
@@ -135,6 +135,25 @@ async def test_missed_deletions_do_not_make_a_watch_deaf(server: Server, client:
         world.gone(CHAT)
         assert await world.compare() == [CHAT]
     assert world.sweep.deaf == []
+
+
+async def test_a_kind_that_is_refused_holds_up_no_other(server: Server, client: KubeClient) -> None:
+    """As when the backends' namespace was deleted, and the operator's Role in it."""
+    world = World(server, client)
+    world.lists(Kind.NAMESPACE, objects.namespace(TEAM))
+    refused = PLACES[Kind.DEPLOYMENT]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == refused:
+            return status(403, "Forbidden", "deployments is forbidden")
+        return web.json_response(server.objects[request.path])
+
+    server.trouble = answer
+    world.lists(Kind.ENDPOINT, objects.endpoint("m-llm", 5, {}))
+    assert await world.sweep.once()
+    assert {change.kind for change in world.found} == {Kind.NAMESPACE, Kind.ENDPOINT}
+    server.trouble = reset
+    assert not await world.sweep.once()
 
 
 async def test_an_api_server_that_is_away_takes_nothing_away(server: Server, client: KubeClient) -> None:

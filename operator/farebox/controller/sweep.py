@@ -84,13 +84,23 @@ class Sweep:
         """Sweep every so often, for ever; an API server that is away is asked again next time."""
         while True:
             await asyncio.sleep(seconds)
+            if await self.once():
+                on_swept()
+
+    async def once(self) -> bool:
+        """Compare every kind; False when the API server went away meanwhile.
+
+        A kind that it refuses (the backends' Role went with their namespace) holds up no other.
+        """
+        for kind in Kind:
             try:
-                for kind in Kind:
-                    await self._compare(kind)
-            except (KubeError, KubeUnreachable) as error:
-                log.warning("sweep.failed", error=str(error))
-                continue
-            on_swept()
+                await self._compare(kind)
+            except KubeUnreachable as error:
+                log.warning("sweep.failed", kind=kind, error=str(error))
+                return False
+            except KubeError as error:
+                log.warning("sweep.failed", kind=kind, error=str(error))
+        return True
 
     async def _compare(self, kind: Kind) -> None:
         """Put right what the watch of one kind missed."""
