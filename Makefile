@@ -9,7 +9,6 @@ KIND_CLUSTER ?= $(or $(KIND_CLUSTER_NAME),farebox)
 BUILD_ARGS := $(foreach name,PIP_INDEX_URL PIP_TRUSTED_HOST PYTHON_VERSION,$(if $($(name)),--build-arg $(name)='$($(name))'))
 # Tests mostly wait: three files at a time, each worker with a control plane of its own. One cluster takes one.
 WORKERS ?= $(if $(ARGS)$(filter-out plane,$(CLUSTER)),0,3)
-export PYTHONDONTWRITEBYTECODE = 1
 SOURCES := operator/farebox tests
 
 .DEFAULT_GOAL := help

@@ -215,6 +215,19 @@ def test_low_balance_is_a_condition_and_an_event(tenant: Tenant) -> None:
     tenant.wait_condition("acme", "LowBalance", "False", kind="BillingAccount")
 
 
+@pytest.fixture(scope="module")
+def coveted(stack: Stack) -> Iterator[Tenant]:
+    """A tenant with a service and 10.00, which nobody who should not gets at."""
+    made = Tenant(stack)
+    made.service("own", made.model())
+    made.account(balance="10")
+    made.wait_running("own", 1)
+    admin = f"--serviceaccount={made.namespace}:default"
+    made.kubectl("create", "rolebinding", "admins", "--clusterrole=admin", admin)
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize(
     ("who", "path", "status"),
     [
@@ -234,9 +247,9 @@ def test_low_balance_is_a_condition_and_an_event(tenant: Tenant) -> None:
     ],
 )
 def test_b22_the_meter_takes_nothing_from_who_has_no_right(
-    shop: Tenant, reader: str, who: str, path: str, status: int
+    coveted: Tenant, reader: str, who: str, path: str, status: int
 ) -> None:
-    method = "GET" if path in ("/v1/changes", "/v1/events/pending") else "POST"
+    shop, method = coveted, "GET" if path in ("/v1/changes", "/v1/events/pending") else "POST"
     model = f"llm-{shop.unique}"
     if path == "/v1/events":
         body = json.dumps([usage_event(subject(shop, "own"), model, 1_000_000)])
@@ -269,8 +282,6 @@ def bearer(tenant: Tenant, who: str) -> dict[str, str]:
         case "for another audience":
             token = cluster.service_account_token(SYSTEM, "farebox-gateway")
         case "tenant":
-            admin = f"--serviceaccount={tenant.namespace}:default"
-            tenant.kubectl("create", "rolebinding", "admins", "--clusterrole=admin", admin)
             token = cluster.service_account_token(tenant.namespace, "default", audience=AUDIENCE)
         case _:
             token = cluster.service_account_token(SYSTEM, who, audience=AUDIENCE)
