@@ -25,6 +25,7 @@ from farebox.ledger.usage import UsageEvent
 
 Timed = TypeVar("Timed", Binding, PriceVersion)
 LAST = datetime.max.replace(tzinfo=UTC)
+SKEW = timedelta(minutes=5)
 
 
 @dataclass
@@ -42,10 +43,11 @@ def in_force(told: Sequence[Timed], time: datetime) -> Timed:
     return [fact for fact in ordered if fact.effective_at <= time or fact is ordered[0]][-1]
 
 
-def is_news(told: Sequence[Timed], fact: Timed) -> bool:
-    """Whether neither the newest nor the one in force at its time says the same."""
-    known = [in_force(told, time) for time in (LAST, fact.effective_at) if told]
-    return all(replace(one, effective_at=fact.effective_at) != fact for one in known)
+def is_news(told: Sequence[Timed], fact: Timed, now: datetime) -> bool:
+    """Whether neither the newest of now nor the one in force at its time says the same."""
+    at = fact.effective_at
+    known = [in_force(told, time) for time in (max(now + SKEW, at), at) if told]
+    return all(replace(one, effective_at=at) != fact for one in known)
 
 
 class Reference:
@@ -86,9 +88,9 @@ class Reference:
                     if wanted != first:
                         self.reservations[service, uid] = wanted
                         concerned.add(wanted.account)
-                case Binding(service) if is_news(self.bindings[service], fact):
+                case Binding(service) if is_news(self.bindings[service], fact, now):
                     self.bindings[service].append(fact)
-                case PriceVersion(model) if is_news(self.versions[model], fact):
+                case PriceVersion(model) if is_news(self.versions[model], fact, now):
                     self.versions[model].append(fact)
                     concerned |= {one.account for one in self.reservations.values() if one.model == model}
         self._grant()
@@ -114,7 +116,7 @@ class Reference:
     def usage(self, event: UsageEvent, now: datetime) -> str:
         """B12: once by (source, id); what cannot be charged yet waits."""
         key = (event.source, event.id)
-        if event.time > now + timedelta(minutes=5):
+        if event.time > now + SKEW:
             return "Rejected"
         if key in self.events:
             return "Repeated"
@@ -197,7 +199,7 @@ class Reference:
     def advance(self, now: datetime, accounts: set[ObjectKey] | None = None) -> None:
         """B9: buy the terms that are due and can be paid; of these accounts, or of all."""
         for key, wanted in self.reservations.items():
-            terms, length, price = self.terms[key], timedelta(days=wanted.days), self._price(wanted)
+            terms, length, price = self.terms[key], timedelta(days=wanted.days), self._price(wanted, now)
             until = terms[-1][1] if terms else now
             buys = wanted.buying == "Renewing" or (wanted.buying == "Once" and not terms)
             is_due = buys and now >= until - min(timedelta(days=1), length / 2)
@@ -208,11 +210,12 @@ class Reference:
                 terms.append((start, start + length))
                 self.lines["term", *key, len(terms)] = (wanted.account, -price)
 
-    def _price(self, wanted: Reservation) -> int | None:
+    def _price(self, wanted: Reservation, now: datetime) -> int | None:
         """What a term costs now; None if it cannot be bought."""
         account, versions = self.accounts.get(wanted.account), self.versions[wanted.model]
-        newest = in_force(versions, LAST) if versions else None
-        offer = newest.reservation if newest and account and newest.currency == account.currency else None
+        version = in_force(versions, now) if versions else None
+        fits = version and account and version.currency == account.currency
+        offer = version.reservation if version and fits else None
         if offer is None or wanted.days not in offer.terms:
             return None
         inputs, odd_input = divmod(wanted.input_tpm, offer.input_unit_tpm)

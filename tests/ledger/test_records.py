@@ -54,6 +54,16 @@ async def test_a_price_that_comes_back_is_a_version_again(database: Database, le
     assert counts(database)["price_versions"] == 3
 
 
+async def test_b12_a_price_of_a_clock_far_ahead_does_not_stand_for_the_same_price_of_now(
+    ledger: Ledger, clock: Clock
+) -> None:
+    await ledger.record([*FACTS, price(tiers=flat(7), at=START + 9_000 * HOUR)])
+    clock.advance(hours=1)
+    await ledger.record([price(tiers=flat(7), at=clock.now)])
+    await ledger.ingest([usage(time=clock.now)])
+    assert await balance(ledger) == -120 * 7
+
+
 async def test_a_binding_that_comes_back_is_a_binding_again(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:

@@ -1,5 +1,6 @@
 """Free quotas and reservations in the ledger: what covers a call, and when a term is bought (B6, B9)."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -197,6 +198,17 @@ async def test_b9_renewal_comes_a_day_ahead_and_its_failure_is_told_before_the_e
     clock.advance(days=31)
     await ledger.advance()
     assert (await reservation(ledger)).state is ReservationState.UNPAID
+
+
+async def test_b9_a_term_costs_what_is_in_force_not_what_is_announced(ledger: Ledger, clock: Clock) -> None:
+    dearer = replace(OFFER, input_unit_price_per_day=Nano(10 * OFFER.input_unit_price_per_day))
+    await ledger.record([terms(limit="100000"), binding(), model(reservation=OFFER)])
+    tomorrow = replace(model(reservation=dearer), effective_at=START + timedelta(days=1))
+    await ledger.record([tomorrow, reserved()])
+    assert await balance(ledger) == -TERM_PRICE
+    clock.advance(days=1)
+    await ledger.record([reserved(uid="uid-2")])
+    assert await balance(ledger) < -10 * TERM_PRICE / 2
 
 
 async def test_b9_what_the_model_does_not_offer_is_not_bought(ledger: Ledger) -> None:

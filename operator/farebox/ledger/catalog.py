@@ -149,10 +149,6 @@ class Timeline(Generic[T]):
         ends = self._times[place + 1] if place + 1 < len(self._times) else _FOREVER
         return begins, ends, self._values[place]
 
-    def newest(self) -> T:
-        """The value whose time is the latest."""
-        return self._values[-1]
-
     def newest_item(self) -> tuple[int, T]:
         """The latest time and its value."""
         return self._times[-1], self._values[-1]

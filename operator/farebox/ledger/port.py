@@ -60,8 +60,8 @@ class FreeQuota:
 class PriceVersion:
     """What a model costs and offers from `effective_at` on, until the next version.
 
-    A term that is bought costs what the newest version says; an account's quota is what the newest version
-    gave when the account's first service on the model was recorded.
+    A term costs what the version in force says when it is bought; an account's quota is what the newest
+    version gave when the account's first service on the model was recorded.
     """
 
     model: str

@@ -6,19 +6,24 @@ quota granted (B6), a reservation bought (B9).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Final, TypeVar
 
 from farebox.domain.keys import ObjectKey
 from farebox.domain.money import MAX_NANO
 from farebox.domain.pricing import tiers_fault
+from farebox.ledger.catalog import Timeline
 from farebox.ledger.database import to_micros
 from farebox.ledger.journal import Journal
 from farebox.ledger.port import AccountTerms, Binding, PriceVersion, Record, RecordRefusal, Reservation
 from farebox.ledger.terms import advance, grant_quotas, record_reservation
 from farebox.ledger.usage import settle
+from farebox.ledger.writing import MAX_CLOCK_SKEW
 
 _MAX_NAME: Final = 253
 _MAX_DAYS: Final = 36_500
+_MICROSECOND: Final = timedelta(microseconds=1)
+T = TypeVar("T")
 
 
 class _Refused(Exception):
@@ -111,7 +116,7 @@ def _record_binding(journal: Journal, binding: Binding) -> bool:
     known = journal.catalog.bindings.get(binding.service)
     if known is not None:
         wanted = (binding.account, binding.model, binding.trial)
-        for other in (known.all.newest(), known.all.at(to_micros(binding.effective_at))):
+        for other in _known(journal, known.all, binding.effective_at):
             if (other.account, other.model, other.trial) == wanted:
                 return False
     journal.add_binding(binding)
@@ -127,11 +132,21 @@ def _record_price(journal: Journal, version: PriceVersion) -> bool:
     known = journal.catalog.prices.get(version.model)
     if known is not None:
         wanted = (version.currency, version.tiers, version.reservation, version.free_quota)
-        for other in (known.newest(), known.at(to_micros(version.effective_at))):
+        for other in _known(journal, known, version.effective_at):
             if (other.currency, other.tiers, other.offer, other.free_quota) == wanted:
                 return False
     journal.add_price(version)
     return True
+
+
+def _known(journal: Journal, told: Timeline[T], effective_at: datetime) -> tuple[T, T]:
+    """What makes a record no news if it says the same: the newest, and the one in force at its time.
+
+    One that a clock far ahead has told, or that is announced for later, is not the newest yet.
+    """
+    moment = to_micros(effective_at)
+    latest = max(moment, journal.recorded_at + MAX_CLOCK_SKEW // _MICROSECOND)
+    return told.at(latest), told.at(moment)
 
 
 def _record_reservation(journal: Journal, wanted: Reservation) -> bool:

@@ -107,7 +107,7 @@ def advance(journal: Journal, accounts: Iterable[ObjectKey] | None = None) -> No
 def _advance(journal: Journal, reservation: KnownReservation) -> None:
     account = journal.catalog.accounts.get(reservation.account)
     versions = journal.catalog.prices.get(reservation.model)
-    price = versions.newest() if versions is not None else None
+    price = versions.at(journal.recorded_at) if versions is not None else None
     if price is not None and account is not None and price.currency != account.currency:
         price = None
     left = None if account is None else _left(journal, account)
