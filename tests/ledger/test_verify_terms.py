@@ -74,6 +74,8 @@ TERM = "(SELECT sequence FROM transactions WHERE kind = 'ReservationTerm')"
         ("DELETE FROM reservation_terms", "does not fit its term"),
         ("UPDATE transactions SET kind = 'Payment' WHERE kind = 'ReservationTerm'", "does not fit"),
         (f"UPDATE entries SET amount = 2 * amount WHERE transaction_sequence = {TERM}", "but its term"),
+        ("UPDATE reservation_terms SET price_version_id = 99", "of no price version"),
+        ("UPDATE reservation_terms SET reservation_id = 99", "of no reservation"),
         ("UPDATE reservations SET days = 1", "has not 1 days"),
         ("UPDATE reservations SET input_tpm = 10000", "but its price is"),
         ("UPDATE reservations SET account = 'x/y'", "outside of any term"),
