@@ -56,11 +56,11 @@ class TermsVerification:
         for term in self._rows(
             select(tables.reservation_terms).order_by(_terms.reservation_id, _terms.number)
         ):
-            reservation = self._reservations.get(term.reservation_id)
-            if reservation is None or term.price_version_id not in prices:
+            owner = self._reservations.get(term.reservation_id)
+            if owner is None or term.price_version_id not in prices:
                 self._differs(f"term {term.number} is of no reservation or of no price version")
                 continue
-            self._check_term(reservation, term, last.get(term.reservation_id))
+            self._check_term(owner, term, last.get(term.reservation_id))
             last[term.reservation_id] = term
             self._terms[term.transaction_sequence] = term
 
