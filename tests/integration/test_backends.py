@@ -124,17 +124,22 @@ def test_b5_a_service_of_a_backend_edited_by_hand_is_put_right_and_foreign_label
     assert running.api.get(path)["metadata"]["labels"]["mine"] == "kept"
 
 
-def test_a_port_edited_in_the_model_is_that_of_its_services_too(tenant: Tenant) -> None:
-    model = tenant.model()
+def own_shared_and_off(tenant: Tenant, model: str, replicas: int = 1) -> None:
+    """Three services: one with a backend of its own, one on the shared backend, and one that was disabled."""
     tenant.account(balance="5")
-    tenant.service("own", model)
+    tenant.service("own", model, replicas=replicas)
     tenant.service("shared", model, dedicated=False)
     tenant.service("off", model)
-    tenant.wait_running("own", 1)
+    tenant.wait_running("own", replicas)
     tenant.wait_state("shared", "Running")
     tenant.wait_running("off", 1)
     tenant.edit("off", postpaid=False)
     tenant.wait_stopped("off", "PostpaidDisabled")
+
+
+def test_a_port_edited_in_the_model_is_that_of_its_services_too(tenant: Tenant) -> None:
+    model = tenant.model()
+    own_shared_and_off(tenant, model)
     tenant.edit_model(model, serving={"deployment": {"port": 9000}})
     tenant.edit("off", postpaid=True)
     for name in ("own", "shared", "off"):
@@ -186,15 +191,7 @@ def test_the_shared_backend_is_at_zero_exactly_when_nobody_wants_it(tenant: Tena
 
 def test_an_edited_template_rolls_dedicated_and_shared_backends_and_nothing_stops(tenant: Tenant) -> None:
     model = tenant.model()
-    tenant.account(balance="5")
-    tenant.service("own", model, replicas=2)
-    tenant.service("shared", model, dedicated=False)
-    tenant.service("off", model)
-    tenant.wait_running("own", 2)
-    tenant.wait_state("shared", "Running")
-    tenant.wait_running("off", 1)
-    tenant.edit("off", postpaid=False)
-    tenant.wait_stopped("off", "PostpaidDisabled")
+    own_shared_and_off(tenant, model, replicas=2)
     since = {name: tenant.version(name) for name in ("own", "shared")}
     tenant.edit_model(model, serving={"deployment": {"template": template(version="newer")}})
     for name in ("own", "shared"):

@@ -188,6 +188,11 @@ def corrections(taken: Taken, actual: int, now: int) -> tuple[Adjustment, ...]:
     )
 
 
+def returned(taken: Sequence[Taken], now: int) -> list[Adjustment]:
+    """What to add to counts of which a call that is not made had taken this."""
+    return [change for each in taken for change in corrections(each, 0, now)]
+
+
 def _until_freed(live: Sequence[tuple[int, int]], excess: int, now: int) -> int:
     """Milliseconds until slots with so much in them have left the window."""
     for slot, amount in live:

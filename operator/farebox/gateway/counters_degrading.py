@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import structlog
 from msgspec import structs
 
-from farebox.domain.limits import Adjustment, Demand, Span, corrections, place
+from farebox.domain.limits import Adjustment, Demand, Span, place, returned
 from farebox.errors import CountersUnavailable
 from farebox.gateway.counters import Answer, Counters, MemoryCounters
 
@@ -114,7 +114,7 @@ class DegradingCounters:
             answer = await taking
         except CountersUnavailable:
             return
-        await self.adjust([change for each in answer.taken for change in corrections(each, 0, now)], now)
+        await self.adjust(returned(answer.taken, now), now)
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""

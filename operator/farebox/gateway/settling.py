@@ -14,7 +14,7 @@ import structlog
 
 from farebox.domain.cases import Grant
 from farebox.domain.demands import used_of
-from farebox.domain.limits import Adjustment, Span, Taken, corrections
+from farebox.domain.limits import Adjustment, Span, Taken, corrections, returned
 from farebox.domain.money import MAX_NANO
 from farebox.domain.pricing import charge, usage_fault
 from farebox.errors import FareboxError
@@ -67,7 +67,7 @@ class Settling:
 
     def give_back(self, taken: Sequence[Taken], now: int) -> None:
         """A call that had taken this does not go on its way."""
-        self._correct([change for each in taken for change in corrections(each, 0, now)])
+        self._correct(returned(taken, now))
 
     def unread(self, request_id: str) -> None:
         """A call may not have gone on its way: what is not in the log in UNREAD_SECONDS did not."""
