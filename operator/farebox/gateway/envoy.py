@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from farebox.gateway import extproc
+from farebox.gateway.envoy_answers import HIDING, answers_filter, hiding_of_route, says
 from farebox.gateway.envoy_clusters import decision_cluster, dns_cache, upstream_cluster
-from farebox.gateway.envoy_hiding import hiding_filter, hiding_of_route, says
 from farebox.gateway.envoy_limits import http2_options, overload_manager
-from farebox.gateway.envoy_metering import access_log, usage_filters
-from farebox.gateway.envoy_parts import FILTERS, TYPES, Json, http_filter, seconds
+from farebox.gateway.envoy_log import access_log
+from farebox.gateway.envoy_parts import TYPES, Json, http_filter, seconds
 from farebox.gateway.envoy_replies import local_replies
 from farebox.gateway.exchange import Hiding
 
@@ -180,8 +180,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "http_filters": [
             _health(),
             http_filter("ext_proc", "ext_proc.v3.ExternalProcessor", _ext_proc(settings)),
-            hiding_filter(),
-            *usage_filters(),
+            answers_filter(),
             http_filter(
                 "dynamic_forward_proxy",
                 "dynamic_forward_proxy.v3.FilterConfig",
@@ -242,15 +241,11 @@ def _ext_proc(settings: EnvoySettings) -> Json:
 
 
 def _routes(settings: EnvoySettings) -> Json:
-    """To the cluster that the decision names; without a decision there is none to go to.
-
-    OpenAI's chat reader reads completions and embeddings too: their `usage` has the same words.
-    """
+    """To the cluster that the decision names; without a decision there is none to go to."""
     return {
         "name": "calls",
         "request_headers_to_remove": [
-            *(extproc.CLUSTER_HEADER, extproc.PEER_HEADER, extproc.USAGE_HEADER, extproc.DIALECT_HEADER),
-            extproc.HIDING_HEADER,
+            *(extproc.CLUSTER_HEADER, extproc.PEER_HEADER, extproc.HIDING_HEADER),
             # Where clients are is not the business of an upstream that somebody else runs.
             *("x-forwarded-for", "x-envoy-external-address"),
         ],
@@ -260,25 +255,17 @@ def _routes(settings: EnvoySettings) -> Json:
                 "domains": ["*"],
                 "request_body_buffer_limit": settings.max_body_bytes,
                 "routes": [
-                    _route(settings, "messages", "ANTHROPIC_MESSAGES"),
-                    _route(settings, "responses", "OPENAI_RESPONSES"),
-                    *(_chat_route(settings, hiding) for hiding in (Hiding.EACH_EVENT, Hiding.ALL)),
-                    _route(settings, "", "OPENAI_CHAT_COMPLETIONS"),
+                    *(_hiding_route(settings, hiding) for hiding in HIDING),
+                    _route(settings),
                 ],
             }
         ],
     }
 
 
-def _route(settings: EnvoySettings, dialect: str, protocol: str) -> Json:
-    """`dialect` is what the decision says of the answer's form; matching a path costs more than a header."""
-    says = {"name": extproc.DIALECT_HEADER, "string_match": {"exact": dialect}}
-    per_route = {
-        "@type": f"{FILTERS}ai_protocol_manager.v3.AiProtocolManagerPerRoute",
-        "response": {"llm_protocol": protocol},
-    }
+def _route(settings: EnvoySettings) -> Json:
     return {
-        "match": {"prefix": "/", **({"headers": [says]} if dialect else {})},
+        "match": {"prefix": "/"},
         "route": {
             "cluster_header": extproc.CLUSTER_HEADER,
             "timeout": "0s",
@@ -290,15 +277,14 @@ def _route(settings: EnvoySettings, dialect: str, protocol: str) -> Json:
                 "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.8s"},
             },
         },
-        "typed_per_filter_config": {"envoy.filters.http.ai_protocol_manager": per_route},
     }
 
 
-def _chat_route(settings: EnvoySettings, hiding: Hiding) -> Json:
+def _hiding_route(settings: EnvoySettings, hiding: Hiding) -> Json:
     """For streams of which usage is hidden."""
-    route = _route(settings, "", "OPENAI_CHAT_COMPLETIONS")
+    route = _route(settings)
     route["match"]["headers"] = [says(hiding)]
-    route["typed_per_filter_config"] |= hiding_of_route(hiding)
+    route["typed_per_filter_config"] = hiding_of_route(hiding)
     return route
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.gateway.exchange import NO, Forward, Head, Refuse
+from farebox.gateway.exchange import Forward, Head, Refuse
 
 CONTINUE: Final = b"\x0a\x00"
 """ProcessingResponse{request_headers: {}}: go on, and send the body."""
@@ -18,12 +18,6 @@ LABELS: Final = "farebox"
 """The namespace of the dynamic metadata that the access log reads."""
 CLUSTER_HEADER: Final = "x-gw-cluster"
 PEER_HEADER: Final = "x-gw-peer"
-DIALECT_HEADER: Final = "x-gw-dialect"
-"""The last part of the path where it is one of DIALECTS: in which words the answer tells its usage."""
-DIALECTS: Final = frozenset({"messages", "responses"})
-USAGE_HEADER: Final = "x-gw-usage"
-EACH_EVENT: Final = "farebox.each-event"
-"""The header's value where each event has the usage so far, and the metadata's namespace where it is kept."""
 HIDING_HEADER: Final = "x-gw-hiding"
 """A Hiding, where there is one."""
 PRIVATE_PREFIX: Final = "x-gw-"
@@ -237,9 +231,8 @@ def _mutation(decision: Forward) -> bytes:
 
     Calls of one service differ in nothing here, so it is made once.
     """
-    each_event = decision.labels.get("continuous_usage", "") not in NO
     key = (
-        *(decision.path, decision.upstream, decision.tls, each_event, decision.hiding),
+        *(decision.path, decision.upstream, decision.tls, decision.hiding),
         decision.remove_headers,
         *decision.set_headers.items(),
     )
@@ -252,11 +245,6 @@ def _mutation(decision: Forward) -> bytes:
         ":authority": decision.upstream,
         CLUSTER_HEADER: TLS_CLUSTER if decision.tls else PLAIN_CLUSTER,
     }
-    dialect = decision.path.partition("?")[0].rpartition("/")[2]
-    if dialect in DIALECTS:
-        headers[DIALECT_HEADER] = dialect
-    if each_event:
-        headers[USAGE_HEADER] = EACH_EVENT
     if decision.hiding:
         headers[HIDING_HEADER] = decision.hiding
     parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]

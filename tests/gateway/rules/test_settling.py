@@ -23,7 +23,7 @@ def log_line(
     world: World, forward: Forward, request_id: str, *, status: int = 200, output: int = 50
 ) -> bytes:
     """What Envoy writes of a call that used 20 tokens in and `output` out."""
-    usage = {"input_tokens": 20, "output_tokens": output, "extraction_status": "COMPLETE"}
+    usage = {"last": json.dumps({"prompt_tokens": 20, "completion_tokens": output})}
     line = {
         "at": str(world.clock().timestamp()),
         "id": request_id,
@@ -32,7 +32,6 @@ def log_line(
         "flags": "-",
         "labels": json.dumps(dict(forward.labels)),
         "usage": usage if status == 200 else None,
-        "each": None,
         "sent": 100,
         "upstream": 100,
         "ms": 5,

@@ -56,7 +56,6 @@ class Log:
         values: dict[str, Any] = {
             "at": f"{datetime.now(UTC).timestamp():.6f}",
             "details": "via_upstream",
-            "each": None,
             "flags": "-",
             "id": f"call-{number}",
             "labels": json.dumps({"service": str(CHAT)}),
@@ -64,7 +63,7 @@ class Log:
             "sent": 10,
             "status": 200,
             "upstream": 300,
-            "usage": {"input_tokens": "100", "output_tokens": "20", "extraction_status": "COMPLETE"},
+            "usage": {"last": '{"prompt_tokens":100,"completion_tokens":20}'},
         }
         return json.dumps(values | changes, separators=(",", ":")).encode() + b"\n"
 

@@ -428,7 +428,6 @@ def test_a_decision_can_be_read_by_another_reader(labels: dict[str, str], body: 
         ":authority": "h:1",
         "x-gw-cluster": "upstream_tls",
         "content-length": str(len(body)),
-        **({"x-gw-usage": "farebox.each-event"} if labels.get("continuous_usage") else {}),
     }
     assert fields(common[2][0])[2] == [b"accept-encoding", b"x-c"]
     mutation = fields(common[3][0])

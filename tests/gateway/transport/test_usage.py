@@ -1,10 +1,10 @@
 """A line of the log, and what its call has to pay."""
 
-import dataclasses
 import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from farebox.gateway.meter import event_of
@@ -46,13 +46,15 @@ CUT: dict[str, Any] = {
     ("changes", "expected"),
     [
         pytest.param({}, Used(100, 40, 20, False), id="as the upstream said"),
-        pytest.param({"output_tokens": None}, Used(100, 40, 0, False), id="embeddings"),
+        pytest.param({"output_tokens": 0}, Used(100, 40, 0, False), id="embeddings"),
+        pytest.param(
+            {"output_tokens": None, "sent_bytes": 44}, Used(100, 40, 11, True), id="does not say its output"
+        ),
         pytest.param({"cached_tokens": 400}, Used(100, 100, 20, False), id="more cached than there is"),
-        pytest.param({"complete": False}, Used(100, 40, 20, False), id="in one piece, and odd in parts"),
         pytest.param(
             {"complete": False, "labels": {"stream": "true"}},
             Used(100, 40, 20, True),
-            id="a stream that is odd",
+            id="a stream that said no last word",
         ),
         pytest.param({"status": 500}, None, id="an error with usage"),
         pytest.param({"status": 429}, None, id="refused by the upstream"),
@@ -78,6 +80,11 @@ CUT: dict[str, Any] = {
             id="continuous",
         ),
         pytest.param(
+            {**CUT, "output_tokens": 3, "labels": {"continuous_usage": "true", "estimate_input": "11"}},
+            Used(11, 0, 3, True),
+            id="continuous, but of the output alone",
+        ),
+        pytest.param(
             {**CUT, "status": 0, "sent_bytes": 0}, Used(11, 0, 0, True), id="left before the answer"
         ),
         pytest.param(
@@ -86,14 +93,13 @@ CUT: dict[str, Any] = {
     ],
 )
 def test_what_a_call_pays(changes: dict[str, Any], expected: Used | None) -> None:
-    assert used(dataclasses.replace(WHOLE, **changes)) == expected
+    assert used(msgspec.structs.replace(WHOLE, **changes)) == expected
 
 
 def line(**changes: Any) -> bytes:
     values = {
         "at": "1772323200.250000",
         "details": "via_upstream",
-        "each": None,
         "flags": "-",
         "id": "r-1",
         "labels": '{"service":"a/b"}',
@@ -101,16 +107,79 @@ def line(**changes: Any) -> bytes:
         "sent": 10,
         "status": 200,
         "upstream": 300,
-        "usage": {"input_tokens": "7", "output_tokens": "2", "extraction_status": "COMPLETE"},
+        "usage": {"last": '{"prompt_tokens":7,"completion_tokens":2}'},
     }
     return json.dumps(values | changes, separators=(",", ":")).encode()
 
 
+def counts(**told: str) -> tuple[int | None, int | None, int | None]:
+    read = parse(line(usage=told))
+    return read.input_tokens, read.cached_tokens, read.output_tokens
+
+
 def test_a_line_is_read() -> None:
-    read = parse(line(flags="DC,UC", each={"input": 9, "cached": 4}))
-    assert (read.input_tokens, read.cached_tokens, read.output_tokens, read.complete) == (7, 4, 2, True)
-    assert read.flags == {"DC", "UC"}
+    read = parse(line(flags="DC,UC", upstream=None))
+    assert (read.input_tokens, read.cached_tokens, read.output_tokens) == (7, None, 2)
+    assert (read.flags, read.labels, read.upstream_bytes) == ({"DC", "UC"}, {"service": "a/b"}, 0)
     assert read.time == datetime(2026, 3, 1, 0, 0, 0, 250_000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ('{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}', (7, None, 2)),
+        (
+            '{"prompt_tokens":7,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":4}}',
+            (7, 4, 2),
+        ),
+        ('{"prompt_tokens":7,"prompt_tokens_details":null,"completion_tokens":2}', (7, None, 2)),
+        (
+            '{"prompt_tokens":7,"prompt_tokens_details":{"cached_tokens":null},"completion_tokens":2}',
+            (7, None, 2),
+        ),
+        ('{"prompt_tokens":7,"total_tokens":7}', (7, None, 0)),
+        ('{"prompt_tokens":7,"completion_tokens":null}', (7, None, None)),
+        ('{"prompt_tokens":7.0,"completion_tokens":2.5}', (7, None, None)),
+        ('{"prompt_tokens":true,"completion_tokens":"2"}', (None, None, None)),
+        ('{"prompt_tokens":-7,"completion_tokens":2}', (None, None, 2)),
+        ('{"input_tokens":7,"output_tokens":2,"input_tokens_details":{"cached_tokens":4}}', (7, 4, 2)),
+        ('{"input_tokens":7,"output_tokens":2}', (7, None, 2)),
+        ('{"input_tokens":7,"cache_read_input_tokens":4,"output_tokens":2}', (11, 4, 2)),
+        (
+            '{"input_tokens":7,"cache_read_input_tokens":null,"cache_creation_input_tokens":3,"output_tokens":2}',
+            (10, None, 2),
+        ),
+        ('{"cache_read_input_tokens":4,"output_tokens":2}', (None, 4, 2)),
+        ("{}", (None, None, None)),
+        ('{"prompt_tokens":7,', (None, None, None)),
+        ("[]", (None, None, None)),
+    ],
+)
+def test_what_an_upstream_counts_is_read_in_its_words(usage: str, expected: tuple[int | None, ...]) -> None:
+    assert counts(last=usage) == expected
+
+
+def test_the_end_of_a_stream_need_not_repeat_its_beginning() -> None:
+    first = '{"input_tokens":7,"cache_read_input_tokens":4,"output_tokens":1}'
+    assert counts(first=first, last='{"output_tokens":20}') == (11, 4, 20)
+    assert counts(first=first, last='{"input_tokens":null,"output_tokens":20}') == (11, 4, 20)
+    assert counts(first=first, last='{"input_tokens":8,"output_tokens":20}') == (12, 4, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complete"),
+    [
+        ({}, True),
+        ({"flags": "DC", "details": "downstream_remote_disconnect"}, True),
+        ({"labels": '{"stream":"true"}'}, True),
+        ({"labels": '{"stream":"true"}', "flags": "DC"}, False),
+        ({"labels": '{"stream":"true"}', "details": "max_duration_timeout"}, False),
+        ({"usage": {"first": '{"input_tokens":7}'}}, False),
+        ({"usage": None}, False),
+    ],
+)
+def test_the_last_word_of_an_upstream_is_known(changes: dict[str, Any], complete: bool) -> None:
+    assert parse(line(**changes)).complete is complete
 
 
 def test_a_line_after_one_that_was_cut_off_is_read() -> None:

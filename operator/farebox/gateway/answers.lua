@@ -1,0 +1,233 @@
+-- Runs in Envoy (LuaJIT) on each answer: copies the usage that it tells to where the access log finds it, and takes
+-- out of a stream what its caller did not ask for. It neither says what usage means nor decides anything: an answer
+-- passes as it is when the script fails, and its call is charged by an estimate.
+--
+-- envoy_answers.py puts before it: NAMESPACE, the metadata that the log writes; HIDING, a Hiding.
+--
+-- Patterns with a repetition in front look at each byte of a text, and some of them many times: what searches long
+-- texts here is plain, or stops at the next quote or brace.
+
+local byte, find, match, sub, concat = string.byte, string.find, string.match, string.sub, table.concat
+
+-- Bytes of a line of a stream that are waited for where its usage is hidden; a longer one passes as it is.
+local LONGEST_HIDDEN = 1048576
+-- The same where usage is read; of a longer one no more is kept than LONGEST_USAGE.
+local LONGEST_KEPT = 65536
+local LONGEST_USAGE = 4096
+-- Objects at the top of a document that may tell the usage in its place.
+local WITHIN = { message = true, response = true }
+
+-- The quote that ends a string which goes on at `at`; or nil, and where to go on when more has come.
+local function closing(text, at)
+  while true do
+    local stop = find(text, '["\\]', at)
+    if not stop then return nil, #text + 1 end
+    if byte(text, stop) == 34 then return stop end
+    if stop == #text then return nil, stop end
+    at = stop + 2
+  end
+end
+
+-- A reader of one JSON document in whatever pieces it comes. Called with each, it returns the usage once, as text,
+-- and the name of the object at the top that it is in. Only keys of these places count: whatever a model or its
+-- caller wrote is in strings, or deeper.
+local function document()
+  local rest, in_string, depth, name, within = "", false, 0, nil, nil
+  return function(text)
+    if rest ~= "" then text, rest = rest .. text, "" end
+    local at = 1
+    if in_string then
+      local stop, on = closing(text, 1)
+      if not stop then
+        rest = sub(text, on)
+        return
+      end
+      at, in_string = stop + 1, false
+    end
+    while true do
+      local from = find(text, '[{}"]', at)
+      if not from then return end
+      local sign = byte(text, from)
+      at = from + 1
+      if sign == 123 then
+        depth = depth + 1
+        if depth == 2 then within = WITHIN[name] and name end
+      elseif sign == 125 then
+        depth = depth - 1
+      else
+        local counts = depth == 1 or (depth == 2 and within)
+        local short = counts and #text - from < LONGEST_USAGE
+        local stop, on = closing(text, at)
+        if not stop then
+          in_string = not short
+          rest = sub(text, short and from or on)
+          return
+        end
+        at = stop + 1
+        if counts then
+          local colon, value = match(text, "^%s*(:?)%s*()", at)
+          if short and value > #text then
+            rest = sub(text, from)
+            return
+          end
+          local is_key = colon == ":"
+          if is_key and byte(text, value) == 123 and sub(text, from, stop) == '"usage"' then
+            local usage = match(text, "^%b{}", value)
+            if usage then return usage, depth == 2 and within or nil end
+            if short then
+              rest = sub(text, from)
+              return
+            end
+          end
+          if depth == 1 then name = is_key and sub(text, from + 1, stop - 1) end
+        end
+      end
+    end
+  end
+end
+
+-- Where the last line begins that begins before `place`; `from` is on that line, or before it.
+local function line_of(text, from, place)
+  local line, at = from, find(text, "\n", from, true)
+  while at and at < place do
+    line, at = at + 1, find(text, "\n", at + 1, true)
+  end
+  return line
+end
+
+-- A reader of a stream's events. Called with each piece, it tells the usage of the last event so far that has one,
+-- and of the first: that of Anthropic's has the input. Most events are never read as documents.
+local function events(tell)
+  local begun = false
+
+  local function read_lines(text)
+    local spots, at = {}, find(text, '"usage"', 1, true)
+    while at do
+      if find(text, "^%s*:%s*{", at + 7) then spots[#spots + 1] = at end
+      at = find(text, '"usage"', at + 7, true)
+    end
+    local function read(number)
+      local spot = spots[number]
+      local line = line_of(text, spots[number - 1] or 1, spot)
+      return document()(sub(text, line, find(text, "\n", spot, true)))
+    end
+    local last = #spots
+    while last > 0 and not tell(read(last)) do last = last - 1 end
+    if last > 0 and not begun then
+      begun = true
+      local usage, within = read(1)
+      if within == "message" then tell(usage, within) end
+    end
+  end
+
+  local held, size, long = {}, 0, nil
+  return function(text)
+    if long then
+      local stop = find(text, "\n", 1, true)
+      tell(long(sub(text, 1, stop)))
+      if not stop then return end
+      text, long = sub(text, stop + 1), nil
+    end
+    local whole = byte(text, -1) == 10 and #text or line_of(text, 1, #text + 1) - 1
+    if whole > 0 then
+      held[#held + 1] = sub(text, 1, whole)
+      read_lines(concat(held))
+      held, size, text = {}, 0, sub(text, whole + 1)
+    end
+    held[#held + 1], size = text, size + #text
+    if size > LONGEST_KEPT then
+      long = document()
+      tell(long(concat(held)))
+      held, size = {}, 0
+    end
+  end
+end
+
+-- Whole lines of a stream as its caller may see them, and whether the blank line that follows is to go too. In JSON
+-- no text of the model can look like these names: its quotes are escaped. An event without choices is the one that
+-- tells the usage of all.
+local function shown(text)
+  local parts, from, line, stop = {}, 1, 1, 0
+  local at = find(text, '"usage"', 1, true)
+  while at do
+    while stop < at do
+      line = stop + 1
+      stop = find(text, "\n", line, true)
+    end
+    local on = at + 1
+    local _, last = find(text, '^"usage"%s*:%s*%b{}', at)
+    if last and last < stop then
+      local choices = find(text, '"choices"', line, true)
+      if choices and choices < stop and find(text, '^"choices"%s*:%s*%[%s*%]', choices) then
+        on = stop
+        if HIDING == "all" then
+          parts[#parts + 1] = sub(text, from, line - 1)
+          local _, blank = find(text, "^\r?\n", stop + 1)
+          from = (blank or stop) + 1
+          if from > #text then return concat(parts), not blank end
+        end
+      else
+        parts[#parts + 1] = sub(text, from, at - 1)
+        parts[#parts + 1] = '"usage":null'
+        from, on = last + 1, last
+      end
+    end
+    at = find(text, '"usage"', on, true)
+  end
+  parts[#parts + 1] = sub(text, from)
+  return concat(parts), false
+end
+
+-- What a caller may see of a stream, piece by piece. What comes of a line that has no end yet is held; at the end of
+-- a stream it is no event, and is left out.
+local function hider()
+  local held, size, blank, passes = {}, 0, false, HIDING == ""
+  return function(bytes)
+    if passes then return bytes end
+    local whole = byte(bytes, -1) == 10 and #bytes or line_of(bytes, 1, #bytes + 1) - 1
+    if whole > 0 then
+      held[#held + 1] = sub(bytes, 1, whole)
+      local text = concat(held)
+      held, size = { sub(bytes, whole + 1) }, #bytes - whole
+      if blank then text = text:gsub("^\r?\n", "") end
+      text, blank = shown(text)
+      return text
+    end
+    held[#held + 1], size = bytes, size + #bytes
+    if size <= LONGEST_HIDDEN then return "" end
+    passes = true
+    return concat(held)
+  end
+end
+
+-- Keeps usage for the log, and returns it; without usage nothing is kept. What Envoy gives of the metadata is good
+-- until the next piece comes.
+local function teller(handle)
+  return function(usage, within)
+    if usage then
+      handle:streamInfo():dynamicMetadata():set(NAMESPACE, within == "message" and "first" or "last", usage)
+    end
+    return usage
+  end
+end
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local kind = (headers:get("content-type") or ""):lower()
+  local tell = teller(handle)
+  if sub(kind, 1, 16) == "application/json" then
+    local read, told = document(), nil
+    for chunk in handle:bodyChunks() do
+      told = told or tell(read(chunk:getBytes(0, chunk:length())))
+    end
+  elseif sub(kind, 1, 17) == "text/event-stream" then
+    if HIDING ~= "" then headers:remove("content-length") end
+    local read, hide = events(tell), hider()
+    for chunk in handle:bodyChunks() do
+      local bytes = chunk:getBytes(0, chunk:length())
+      read(bytes)
+      local seen = hide(bytes)
+      if seen ~= bytes then chunk:setBytes(seen) end
+    end
+  end
+end
