@@ -4,8 +4,8 @@
 --
 -- envoy_answers.py puts before it: NAMESPACE, the metadata that the log writes; HIDING, a Hiding.
 --
--- Patterns with a repetition in front look at each byte of a text, and some of them many times: what searches long
--- texts here is plain, or stops at the next quote or brace.
+-- Patterns look at each byte of a text, slowly, and those with a repetition in front many times: long texts are
+-- searched for plain words here, or up to the next quote or brace.
 
 local byte, find, match, sub, concat = string.byte, string.find, string.match, string.sub, table.concat
 
@@ -17,15 +17,39 @@ local LONGEST_USAGE = 4096
 -- Objects at the top of a document that may tell the usage in its place.
 local WITHIN = { message = true, response = true }
 
+-- How many backslashes stand right before a place, from `from` on.
+local function backslashes(text, from, place)
+  local at = place - 1
+  while at >= from and byte(text, at) == 92 do at = at - 1 end
+  return place - 1 - at
+end
+
 -- The quote that ends a string which goes on at `at`; or nil, and where to go on when more has come.
 local function closing(text, at)
-  while true do
-    local stop = find(text, '["\\]', at)
-    if not stop then return nil, #text + 1 end
-    if byte(text, stop) == 34 then return stop end
-    if stop == #text then return nil, stop end
-    at = stop + 2
+  local stop = find(text, '"', at, true)
+  while stop and backslashes(text, at, stop) % 2 == 1 do
+    stop = find(text, '"', stop + 1, true)
   end
+  if stop then return stop end
+  return nil, #text + 1 - backslashes(text, at, #text + 1) % 2
+end
+
+-- The place of the first byte at `at` or behind it that is no white space, and the byte; nil at the end of the text.
+local function behind_space(text, at)
+  local sign = byte(text, at)
+  while sign == 32 or sign == 10 or sign == 13 or sign == 9 do
+    at = at + 1
+    sign = byte(text, at)
+  end
+  return at, sign
+end
+
+-- Where the value begins of a key that ends before `at`, and its first byte: nil, if the text ends before it. Without a
+-- colon it is no key: nil, and what comes in its place.
+local function value_behind(text, at)
+  local colon, sign = behind_space(text, at)
+  if sign ~= 58 then return nil, sign end
+  return behind_space(text, colon + 1)
 end
 
 -- A reader of one JSON document in whatever pieces it comes. Called with each, it returns the usage once, as text,
@@ -65,13 +89,12 @@ local function document()
         end
         at = stop + 1
         if counts then
-          local colon, value = match(text, "^%s*(:?)%s*()", at)
-          if short and value > #text then
+          local value, first = value_behind(text, at)
+          if short and not first then
             rest = sub(text, from)
             return
           end
-          local is_key = colon == ":"
-          if is_key and byte(text, value) == 123 and sub(text, from, stop) == '"usage"' then
+          if value and first == 123 and sub(text, from, stop) == '"usage"' then
             local usage = match(text, "^%b{}", value)
             if usage then return usage, depth == 2 and within or nil end
             if short then
@@ -79,7 +102,7 @@ local function document()
               return
             end
           end
-          if depth == 1 then name = is_key and sub(text, from + 1, stop - 1) end
+          if depth == 1 then name = value and sub(text, from + 1, stop - 1) end
         end
       end
     end
@@ -103,7 +126,8 @@ local function events(tell)
   local function read_lines(text)
     local spots, at = {}, find(text, '"usage"', 1, true)
     while at do
-      if find(text, "^%s*:%s*{", at + 7) then spots[#spots + 1] = at end
+      local _, first = value_behind(text, at + 7)
+      if first == 123 then spots[#spots + 1] = at end
       at = find(text, '"usage"', at + 7, true)
     end
     local function read(number)
