@@ -52,8 +52,8 @@ class World:
     def key(self, key_hash: str) -> KeyTerms | None:
         return self.the_key if key_hash == HASH else None
 
-    def service(self, key: ObjectKey) -> ServiceTerms | None:
-        return self.the_service if self.the_service and key == self.the_service.key else None
+    def service(self, namespace: str, name: str) -> ServiceTerms | None:
+        return self.the_service if self.the_service and (namespace, name) == self.the_service.key else None
 
     def model(self, name: str) -> ModelTerms | None:
         return self.the_model

@@ -1,5 +1,6 @@
 """Each rule of admission by itself, and which of two speaks: the words that callers read (B13-B17)."""
 
+import inspect
 from dataclasses import replace
 from datetime import timedelta
 from itertools import combinations
@@ -7,8 +8,9 @@ from itertools import combinations
 import pytest
 
 from farebox.api import StopReason
+from farebox.domain import admission
 from farebox.domain.addresses import parse_networks
-from farebox.domain.admission import CHECKS, admit, identify, look_up
+from farebox.domain.admission import admit, identify, look_up
 from farebox.domain.caller import FreeTokens
 from farebox.domain.cases import Grant, Refusal
 from farebox.domain.facts import UNKNOWN
@@ -37,6 +39,12 @@ EVERYONES: dict[str, tuple[Change, int, str]] = {
     "key_bound": (with_("the_key", services=frozenset({"other"})), 403, "service_not_allowed"),
     "service_known": (without("the_service"), 404, "model_not_found"),
     "service_from_address": (with_("the_service", networks=ELSEWHERE), 403, "address_not_allowed"),
+    "service_enabled": (
+        with_("the_service", postpaid=False, trial=False, reserves=False),
+        402,
+        "endpoint_inactive",
+    ),
+    "model_served": (with_("the_model", retired=True), 402, "endpoint_inactive"),
     "service_active": (with_("the_service", inactive="NoReplicaReady"), 402, "endpoint_inactive"),
     "output_within_ceiling": (with_("call", asked_output=8193), 400, "max_tokens_above_ceiling"),
 }
@@ -76,7 +84,13 @@ PAIRS = [
 
 def test_every_rule_has_a_case() -> None:
     named = [*EVERYONES, *OF_MONEY, *OF_TRIALS, *OF_RESERVATIONS]
-    assert sorted(named) == sorted(check.__name__ for check in CHECKS)
+    of_all = {"admit", "identify", "look_up", "admit_known", "limit_refusal"}
+    rules = [
+        name
+        for name, value in vars(admission).items()
+        if inspect.isfunction(value) and value.__module__ == admission.__name__ and name[0] != "_"
+    ]
+    assert sorted(named) == sorted(set(rules) - of_all)
 
 
 @pytest.mark.parametrize("world", [PAID, TRIAL, RESERVED])
@@ -197,7 +211,7 @@ def test_listing_asks_of_the_key_alone() -> None:
 def test_a_key_learns_of_what_it_may_call(change: Change, code: str) -> None:
     world = change(PAID)
     assert world.the_key is not None
-    found = look_up(world.call, world.the_key, world, NOW)
+    found = look_up(world.call, world.the_key, world)
     if code:
         assert isinstance(found, Refusal)
         assert found.code == code == world.refused().code

@@ -116,8 +116,7 @@ class ModelTerms:
     tiers: tuple[Tier, ...] = field(default=())
 
 
-@dataclass(frozen=True, slots=True)
-class Funds:
+class Funds(Struct, frozen=True):
     """The money of an account.
 
     Args:
@@ -130,8 +129,7 @@ class Funds:
     fresh: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class FreeTokens:
+class FreeTokens(Struct, frozen=True):
     """An account's free quota for a model: what is left of it, less what was admitted since."""
 
     left: int
@@ -146,7 +144,7 @@ class View(Protocol):
     """What is known now."""
 
     def key(self, key_hash: str) -> KeyTerms | None: ...
-    def service(self, key: ObjectKey) -> ServiceTerms | None: ...
+    def service(self, namespace: str, name: str) -> ServiceTerms | None: ...
     def model(self, name: str) -> ModelTerms | None: ...
     def funds(self, account: ObjectKey) -> Funds: ...
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown: ...

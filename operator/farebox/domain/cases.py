@@ -9,7 +9,6 @@ from farebox.api import Enforcement
 from farebox.domain.caller import Call, FreeTokens, Funds, KeyTerms, ModelTerms, ServiceTerms, View
 from farebox.domain.estimates import bound_input, bound_output, most_expensive
 from farebox.domain.facts import UNKNOWN, Unknown
-from farebox.domain.keys import ObjectKey
 from farebox.domain.limits import Demand, Standing
 from farebox.domain.money import Nano
 
@@ -59,65 +58,36 @@ class Grant(Struct, frozen=True):
 
 
 class Case(Struct, frozen=True):
-    """A call with all that is known about it. Checks come in an order in which what they look at is there.
+    """A call with its key, service and model, and what there is to pay it with.
 
     `reserved` says that a reservation is in force: it is paid, and outlives an empty account (B9).
     """
 
     call: Call
     now: datetime
-    key_: KeyTerms | None
-    service_: ServiceTerms | None
-    model_: ModelTerms | None
-    funds_: Funds | None
+    key: KeyTerms
+    service: ServiceTerms
+    model: ModelTerms
+    funds: Funds
     free: FreeTokens | Unknown
-    reserved: bool = False
+    reserved: bool
 
     @classmethod
-    def of_caller(cls, call: Call, view: View, now: datetime) -> "Case":
-        """With the key alone."""
-        return cls(call, now, view.key(call.key_hash), None, None, None, UNKNOWN)
-
-    @classmethod
-    def of(cls, call: Call, key: KeyTerms, view: View, now: datetime) -> "Case":
-        """With what the call names, in the key's namespace."""
-        service = view.service(ObjectKey(key.key.namespace, call.model))
-        if service is None:
-            return cls(call, now, key, None, None, None, UNKNOWN)
+    def of(
+        cls, call: Call, key: KeyTerms, service: ServiceTerms, model: ModelTerms, view: View, now: datetime
+    ) -> "Case":
+        """With what is known now of the money."""
+        reservation = service.reservation
         return cls(
-            call=call,
-            now=now,
-            key_=key,
-            service_=service,
-            model_=view.model(service.model),
-            funds_=view.funds(service.account),
-            free=view.free_tokens(service.account, service.model),
-            reserved=service.reservation is not None and service.reservation.in_force(now),
+            call,
+            now,
+            key,
+            service,
+            model,
+            view.funds(service.account),
+            view.free_tokens(service.account, service.model),
+            reservation is not None and reservation.in_force(now),
         )
-
-    @property
-    def key(self) -> KeyTerms:
-        """Known after `key_known`."""
-        assert self.key_ is not None
-        return self.key_
-
-    @property
-    def service(self) -> ServiceTerms:
-        """Known after `service_known`."""
-        assert self.service_ is not None
-        return self.service_
-
-    @property
-    def model(self) -> ModelTerms:
-        """Known after `service_active`."""
-        assert self.model_ is not None
-        return self.model_
-
-    @property
-    def funds(self) -> Funds:
-        """What the account has. Known after `service_known`."""
-        assert self.funds_ is not None
-        return self.funds_
 
     @property
     def needs_money(self) -> bool:
@@ -133,7 +103,8 @@ class Case(Struct, frozen=True):
     @property
     def solvent(self) -> bool:
         """Whether it is known that the account has something left to spend."""
-        return self.funds.fresh and self.funds.available is not UNKNOWN and self.funds.available > 0
+        funds = self.funds
+        return funds.fresh and funds.available is not UNKNOWN and funds.available > 0
 
     @property
     def can_hold(self) -> bool:
@@ -141,7 +112,8 @@ class Case(Struct, frozen=True):
         funds = self.funds
         if funds.enforcement is Enforcement.SOFT:
             return True
-        return self.most is not None and funds.available is not UNKNOWN and self.most <= funds.available
+        most = self.most
+        return most is not None and funds.available is not UNKNOWN and most <= funds.available
 
     @property
     def excess_is_paid(self) -> bool:

@@ -37,6 +37,8 @@ def demands(
     service: ServiceTerms,
     model: ModelTerms,
     reservation: ReservationTerms | None,
+    inputs: int,
+    outputs: int,
     *,
     binding: bool,
 ) -> tuple[Demand, ...]:
@@ -44,13 +46,12 @@ def demands(
 
     Args:
         reservation: the one in force, or None.
+        inputs, outputs: what the call is expected to have of each.
         binding: it alone pays: what is beyond it is refused (B9).
 
     Counters are named so that all of a call's are of one namespace, in braces: a cluster of Valkey servers
     keeps what is in braces together.
     """
-    inputs = expected_input(call, model)
-    outputs = expected_output(call, model)
     asked = outputs if call.asked_output is not None else 0
     assumed = outputs - asked
     name, wanted = f"{{{service.key.namespace}}}/{service.key.name}", []

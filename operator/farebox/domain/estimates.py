@@ -55,10 +55,11 @@ def bound_output(asked: int | None, choices: int, max_output_tokens: int, contex
         asked: the caller's own bound on each answer.
         choices: how many answers the caller wants.
     """
-    bounds = [
-        bound for bound in (asked, max_output_tokens or None, context_tokens or None) if bound is not None
-    ]
-    return min(bounds) * choices if bounds else None
+    bound = asked
+    for each in (max_output_tokens, context_tokens):
+        if each and (bound is None or each < bound):
+            bound = each
+    return None if bound is None else bound * choices
 
 
 def most_expensive(tiers: Sequence[Tier], input_bound: int, output_bound: int) -> Nano | None:

@@ -165,7 +165,10 @@ def amount_taken(demand: Demand, used: int) -> int:
 
 def first_exceeded(standings: Sequence[Standing]) -> Standing | None:
     """The limit that refuses a call, if one does: the first of them."""
-    return next((standing for standing in standings if standing.exceeded), None)
+    for standing in standings:
+        if standing.exceeded:
+            return standing
+    return None
 
 
 def corrections(taken: Taken, actual: int, now: int) -> tuple[Adjustment, ...]:

@@ -206,13 +206,13 @@ class Gate:
             message = f"{path} takes GET alone"
             return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "GET, HEAD"})
         check_headers(head)
-        caller, now = self._caller(head), self.clock()
-        key = identify(caller, self.view, now)
+        caller = self._caller(head)
+        key = identify(caller, self.view, self.clock())
         if isinstance(key, Refusal):
             return of_rule(key, head.request_id)
 
         def named(name: str) -> ServiceTerms | Refusal:
-            return look_up(msgspec.structs.replace(caller, model=name), key, self.view, now)
+            return look_up(msgspec.structs.replace(caller, model=name), key, self.view)
 
         if path != MODELS_PATH:
             found = named(path.removeprefix(f"{MODELS_PATH}/"))

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from farebox.api import APIKey, APIObject, BillingAccount, Enforcement, InferenceService, Model
+from farebox.api import APIKey, BillingAccount, Enforcement, InferenceService, Model
 from farebox.domain.caller import FreeTokens, Funds, KeyTerms, ModelTerms, ServiceTerms
 from farebox.domain.facts import Unknown
 from farebox.domain.keys import ObjectKey
@@ -21,6 +21,7 @@ from farebox.kube.names import key_of
 log = structlog.get_logger(__name__)
 JSONObject = dict[str, Any]
 T = TypeVar("T")
+_Model = tuple[ModelTerms, ModelRoute]
 
 
 class Shelf(Generic[T]):
@@ -64,9 +65,10 @@ class GatewayView:
         self._purse = purse
         self._by_hash: dict[str, dict[ObjectKey, KeyTerms]] = defaultdict(dict)
         self._in_namespace: dict[str, dict[str, ServiceTerms]] = defaultdict(dict)
+        self._models: dict[str, _Model] = {}
         self.keys = Shelf(_read_key, self._index_key)
         self.services = Shelf(_read_service, self._index_service)
-        self.models = Shelf(_read_model, _no_index)
+        self.models = Shelf(_read_model, self._index_model)
         self.accounts = Shelf(_read_account, _no_index)
 
     def key(self, key_hash: str) -> KeyTerms | None:
@@ -76,18 +78,19 @@ class GatewayView:
             return None
         return next(iter(found.values()))
 
-    def service(self, key: ObjectKey) -> ServiceTerms | None:
+    def service(self, namespace: str, name: str) -> ServiceTerms | None:
         """See View."""
-        return self.services.get(key)
+        found = self._in_namespace.get(namespace)
+        return None if found is None else found.get(name)
 
     def model(self, name: str) -> ModelTerms | None:
         """See View."""
-        found = self.models.get(ObjectKey("", name))
+        found = self._models.get(name)
         return None if found is None else found[0]
 
     def route(self, model: str) -> ModelRoute | None:
         """Where a model is served."""
-        found = self.models.get(ObjectKey("", model))
+        found = self._models.get(model)
         return None if found is None else found[1]
 
     def funds(self, account: ObjectKey) -> Funds:
@@ -126,6 +129,12 @@ class GatewayView:
             if not services:
                 del self._in_namespace[old.key.namespace]
 
+    def _index_model(self, old: _Model | None, new: _Model | None) -> None:
+        if new is not None:
+            self._models[new[0].name] = new
+        elif old is not None:
+            self._models.pop(old[0].name, None)
+
 
 def _read_key(raw: JSONObject) -> tuple[str, KeyTerms]:
     """A key with its hash; "" for one that has none yet, which nobody can send."""
@@ -137,7 +146,7 @@ def _read_service(raw: JSONObject) -> ServiceTerms:
     return service_terms(InferenceService.model_validate(raw))
 
 
-def _read_model(raw: JSONObject) -> tuple[ModelTerms, ModelRoute]:
+def _read_model(raw: JSONObject) -> _Model:
     model = Model.model_validate(raw)
     return model_terms(model), model_route(model)
 
@@ -146,5 +155,5 @@ def _read_account(raw: JSONObject) -> Enforcement:
     return BillingAccount.model_validate(raw).spec.enforcement
 
 
-def _no_index(old: APIObject | Any, new: APIObject | Any) -> None:
-    """Models and accounts are looked up by name alone."""
+def _no_index(old: object, new: object) -> None:
+    """Accounts are looked up by their key alone."""

@@ -249,20 +249,20 @@ async def test_disabling_a_key_or_a_service_is_known_at_once(client: KubeClient)
     await create(client, model(), service(), api_key())
     await asyncio.wait_for(synced.wait(), 30)
     key_hash = api_key()["status"]["keyHash"]
-    chat = ObjectKey(NAMESPACE, "chat")
-    await until("all is known", lambda: view.key(key_hash) and view.service(chat) and view.model("qwen3-8b"))
-    await until("it serves", lambda: view.service(chat).inactive == "")  # type: ignore[union-attr]
-    assert view.funds(view.service(chat).account).available is UNKNOWN  # type: ignore[union-attr]
+    chat = (NAMESPACE, "chat")
+    await until("all is known", lambda: view.key(key_hash) and view.service(*chat) and view.model("qwen3-8b"))
+    await until("it serves", lambda: view.service(*chat).inactive == "")  # type: ignore[union-attr]
+    assert view.funds(view.service(*chat).account).available is UNKNOWN  # type: ignore[union-attr]
 
     await patch(client, "APIKey", "ci", {"disabled": True})
     await until("the key is disabled", lambda: view.key(key_hash).disabled)  # type: ignore[union-attr]
     await patch(client, "InferenceService", "chat", {"postpaid": False})
-    await until("the service is switched off", lambda: not view.service(chat).postpaid)  # type: ignore[union-attr]
+    await until("the service is switched off", lambda: not view.service(*chat).postpaid)  # type: ignore[union-attr]
     status = {"phase": "Stopped", "stopReasons": ["Overdue"], "conditions": serving("False", "Overdue")}
     await client.merge_patch(
         resource_path("InferenceService", NAMESPACE, "chat", "status"), {"status": status}
     )
-    await until("its status is known", lambda: view.service(chat).inactive == "Overdue")  # type: ignore[union-attr]
+    await until("its status is known", lambda: view.service(*chat).inactive == "Overdue")  # type: ignore[union-attr]
     await client.request("DELETE", resource_path("APIKey", NAMESPACE, "ci"))
     await until("the key is gone", lambda: view.key(key_hash) is None)
     assert watch.age < 3600
