@@ -7,7 +7,6 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from farebox.api import Enforcement
 from farebox.domain.addresses import parse_address, parse_networks
 from farebox.domain.admission import admit
 from farebox.domain.caller import (
@@ -113,7 +112,7 @@ def both(*changes: Change) -> Change:
     return change
 
 
-HARD = with_("the_funds", enforcement=Enforcement.HARD)
+HARD = with_("the_funds", hard=True)
 PAID = World(
     Call(HASH, parse_address("10.0.0.7"), "chat", body_bytes=400, asked_output=100),
     KeyTerms(ObjectKey("team-a", "ci")),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 
-from farebox.api import Enforcement, StopReason
+from farebox.api import StopReason
 from farebox.domain.addresses import within
 from farebox.domain.caller import Call, KeyTerms, ModelTerms, ServiceTerms, View
 from farebox.domain.cases import Case, Grant, Refusal
@@ -126,7 +126,7 @@ def not_overdue(case: Case) -> Refusal | None:
 
 def cost_bounded(case: Case) -> Refusal | None:
     """What a call can cost at most can be told, where it has to be held (B17, Hard)."""
-    if case.funds.enforcement is not Enforcement.HARD or case.most is not None:
+    if not case.funds.hard or case.most is not None:
         return None
     return Refusal(
         400,
@@ -266,7 +266,7 @@ def _grant(case: Case) -> Grant:
     outputs = expected_output(call, model)
     excess_is_paid = case.reserved and case.excess_is_paid
     pays_money = case.service.postpaid and (not case.reserved or excess_is_paid)
-    hold = case.most if pays_money and case.funds.enforcement is Enforcement.HARD else None
+    hold = case.most if pays_money and case.funds.hard else None
     free = case.free
     free_covers = free is not UNKNOWN and free.usable(case.now) >= inputs + outputs
     covered = case.reserved or free_covers

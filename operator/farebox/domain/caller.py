@@ -11,7 +11,6 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from farebox.api import Enforcement
 from farebox.domain.addresses import Address, Network
 from farebox.domain.facts import Unknown
 from farebox.domain.keys import ObjectKey
@@ -121,11 +120,12 @@ class Funds(Struct, frozen=True):
 
     Args:
         available: what the ledger said last, less what this gateway has admitted since.
+        hard: what a call may cost is held before it (B17).
         fresh: the ledger was heard recently enough for money to be spent on its word.
     """
 
     available: Nano | Unknown
-    enforcement: Enforcement = Enforcement.SOFT
+    hard: bool = False
     fresh: bool = True
 
 

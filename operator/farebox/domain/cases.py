@@ -5,7 +5,6 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from farebox.api import Enforcement
 from farebox.domain.caller import Call, FreeTokens, Funds, KeyTerms, ModelTerms, ServiceTerms, View
 from farebox.domain.estimates import bound_input, bound_output, most_expensive
 from farebox.domain.facts import UNKNOWN, Unknown
@@ -110,7 +109,7 @@ class Case(Struct, frozen=True):
     def can_hold(self) -> bool:
         """Whether the account has what has to be held of it before the call: nothing, if it is Soft."""
         funds = self.funds
-        if funds.enforcement is Enforcement.SOFT:
+        if not funds.hard:
             return True
         most = self.most
         return most is not None and funds.available is not UNKNOWN and most <= funds.available

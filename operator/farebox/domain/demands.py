@@ -7,7 +7,7 @@ fit; an answer whose length the caller leaves open is assumed to have some, and 
 from farebox.domain.caller import Call, KeyTerms, ModelTerms, ReservationTerms, ServiceTerms
 from farebox.domain.estimates import ASSUMED_OUTPUT_TOKENS, estimate_input
 from farebox.domain.keys import ObjectKey
-from farebox.domain.limits import Demand, Span
+from farebox.domain.limits import WINDOW, Demand, Span
 from farebox.domain.pricing import MAX_TOKENS
 
 
@@ -56,9 +56,9 @@ def demands(
     assumed = outputs - asked
     name, wanted = f"{{{service.key.namespace}}}/{service.key.name}", []
     if rpm := tightest(service.rpm, model.rpm):
-        wanted.append(Demand("rpm", f"rpm:{name}", Span.WINDOW, rpm, 1))
+        wanted.append(Demand("rpm", f"rpm:{name}", WINDOW, rpm, 1))
     if tpm := tightest(service.tpm, model.tpm):
-        wanted.append(Demand("tpm", f"tpm:{name}", Span.WINDOW, tpm, inputs + asked, assumed))
+        wanted.append(Demand("tpm", f"tpm:{name}", WINDOW, tpm, inputs + asked, assumed))
     if key.quota is not None:
         quota, span = key.quota.tokens, key.quota.span
         counter = key_counter(key.key, span)

@@ -5,11 +5,14 @@ server that all replicas share. Which limits there are, and their arithmetic, is
 decided here.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from farebox.domain.limits import (
+    WINDOW,
     Adjustment,
     Demand,
     Span,
@@ -25,8 +28,7 @@ from farebox.domain.limits import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What became of a call's demands: all `taken`, or none, and then where each limit stood.
 
     `totals` is each count with what was taken.
@@ -57,14 +59,37 @@ class Counters(Protocol):
         """End connections."""
 
 
+class _Window:
+    """What is counted in each second, and the sum of what counts since the second `first`."""
+
+    __slots__ = ("first", "slots", "total")
+
+    def __init__(self) -> None:
+        self.slots: dict[int, int] = {}
+        self.first = 0
+        self.total = 0
+
+    def used(self, now: int) -> int:
+        """What the window holds: added up once a second, not for each call."""
+        first = first_slot(now)
+        if self.first != first:
+            self.first, self.total = first, window_used(self.slots, now)
+        return self.total
+
+    def put(self, slot: int, amount: int) -> None:
+        """Count an amount in a second."""
+        self.slots[slot] = self.slots.get(slot, 0) + amount
+        if slot >= self.first:
+            self.total += amount
+
+
 class MemoryCounters:
     """Counts of this process alone; lost with it. Exact for one replica (docs/decisions/410)."""
 
     _SWEEP_MS = 60_000
 
     def __init__(self) -> None:
-        self._windows: dict[str, dict[int, int]] = {}
-        self._totals: dict[str, tuple[int, int]] = {}
+        self._windows: defaultdict[str, _Window] = defaultdict(_Window)
         self._periods: dict[tuple[str, int], int] = {}
         self._ends: dict[tuple[str, int], int] = {}
         self._swept = 0
@@ -74,72 +99,57 @@ class MemoryCounters:
 
     async def take(self, demands: Sequence[Demand], now: int) -> Answer:
         """See Counters. Nothing else runs meanwhile."""
-        self._sweep(now)
-        used = [self._used(demand, now) for demand in demands]
-        if any(
-            each.binding and amount + each.must > each.limit
-            for each, amount in zip(demands, used, strict=True)
-        ):
-            return Answer((), (), tuple(self._standing(demand, now) for demand in demands))
-        taken = tuple(self._count(demand, amount, now) for demand, amount in zip(demands, used, strict=True))
-        return Answer(taken, tuple(amount + each.amount for amount, each in zip(used, taken, strict=True)))
+        if now - self._swept >= self._SWEEP_MS:
+            self._sweep(now)
+        before, taken, totals = [], [], []
+        for demand in demands:
+            used = self._used(demand, now)
+            if demand.binding and used + demand.must > demand.limit:
+                return Answer((), (), tuple(self._standing(each, now) for each in demands))
+            before.append(used)
+        for demand, used in zip(demands, before, strict=True):
+            amount = amount_taken(demand, used)
+            self._count(demand.counter, demand.span, place(demand.span, now), amount)
+            taken.append(Taken(demand.counter, demand.span, now, amount))
+            totals.append(used + amount)
+        return Answer(tuple(taken), tuple(totals))
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
         for each in adjustments:
-            if each.span is Span.WINDOW:
-                self._adjust_window(each, now)
-            elif each.amount > 0 or (each.counter, each.place) in self._periods:
-                self._add(each.counter, each.span, each.place, each.amount)
+            if each.span is WINDOW and each.place < first_slot(now):
+                continue
+            if each.amount > 0 or self._has(each.counter, each.span, each.place):
+                self._count(each.counter, each.span, each.place, each.amount)
 
     async def raise_to(self, counter: str, span: Span, used: int, now: int) -> None:
         """See Counters."""
         at = place(span, now)
-        self._add(counter, span, at, max(0, used - self._periods.get((counter, at), 0)))
+        self._count(counter, span, at, max(0, used - self._periods.get((counter, at), 0)))
 
     async def close(self) -> None:
         """See Counters."""
 
     def _standing(self, demand: Demand, now: int) -> Standing:
-        if demand.span is Span.WINDOW:
-            return window_standing(demand, self._windows.get(demand.counter, {}), now)
-        used = self._periods.get((demand.counter, place(demand.span, now)), 0)
-        return period_standing(demand, used, now)
+        if demand.span is WINDOW:
+            return window_standing(demand, self._windows[demand.counter].slots, now)
+        return period_standing(demand, self._used(demand, now), now)
 
     def _used(self, demand: Demand, now: int) -> int:
-        if demand.span is Span.WINDOW:
-            return self._window_used(demand.counter, now)
+        if demand.span is WINDOW:
+            return self._windows[demand.counter].used(now)
         return self._periods.get((demand.counter, place(demand.span, now)), 0)
 
-    def _count(self, demand: Demand, used: int, now: int) -> Taken:
-        at, amount = place(demand.span, now), amount_taken(demand, used)
-        if demand.span is Span.WINDOW:
-            self._put(demand.counter, at, amount)
-        else:
-            self._add(demand.counter, demand.span, at, amount)
-        return Taken(demand.counter, demand.span, now, amount)
+    def _has(self, counter: str, span: Span, at: int) -> bool:
+        """Whether something is counted there: what is taken back is taken from it alone."""
+        if span is WINDOW:
+            return at in self._windows[counter].slots
+        return (counter, at) in self._periods
 
-    def _adjust_window(self, adjustment: Adjustment, now: int) -> None:
-        slots = self._windows.setdefault(adjustment.counter, {})
-        if adjustment.place >= first_slot(now) and (adjustment.amount > 0 or adjustment.place in slots):
-            self._put(adjustment.counter, adjustment.place, adjustment.amount)
-
-    def _window_used(self, counter: str, now: int) -> int:
-        """What a window holds: added up once a second, not for each call."""
-        first, total = self._totals.get(counter, (None, 0))
-        if first != first_slot(now):
-            total = window_used(self._windows.get(counter, {}), now)
-            self._totals[counter] = (first_slot(now), total)
-        return total
-
-    def _put(self, counter: str, slot: int, amount: int) -> None:
-        slots = self._windows.setdefault(counter, {})
-        slots[slot] = slots.get(slot, 0) + amount
-        known = self._totals.get(counter)
-        if known is not None and slot >= known[0]:
-            self._totals[counter] = (known[0], known[1] + amount)
-
-    def _add(self, counter: str, span: Span, at: int, amount: int) -> None:
+    def _count(self, counter: str, span: Span, at: int, amount: int) -> None:
+        if span is WINDOW:
+            self._windows[counter].put(at, amount)
+            return
         key = (counter, at)
         self._periods[key] = self._periods.get(key, 0) + amount
         if (end := period_end(span, at * 1000)) is not None:
@@ -147,16 +157,11 @@ class MemoryCounters:
 
     def _sweep(self, now: int) -> None:
         """Forget what no call can be counted on any more."""
-        if now - self._swept < self._SWEEP_MS:
-            return
         self._swept = now
-        self._totals.clear()
         first = first_slot(now)
-        for counter, slots in list(self._windows.items()):
-            live = {slot: amount for slot, amount in slots.items() if slot >= first}
-            if live:
-                self._windows[counter] = live
-            else:
+        for counter, window in list(self._windows.items()):
+            window.slots = {slot: amount for slot, amount in window.slots.items() if slot >= first}
+            if not window.slots:
                 del self._windows[counter]
         for key, end in list(self._ends.items()):
             # A minute longer, for corrections of calls that end just after their period.

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final, TypeVar
 
+from msgspec import Struct
+
 from farebox.domain.caller import FreeTokens
 from farebox.domain.facts import UNKNOWN, Unknown
 from farebox.domain.keys import ObjectKey
@@ -27,8 +29,7 @@ _Pool = tuple[ObjectKey, str]
 """An account's free tokens for a model."""
 
 
-@dataclass(slots=True)
-class _Commitment:
+class _Commitment(Struct):
     account: ObjectKey
     amount: int
     model: str
@@ -194,8 +195,10 @@ class Purse:
             self.release(call)
 
     def _count(self, account: ObjectKey, amount: int, model: str, tokens: int) -> None:
-        _add(self._money, account, amount)
-        _add(self._tokens, (account, model), tokens)
+        if amount:
+            _add(self._money, account, amount)
+        if tokens:
+            _add(self._tokens, (account, model), tokens)
 
 
 def _add(counts: dict[K, int], key: K, change: int) -> None:

@@ -95,8 +95,7 @@ class GatewayView:
 
     def funds(self, account: ObjectKey) -> Funds:
         """See View. An account that is not there is Soft; the operator says that it is not there."""
-        enforcement = self.accounts.get(account) or Enforcement.SOFT
-        return Funds(self._purse.available(account), enforcement, self._purse.fresh)
+        return Funds(self._purse.available(account), self.accounts.get(account) or False, self._purse.fresh)
 
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown:
         """See View."""
@@ -151,8 +150,9 @@ def _read_model(raw: JSONObject) -> _Model:
     return model_terms(model), model_route(model)
 
 
-def _read_account(raw: JSONObject) -> Enforcement:
-    return BillingAccount.model_validate(raw).spec.enforcement
+def _read_account(raw: JSONObject) -> bool:
+    """Whether it is Hard."""
+    return BillingAccount.model_validate(raw).spec.enforcement is Enforcement.HARD
 
 
 def _no_index(old: object, new: object) -> None:
