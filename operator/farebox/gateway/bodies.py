@@ -25,13 +25,12 @@ MAX_TOKENS_ASKED: Final = 2**31 - 1
 _MAX_MODEL_LENGTH: Final = 253
 
 
-class _Key:
+class _Key(str):
     """A key of an object. Each is equal to itself alone, so that none hides another in a dict."""
 
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 class _Keys:
@@ -181,7 +180,7 @@ def _object(text: bytes | msgspec.Raw, what: str) -> Fields:
         raise InvalidCall("invalid_utf8", message) from None
     fields: Fields = {}
     for key, value in entries.items():
-        name = key.text
+        name = str(key)
         if name in fields:
             raise InvalidCall("duplicate_key", f"{what} has the key {name!r} twice")
         if name not in GOVERNED and name.casefold() in GOVERNED:
@@ -213,6 +212,8 @@ def _read(
 
 
 def _count(fields: Mapping[str, msgspec.Raw], name: str, least: int, most: int) -> int | None:
+    if name not in fields:
+        return None
     count = _read(_COUNT, fields, name, f"a whole number from {least} to {most}")
     if count is not None and not least <= count <= most:
         raise InvalidCall("invalid_type", f"{name} must be a whole number from {least} to {most}")
@@ -223,13 +224,20 @@ def _asked_output(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int 
     """The larger, where two fields say it: upstreams differ in which they heed."""
     if not endpoint.output_fields:
         return 0
-    asked = [_count(fields, name, endpoint.least_output, MAX_TOKENS_ASKED) for name in endpoint.output_fields]
-    return max((count for count in asked if count is not None), default=None)
+    largest = None
+    for name in endpoint.output_fields:
+        asked = _count(fields, name, endpoint.least_output, MAX_TOKENS_ASKED)
+        if asked is not None and (largest is None or asked > largest):
+            largest = asked
+    return largest
 
 
 def _choices(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
     """Answers to each input."""
-    return max([1, *(_count(fields, name, 1, MAX_CHOICES) or 1 for name in endpoint.choice_fields)])
+    most = 1
+    for name in endpoint.choice_fields:
+        most = max(most, _count(fields, name, 1, MAX_CHOICES) or 1)
+    return most
 
 
 def _inputs(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
