@@ -14,10 +14,13 @@ from farebox.domain.addresses import Address, Network, client_address
 from farebox.errors import InvalidCall
 from farebox.gateway.exchange import Head
 
-_BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
-_TOKEN: Final = re.compile(r"fbx_[A-Za-z0-9_-]{43}")
+_TOKEN: Final = r"(fbx_[A-Za-z0-9_-]{43})"
+_BEARER: Final = re.compile(rf"(?i:bearer) +{_TOKEN} *")
+_API_KEY: Final = re.compile(rf"\s*{_TOKEN}\s*")
 _JSON: Final = re.compile(r'application/json *(; *charset *= *"?utf-8"? *)?', re.IGNORECASE)
-_ONCE: Final = ("authorization", "x-api-key", "content-type", "content-encoding", "content-length", "host")
+_ONCE: Final = frozenset(
+    {"authorization", "x-api-key", "content-type", "content-encoding", "content-length", "host"}
+)
 
 _REMOVED: Final = frozenset(
     {
@@ -46,13 +49,11 @@ def key_hash(head: Head) -> str | None:
     `Authorization: Bearer` as OpenAI's clients send it, or `x-api-key` as Anthropic's; both if they agree.
     """
     bearer, api_key = head.headers.get("authorization"), head.headers.get("x-api-key")
-    tokens = set()
-    if bearer is not None:
-        match = _BEARER.fullmatch(bearer)
-        tokens.add(match.group(1) if match else "")
-    if api_key is not None:
-        tokens.add(api_key.strip())
-    if len(tokens) != 1 or not _TOKEN.fullmatch(token := tokens.pop()):
+    sent = _API_KEY.fullmatch(api_key or "") if bearer is None else _BEARER.fullmatch(bearer)
+    if sent is None:
+        return None
+    token = sent[1]
+    if bearer is not None and api_key is not None and api_key.strip() != token:
         return None
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -65,8 +66,8 @@ def address_of(head: Head, trusted: Sequence[Network]) -> Address | None:
 
 def check_headers(head: Head) -> None:
     """Raises InvalidCall for headers that make the body another than it seems."""
-    for name in _ONCE:
-        if name in head.repeated:
+    for name in head.repeated:
+        if name in _ONCE:
             raise InvalidCall("ambiguous_header", f"the header {name} came more than once")
     if "," in head.headers.get("host", ""):
         # Envoy joins several to one.

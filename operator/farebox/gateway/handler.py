@@ -32,8 +32,9 @@ from farebox.gateway.exchange import Decide, Forward, Head, Refuse
 from farebox.gateway.purse import Purse
 from farebox.gateway.refusals import of_rule, refuse
 from farebox.gateway.settling import Settling, labels_of, milliseconds
+from farebox.gateway.terms import ModelRoute
 from farebox.gateway.view import GatewayView
-from farebox.kube.names import dedicated_backend_name, shared_backend_name
+from farebox.kube.names import dedicated_backend_name
 from farebox.metrics import GATEWAY_DECISIONS
 
 log = structlog.get_logger(__name__)
@@ -71,16 +72,12 @@ class Gate:
     def handle(self, head: Head) -> Refuse | Decide:
         """Decide one call by its head (B13-B15): who is not to be served sends no body."""
         path = head.path.partition("?")[0]
+        endpoint = ENDPOINTS.get(path)
         if not self.ready.is_set():
             return refuse(503, "starting", "the gateway has not read the cluster yet", head.request_id)
         try:
-            if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
-                return self._list_models(head, path)
-            endpoint = ENDPOINTS.get(path)
             if endpoint is None:
-                known = ", ".join((*ENDPOINTS, MODELS_PATH))
-                message = f"there is nothing at this path: the gateway serves {known}"
-                return refuse(404, "unknown_url", message, head.request_id)
+                return self._elsewhere(head, path)
             if head.method != "POST":
                 message = f"{path} takes POST alone"
                 return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "POST"})
@@ -147,7 +144,11 @@ class Gate:
                     self._take_back(request_id)
                     return of_rule(refusal, request_id)
                 taken = answer.taken
-            forward = await self._forward(head, request, grant, taken)
+            route = self.view.route(grant.service.model)
+            assert route is not None, "a model that was granted is there"
+            secret = None if route.provider is None else route.provider.secret
+            token = None if secret is None else await self.credentials.token(secret)
+            forward = self._forward(head, request, grant, taken, route, token)
         except BaseException:
             self._take_back(request_id)
             self.settling.give_back(taken, now)
@@ -161,28 +162,30 @@ class Gate:
         self.budgets.settle([request_id])
         self.purse.release(request_id)
 
-    async def _forward(self, head: Head, request: Body, grant: Grant, taken: tuple[Taken, ...]) -> Forward:
-        route = self.view.route(grant.service.model)
-        assert route is not None, "a model that was granted is there"
-        operation, headers = request.endpoint.operation, {"accept-encoding": "identity"}
-        each_event = route.continuous_usage
+    def _forward(
+        self,
+        head: Head,
+        request: Body,
+        grant: Grant,
+        taken: tuple[Taken, ...],
+        route: ModelRoute,
+        token: str | None,
+    ) -> Forward:
+        """The call on its way; `token` is the provider's, if it wants one."""
+        headers, each_event = {"accept-encoding": "identity"}, route.continuous_usage
         if route.provider is not None:
             upstream, tls = route.provider.upstream, route.provider.tls
-            path = route.provider.base_path + operation
-            if route.provider.secret is not None:
-                token = await self.credentials.token(route.provider.secret)
+            path = route.provider.base_path + request.endpoint.operation
+            if token is not None:
                 headers["authorization"] = f"Bearer {token}"
                 if request.endpoint is MESSAGES:
                     headers["x-api-key"] = token
         else:
             service = grant.service
-            name = (
-                dedicated_backend_name(service.key)
-                if service.dedicated
-                else shared_backend_name(service.model)
-            )
+            name = dedicated_backend_name(service.key) if service.dedicated else route.backend
             upstream, tls, path = self.backend_address(name, route.port), False, request.endpoint.path
-        continuous = each_event and request.asked_for_usage
+        labels = labels_of(grant, request, taken, continuous=each_event and request.asked_for_usage)
+        labels["source"] = self.budgets.source
         return Forward(
             upstream=upstream,
             tls=tls,
@@ -192,13 +195,21 @@ class Gate:
             ),
             set_headers=headers,
             remove_headers=removed_headers(head.headers, headers),
-            labels=labels_of(grant, request, taken, continuous=continuous) | {"source": self.budgets.source},
+            labels=labels,
             hiding=request.hiding(continuous_usage=each_event),
         )
 
     def _caller(self, head: Head) -> Call:
         """The call, as far as its head tells."""
         return Call(key_hash(head) or _NO_KEY, address_of(head, self.trusted_proxies), "", 0, None)
+
+    def _elsewhere(self, head: Head, path: str) -> Refuse:
+        """What is at the paths that are not forwarded."""
+        if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
+            return self._list_models(head, path)
+        known = ", ".join((*ENDPOINTS, MODELS_PATH))
+        message = f"there is nothing at this path: the gateway serves {known}"
+        return refuse(404, "unknown_url", message, head.request_id)
 
     def _list_models(self, head: Head, path: str) -> Refuse:
         """GET /v1/models, and one of them: what the key may call, and whether it is active now."""

@@ -19,6 +19,7 @@ from farebox.domain.caller import KeyQuota, KeyTerms, ModelTerms, ReservationTer
 from farebox.domain.keys import ObjectKey
 from farebox.domain.limits import Span
 from farebox.domain.pricing import parse_price
+from farebox.kube.names import shared_backend_name
 from farebox.ledger.port import PriceTier
 
 _SPANS = {
@@ -57,10 +58,12 @@ class ModelRoute:
 
     Args:
         continuous_usage: each event of a stream can tell the usage so far.
+        backend: the name of the shared backend; dedicated ones have the same port.
     """
 
     served_name: str
     continuous_usage: bool
+    backend: str = ""
     port: int = 0
     provider: Provider | None = None
 
@@ -167,7 +170,10 @@ def model_route(model: Model) -> ModelRoute:
     if deployment is None:
         raise ValueError(f"{model.name} is served nowhere: it has neither a deployment nor external")
     return ModelRoute(
-        model.served_name, deployment.stream_usage is StreamUsage.EACH_EVENT, port=deployment.port
+        model.served_name,
+        deployment.stream_usage is StreamUsage.EACH_EVENT,
+        shared_backend_name(model.name),
+        deployment.port,
     )
 
 
