@@ -57,6 +57,14 @@ def test_without_a_word_of_the_caller_the_models_ceiling_is_held() -> None:
     assert grant.hold == TEXT * 500 + 8192 * 1500
 
 
+def test_a_body_is_searched_for_what_is_not_text_once_and_only_to_hold_money() -> None:
+    searches: list[World] = []
+    for world in (PAID, HARD(PAID), HARD(RESERVED)):
+        counted = with_("call", text_only=lambda world=world: searches.append(world) or True)
+        counted(world).granted()
+    assert searches == [HARD(PAID), HARD(RESERVED)], "it may be long"
+
+
 def test_several_answers_are_held_for_each() -> None:
     grant = both(HARD, with_("call", choices=3))(PAID).granted()
     assert grant.hold == TEXT * 500 + 3 * 100 * 1500

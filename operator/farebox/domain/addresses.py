@@ -59,9 +59,11 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...] | None:
 
 def within(address: Address | None, networks: Sequence[Network]) -> bool:
     """Whether one of the ranges has the address. An address that is not known is in no range."""
-    return address is not None and any(
-        address.version == network.version and address in network for network in networks
-    )
+    if address is not None:
+        for network in networks:
+            if address.version == network.version and address in network:
+                return True
+    return False
 
 
 def client_address(
@@ -80,7 +82,7 @@ def client_address(
     unknown, and so do more than 32 hops.
     """
     address = parse_address(peer)
-    if not within(address, trusted) or not forwarded_for:
+    if not forwarded_for or not within(address, trusted):
         return address
     if repeated:
         return None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 from msgspec import Struct
 
@@ -56,7 +57,7 @@ class Grant(Struct, frozen=True):
     output_bound: int | None
 
 
-class Case(Struct, frozen=True):
+class Case(Struct, frozen=True, dict=True):
     """A call with its key, service and model, and what there is to pay it with.
 
     `reserved` says that a reservation is in force: it is paid, and outlives an empty account (B9).
@@ -127,7 +128,7 @@ class Case(Struct, frozen=True):
         call, model = self.call, self.model
         return bound_output(call.asked_output, call.choices, model.max_output_tokens, model.context_tokens)
 
-    @property
+    @cached_property
     def most(self) -> Nano | None:
         """The most that the call can cost; None where nothing bounds it."""
         call, context = self.call, self.model.context_tokens * self.call.inputs

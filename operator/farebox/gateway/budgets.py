@@ -9,6 +9,7 @@ It decides nothing about calls, and never holds what the ledger has not granted.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -74,7 +75,7 @@ class Budgets:
         self.call_seconds = call_seconds
         self._claim = claim
         self._clock = clock
-        self._purses: dict[ObjectKey, _Purse] = {}
+        self._purses: defaultdict[ObjectKey, _Purse] = defaultdict(_Purse)
         self._holds: dict[str, tuple[ObjectKey, int, float]] = {}
 
     async def hold(self, request_id: str, account: ObjectKey, amount: Nano) -> bool:
@@ -83,7 +84,7 @@ class Budgets:
         Raises:
             LedgerUnavailable: the ledger cannot be asked now.
         """
-        purse = self._purses.setdefault(account, _Purse())
+        purse = self._purses[account]
         if purse.left < amount and not await self._get(account, purse, amount):
             return False
         purse.held += amount
