@@ -92,8 +92,7 @@ class Standing:
         return max(0, self.demand.limit - self.used)
 
 
-@dataclass(frozen=True, slots=True)
-class Adjustment:
+class Adjustment(Struct, frozen=True):
     """An amount to add to a count at one place of it: the slot of a window, the start of a period."""
 
     counter: str
@@ -175,7 +174,7 @@ def first_exceeded(standings: Sequence[Standing]) -> Standing | None:
     return None
 
 
-def corrections(taken: Taken, actual: int, now: int) -> tuple[Adjustment, ...]:
+def corrections(taken: Taken, actual: int, now: int) -> list[Adjustment]:
     """What to add to a count when it is known what a call used.
 
     In a window, what was taken too much goes back to where it was taken, and what was taken too little counts
@@ -190,9 +189,7 @@ def corrections(taken: Taken, actual: int, now: int) -> tuple[Adjustment, ...]:
         moves = [(before, difference)]
     else:
         moves = [(before, -taken.amount), (after, actual)]
-    return tuple(
-        Adjustment(taken.counter, taken.span, where, amount) for where, amount in moves if amount != 0
-    )
+    return [Adjustment(taken.counter, taken.span, where, amount) for where, amount in moves if amount]
 
 
 def returned(taken: Sequence[Taken], now: int) -> list[Adjustment]:
