@@ -39,7 +39,7 @@ def key(name: str, period: str, created: datetime = MADE) -> dict[str, object]:
 
 def counted(counters: MemoryCounters) -> dict[str, int]:
     """What is counted, by the counter's name."""
-    return {counter: used for (counter, _), used in counters._periods.items()}
+    return {counter: period.amount for (counter, _), period in counters._periods.items()}
 
 
 async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: RemoteLedger) -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from farebox.domain.limits import (
     WINDOW,
+    WINDOW_SECONDS,
     Adjustment,
     Demand,
     Span,
@@ -60,27 +61,51 @@ class Counters(Protocol):
 
 
 class _Window:
-    """What is counted in each second, and the sum of what counts since the second `first`."""
+    """What is counted in each second, and the sum of what counted in the second `at`."""
 
-    __slots__ = ("first", "slots", "total")
+    __slots__ = ("_at", "_sum", "slots")
 
     def __init__(self) -> None:
         self.slots: dict[int, int] = {}
-        self.first = 0
-        self.total = 0
+        self._at = self._sum = 0
 
-    def used(self, now: int) -> int:
+    def used(self, at: int) -> int:
         """What the window holds: added up once a second, not for each call."""
-        first = first_slot(now)
-        if self.first != first:
-            self.first, self.total = first, window_used(self.slots, now)
-        return self.total
+        if self._at != at:
+            self._at, self._sum = at, window_used(self.slots, at * 1000)
+        return self._sum
 
-    def put(self, slot: int, amount: int) -> None:
-        """Count an amount in a second."""
-        self.slots[slot] = self.slots.get(slot, 0) + amount
-        if slot >= self.first:
-            self.total += amount
+    def add(self, at: int, amount: int) -> None:
+        """Count an amount."""
+        self.slots[at] = self.slots.get(at, 0) + amount
+        if at >= self._at - WINDOW_SECONDS:
+            self._sum += amount
+
+    def has(self, at: int) -> bool:
+        """Whether something was counted then."""
+        return at in self.slots
+
+
+class _Period:
+    """What is counted in one calendar period, and when that ends."""
+
+    __slots__ = ("amount", "end")
+
+    def __init__(self, end: int | None) -> None:
+        self.amount = 0
+        self.end = end
+
+    def used(self, at: int) -> int:
+        """What was counted in it."""
+        return self.amount
+
+    def add(self, at: int, amount: int) -> None:
+        """Count an amount."""
+        self.amount += amount
+
+    def has(self, at: int) -> bool:
+        """Whether something was counted in it."""
+        return self.amount > 0
 
 
 class MemoryCounters:
@@ -90,8 +115,7 @@ class MemoryCounters:
 
     def __init__(self) -> None:
         self._windows: defaultdict[str, _Window] = defaultdict(_Window)
-        self._periods: dict[tuple[str, int], int] = {}
-        self._ends: dict[tuple[str, int], int] = {}
+        self._periods: dict[tuple[str, int], _Period] = {}
         self._swept = 0
 
     def __len__(self) -> int:
@@ -101,15 +125,17 @@ class MemoryCounters:
         """See Counters. Nothing else runs meanwhile."""
         if now - self._swept >= self._SWEEP_MS:
             self._sweep(now)
-        before, taken, totals = [], [], []
+        found, taken, totals = [], [], []
         for demand in demands:
-            used = self._used(demand, now)
+            at = place(demand.span, now)
+            count = self._count(demand.counter, demand.span, at)
+            used = count.used(at)
             if demand.binding and used + demand.must > demand.limit:
                 return Answer((), (), tuple(self._standing(each, now) for each in demands))
-            before.append(used)
-        for demand, used in zip(demands, before, strict=True):
+            found.append((demand, at, count, used))
+        for demand, at, count, used in found:
             amount = amount_taken(demand, used)
-            self._count(demand.counter, demand.span, place(demand.span, now), amount)
+            count.add(at, amount)
             taken.append(Taken(demand.counter, demand.span, now, amount))
             totals.append(used + amount)
         return Answer(tuple(taken), tuple(totals))
@@ -119,41 +145,32 @@ class MemoryCounters:
         for each in adjustments:
             if each.span is WINDOW and each.place < first_slot(now):
                 continue
-            if each.amount > 0 or self._has(each.counter, each.span, each.place):
-                self._count(each.counter, each.span, each.place, each.amount)
+            count = self._count(each.counter, each.span, each.place)
+            if each.amount > 0 or count.has(each.place):
+                count.add(each.place, each.amount)
 
     async def raise_to(self, counter: str, span: Span, used: int, now: int) -> None:
         """See Counters."""
         at = place(span, now)
-        self._count(counter, span, at, max(0, used - self._periods.get((counter, at), 0)))
+        count = self._count(counter, span, at)
+        count.add(at, max(0, used - count.used(at)))
 
     async def close(self) -> None:
         """See Counters."""
 
+    def _count(self, counter: str, span: Span, at: int) -> _Window | _Period:
+        if span is WINDOW:
+            return self._windows[counter]
+        count = self._periods.get((counter, at))
+        if count is None:
+            count = self._periods[counter, at] = _Period(period_end(span, at * 1000))
+        return count
+
     def _standing(self, demand: Demand, now: int) -> Standing:
         if demand.span is WINDOW:
             return window_standing(demand, self._windows[demand.counter].slots, now)
-        return period_standing(demand, self._used(demand, now), now)
-
-    def _used(self, demand: Demand, now: int) -> int:
-        if demand.span is WINDOW:
-            return self._windows[demand.counter].used(now)
-        return self._periods.get((demand.counter, place(demand.span, now)), 0)
-
-    def _has(self, counter: str, span: Span, at: int) -> bool:
-        """Whether something is counted there: what is taken back is taken from it alone."""
-        if span is WINDOW:
-            return at in self._windows[counter].slots
-        return (counter, at) in self._periods
-
-    def _count(self, counter: str, span: Span, at: int, amount: int) -> None:
-        if span is WINDOW:
-            self._windows[counter].put(at, amount)
-            return
-        key = (counter, at)
-        self._periods[key] = self._periods.get(key, 0) + amount
-        if (end := period_end(span, at * 1000)) is not None:
-            self._ends[key] = end
+        at = place(demand.span, now)
+        return period_standing(demand, self._count(demand.counter, demand.span, at).used(at), now)
 
     def _sweep(self, now: int) -> None:
         """Forget what no call can be counted on any more."""
@@ -163,7 +180,7 @@ class MemoryCounters:
             window.slots = {slot: amount for slot, amount in window.slots.items() if slot >= first}
             if not window.slots:
                 del self._windows[counter]
-        for key, end in list(self._ends.items()):
+        for key, period in list(self._periods.items()):
             # A minute longer, for corrections of calls that end just after their period.
-            if now > end + self._SWEEP_MS:
-                del self._ends[key], self._periods[key]
+            if period.end is not None and now > period.end + self._SWEEP_MS:
+                del self._periods[key]

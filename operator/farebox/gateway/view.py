@@ -64,6 +64,7 @@ class GatewayView:
     def __init__(self, purse: Purse) -> None:
         self._purse = purse
         self._by_hash: dict[str, dict[ObjectKey, KeyTerms]] = defaultdict(dict)
+        self._usable: dict[str, KeyTerms] = {}
         self._in_namespace: dict[str, dict[str, ServiceTerms]] = defaultdict(dict)
         self._models: dict[str, _Model] = {}
         self.keys = Shelf(_read_key, self._index_key)
@@ -73,10 +74,7 @@ class GatewayView:
 
     def key(self, key_hash: str) -> KeyTerms | None:
         """The key with this hash. Two objects with one hash are no key at all: neither owner may pay."""
-        found = self._by_hash.get(key_hash)
-        if found is None or len(found) != 1:
-            return None
-        return next(iter(found.values()))
+        return self._usable.get(key_hash)
 
     def service(self, namespace: str, name: str) -> ServiceTerms | None:
         """See View."""
@@ -114,10 +112,21 @@ class GatewayView:
         if old is not None:
             key_hash, terms = old
             self._by_hash[key_hash].pop(terms.key, None)
-            if not self._by_hash[key_hash]:
-                del self._by_hash[key_hash]
+            self._use(key_hash)
         if new is not None and new[0]:
-            self._by_hash[new[0]][new[1].key] = new[1]
+            key_hash, terms = new
+            self._by_hash[key_hash][terms.key] = terms
+            self._use(key_hash)
+
+    def _use(self, key_hash: str) -> None:
+        """The key with this hash, if there is one and no other, is that which can be used."""
+        found = list(self._by_hash[key_hash].values())
+        if len(found) == 1:
+            self._usable[key_hash] = found[0]
+        else:
+            self._usable.pop(key_hash, None)
+        if not found:
+            del self._by_hash[key_hash]
 
     def _index_service(self, old: ServiceTerms | None, new: ServiceTerms | None) -> None:
         if new is not None:

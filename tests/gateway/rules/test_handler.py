@@ -189,8 +189,10 @@ async def test_a_key_that_was_made_anew_replaces_the_old_one(world: World) -> No
 
 
 async def test_one_hash_in_two_objects_is_no_key(world: World) -> None:
-    world.put(api_key("copied", "team-b"))
+    world.put(api_key("copied", "team-b"), api_key())
     assert (await world.refused())[0] == 401
+    world.view.keys.remove(ObjectKey("team-b", "copied"))
+    assert isinstance(await world.call(), Forward)
 
 
 async def test_a_key_that_cannot_be_read_is_unknown(world: World) -> None:
