@@ -14,6 +14,7 @@ import anthropic
 import pytest
 import xllamacpp
 
+from farebox.gateway.usage import used
 from tests.gateway.rules.place import Stack, stacked
 from tests.gateway.rules.world import ACCOUNT, TOKEN, UNIT
 from tests.llama import tiny
@@ -117,7 +118,7 @@ async def test_a_client_that_leaves_midway_is_metered(tmp_path: Path, llama: str
             break
         await stream.close()
         line = await place.envoy.line(1)
-        place.world.settling.on_usage(line)
+        place.world.settling.on_usage(line, used(line))
         await asyncio.sleep(0)
         left = place.world.purse.available(ACCOUNT)
         assert isinstance(left, int)

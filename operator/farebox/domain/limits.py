@@ -57,8 +57,8 @@ class Demand(Struct, frozen=True):
         assert self.may >= 0
 
 
-class Taken(Struct, frozen=True):
-    """What a call took of one count, and at what time."""
+class Taken(Struct, frozen=True, array_like=True):
+    """What a call took of one count, and at what time; in JSON a list of these."""
 
     counter: str
     span: Span

@@ -222,7 +222,10 @@ def _early_mutation() -> Json:
 
 def _ext_proc(settings: EnvoySettings) -> Json:
     return {
-        "grpc_service": {"envoy_grpc": {"cluster_name": "decision"}, "timeout": "0s"},
+        "grpc_service": {
+            "envoy_grpc": {"cluster_name": "decision", "skip_envoy_headers": True},
+            "timeout": "0s",
+        },
         "failure_mode_allow": False,
         "status_on_error": {"code": "ServiceUnavailable"},
         "processing_mode": {

@@ -10,7 +10,7 @@ import aiohttp
 from pydantic_core import from_json, to_json
 
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.usage import UsageLine, used
+from farebox.gateway.usage import UsageLine, Used
 from farebox.ledger.port import Budget
 from farebox.ledger.remote import TokenFile
 from farebox.ledger.wire import SEQUENCE_HEADER
@@ -61,15 +61,12 @@ class Events(Protocol):
         """Store them; those that never will be come back. Raises LedgerUnavailable: nothing is known."""
 
 
-def event_of(line: UsageLine, source: str) -> Event | None:
-    """A call as a CloudEvent; None if it costs nothing.
+def event_of(line: UsageLine, paid: Used, source: str) -> Event:
+    """A call as a CloudEvent.
 
     The process that admitted the call is its source, if the call says which: what was held for it then is of
     that process's budget. Otherwise `source` is.
     """
-    paid = used(line)
-    if paid is None:
-        return None
     labels = line.labels
     data = {
         "inputTokens": paid.input_tokens,

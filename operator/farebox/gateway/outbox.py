@@ -22,7 +22,7 @@ from farebox.errors import LedgerUnavailable
 from farebox.gateway import usage
 from farebox.gateway.meter import BATCH_EVENTS, Event, Events, Receipt, Rejected, event_of
 from farebox.gateway.segments import Bookmark, Position, Segments
-from farebox.gateway.usage import InvalidLine, UsageLine
+from farebox.gateway.usage import InvalidLine, UsageLine, Used
 from farebox.ledger.port import Budget
 from farebox.metrics import GATEWAY_USAGE, GATEWAY_USAGE_RETRIES
 
@@ -39,7 +39,8 @@ _REOPEN_SECONDS: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
-OnUsage = Callable[[UsageLine], None]
+OnUsage = Callable[[UsageLine, Used | None], None]
+"""Hears of a call that has ended, and what it has to pay."""
 OnAcknowledged = Callable[[Sequence[str], Sequence[Budget], int], None]
 Reopen = Callable[[], Awaitable[None]]
 """Tells Envoy to open its log anew; raises OSError if it cannot be told now."""
@@ -73,7 +74,7 @@ class Outbox:
         source: str,
         events: Events,
         reopen: Reopen,
-        on_usage: OnUsage = lambda _: None,
+        on_usage: OnUsage = lambda _line, _paid: None,
         on_acknowledged: OnAcknowledged = lambda _calls, _budgets, _sequence: None,
     ) -> None:
         """Nothing is read before `run`.
@@ -176,8 +177,9 @@ class Outbox:
             event = None
             if parsed is not None:
                 self.counts.lines += 1
-                self._tell(parsed)
-                event = event_of(parsed, self._source)
+                paid = usage.used(parsed)
+                self._tell(parsed, paid)
+                event = self._event(parsed, paid)
             self._ahead.append(_Entry(start, end, event))
             start = end
         while len(self._ahead) > READ_AHEAD:
@@ -186,9 +188,12 @@ class Outbox:
         self._news.set()
         return len(piece.lines)
 
-    def _tell(self, line: UsageLine) -> None:
+    def _event(self, line: UsageLine, paid: Used | None) -> Event | None:
+        return None if paid is None else event_of(line, paid, self._source)
+
+    def _tell(self, line: UsageLine, paid: Used | None) -> None:
         try:
-            self._on_usage(line)
+            self._on_usage(line, paid)
         except Exception:
             _log.exception("a listener to usage failed", request_id=line.request_id)
 
@@ -255,7 +260,7 @@ class Outbox:
                 if end > limit or len(entries) == BATCH_EVENTS:
                     break
                 parsed = self._parse(line, end)
-                event = None if parsed is None else event_of(parsed, self._source)
+                event = None if parsed is None else self._event(parsed, usage.used(parsed))
                 entries.append(_Entry(start, end, event))
                 start = end
             else:

@@ -14,7 +14,7 @@ import structlog
 
 from farebox.domain.cases import Grant
 from farebox.domain.demands import used_of
-from farebox.domain.limits import Adjustment, Span, Taken, corrections, returned
+from farebox.domain.limits import Adjustment, Taken, corrections, returned
 from farebox.domain.money import MAX_NANO
 from farebox.domain.pricing import charge, usage_fault
 from farebox.errors import FareboxError
@@ -22,13 +22,13 @@ from farebox.gateway.bodies import Body
 from farebox.gateway.budgets import Budgets
 from farebox.gateway.counters import Counters
 from farebox.gateway.purse import Purse
-from farebox.gateway.usage import UsageLine, used
+from farebox.gateway.usage import UsageLine, Used
 from farebox.gateway.view import GatewayView
 from farebox.ledger.port import Budget
 
 log = structlog.get_logger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
-_TAKEN: Final = msgspec.json.Decoder(list[tuple[str, Span, int, int]])
+_TAKEN: Final = msgspec.json.Decoder(tuple[Taken, ...])
 _BATCH: Final = 500
 _REST_SECONDS: Final = 0.02
 UNREAD_SECONDS: Final = 10.0
@@ -77,9 +77,8 @@ class Settling:
         if self._purse.runs(request_id):
             self.ended(request_id, self._clock(), {}, None)
 
-    def on_usage(self, line: UsageLine) -> None:
+    def on_usage(self, line: UsageLine, paid: Used | None) -> None:
         """A line of the log: a call has ended."""
-        paid = used(line)
         tokens = None if paid is None else (paid.input_tokens, paid.cached_tokens, paid.output_tokens)
         self.ended(line.request_id, line.time, line.labels, tokens)
 
@@ -167,32 +166,32 @@ class Settling:
 
 
 def labels_of(grant: Grant, request: Body, taken: Sequence[Taken], *, continuous: bool) -> dict[str, str]:
-    """What a call carries to its end: for the meter, for estimates, and to be settled by."""
+    """What a call carries to its end: for the meter, estimates and settlement. What is not so is left out."""
     labels = {
         "service": str(grant.service.key),
-        "namespace": grant.service.key.namespace,
         "model": grant.service.model,
         "api_key": grant.key.key.name,
         "estimate_input": str(grant.input_estimate),
-        "stream": "true" if request.stream else "false",
-        "continuous_usage": "true" if continuous else "false",
-        "paid_by": "other" if grant.covered or not grant.service.postpaid else "money",
     }
+    if request.stream:
+        labels["stream"] = "true"
+    if continuous:
+        labels["continuous_usage"] = "true"
+    if grant.hold is not None:
+        labels["hold"] = str(grant.hold)
+    if grant.hold is not None or (grant.service.postpaid and not grant.covered):
+        labels["paid_by"] = "money"
     if grant.output_bound is not None:
         labels["max_output"] = str(grant.output_bound)
-    if grant.hold is not None:
-        labels["hold"], labels["paid_by"] = str(grant.hold), "money"
     if taken:
-        labels["taken"] = _encode(
-            [(each.counter, each.span, each.at, each.amount) for each in taken]
-        ).decode()
+        labels["taken"] = _encode(taken).decode()
     return labels
 
 
 def taken_of(labels: Mapping[str, str]) -> tuple[Taken, ...]:
     """What a call took, by its labels."""
     try:
-        return tuple(Taken(*each) for each in _TAKEN.decode(labels.get("taken", "[]")))
+        return _TAKEN.decode(labels.get("taken", "[]"))
     except msgspec.DecodeError:
         return ()
 

@@ -59,7 +59,7 @@ async def serve(
     settings: TransportSettings,
     stop: asyncio.Event,
     *,
-    on_usage: OnUsage = lambda _: None,
+    on_usage: OnUsage = lambda _line, _paid: None,
     on_acknowledged: OnAcknowledged = lambda _calls, _budgets, _sequence: None,
     on_unread: OnUnread = lambda _: None,
 ) -> None:

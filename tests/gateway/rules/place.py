@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from farebox.gateway.usage import UsageLine
+from farebox.gateway.usage import UsageLine, used
 from tests.gateway.rules.hostile import request
 from tests.gateway.rules.world import TOKEN, UNIT, RealTime, World, model
 from tests.gateway.transport.gateway import Gateway, Mirror, gateway
@@ -64,7 +64,7 @@ class Stack:
     async def settle(self, lines: int) -> UsageLine:
         """Wait for so many lines of the log, and take the last in."""
         line = await self.envoy.line(lines)
-        self.world.settling.on_usage(line)
+        self.world.settling.on_usage(line, used(line))
         await self.world.settling.correct()
         return line
 

@@ -13,7 +13,7 @@ from farebox.gateway import settling
 from farebox.gateway.exchange import Forward, Refuse
 from farebox.gateway.meter import Event, Receipt, Rejected
 from farebox.gateway.outbox import Outbox
-from farebox.gateway.usage import parse
+from farebox.gateway.usage import parse, used
 from farebox.ledger.port import Budget
 from tests.gateway.rules.world import ACCOUNT, NOW, UNIT, World, account, api_key, service
 from tests.gateway.transport.client import eventually
@@ -39,6 +39,11 @@ def log_line(
     return json.dumps(line).encode()
 
 
+def hear(world: World, text: bytes) -> None:
+    line = parse(text)
+    world.settling.on_usage(line, used(line))
+
+
 @pytest.fixture
 async def world() -> World:
     return World()
@@ -47,7 +52,7 @@ async def world() -> World:
 async def test_usage_of_the_log_settles_money_and_counts(world: World) -> None:
     world.put(service(limits={"tpm": 1000}), api_key(quota={"tokens": 1000, "period": "Day"}))
     forward = await world.forwarded()
-    world.settling.on_usage(parse(log_line(world, forward, "req-1")))
+    hear(world, log_line(world, forward, "req-1"))
     await world.settling.correct()
     assert world.purse.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
     _, _, headers = await world.refused({"model": "chat", "max_tokens": 8000})
@@ -58,7 +63,7 @@ async def test_an_upstreams_error_costs_nothing_and_frees_what_was_held(world: W
     world.put(account("Hard"), service(limits={"tpm": 200}))
     forward = await world.forwarded()
     assert world.budgets.holds("req-1")
-    world.settling.on_usage(parse(log_line(world, forward, "req-1", status=500)))
+    hear(world, log_line(world, forward, "req-1", status=500))
     await world.settling.correct()
     assert not world.budgets.holds("req-1")
     assert world.purse.available(ACCOUNT) == 5 * UNIT
@@ -75,7 +80,7 @@ async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_wh
     await world.forwarded(request_id="did not")
     world.settling.unread("went")
     world.settling.unread("did not")
-    world.settling.on_usage(parse(log_line(world, forward, "went")))
+    hear(world, log_line(world, forward, "went"))
     await eventually(lambda: not world.budgets.holds("did not"))
     assert world.budgets.holds("went")
     assert world.purse.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
@@ -87,7 +92,7 @@ async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_wh
 async def test_a_hold_stays_until_the_ledger_has_charged_the_call(world: World) -> None:
     world.put(account("Hard"))
     forward = await world.forwarded()
-    world.settling.on_usage(parse(log_line(world, forward, "req-1")))
+    hear(world, log_line(world, forward, "req-1"))
     assert world.budgets.holds("req-1")
     spent = Nano(20 * 500 + 50 * 1500)
     world.settling.acknowledged(["req-1"], [Budget(ACCOUNT, Nano(UNIT), spent, NOW + timedelta(hours=1))])

@@ -14,6 +14,7 @@ import pytest
 from farebox.gateway import settling
 from farebox.gateway.exchange import Forward
 from farebox.gateway.server import listening
+from farebox.gateway.usage import used
 from tests.gateway.rules.hostile import GOOD, request
 from tests.gateway.rules.place import Stack, stacked
 from tests.gateway.rules.world import (
@@ -149,10 +150,10 @@ async def test_a_hard_account_is_held_and_charged_what_was_used(stack: Stack) ->
         answer = await client.chat.completions.create(model="chat", messages=CHAT, max_tokens=7)
     assert answer.usage is not None
     line = await stack.envoy.line(1)
-    used = answer.usage.prompt_tokens * 500 + answer.usage.completion_tokens * 1500
-    assert used <= int(line.labels["hold"])
+    cost = answer.usage.prompt_tokens * 500 + answer.usage.completion_tokens * 1500
+    assert cost <= int(line.labels["hold"])
     assert stack.world.budgets.holds(line.request_id)
-    stack.world.settling.on_usage(line)
+    stack.world.settling.on_usage(line, used(line))
     stack.world.settling.acknowledged([line.request_id])
     assert not stack.world.budgets.holds(line.request_id)
 
@@ -190,7 +191,7 @@ async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
 
         def nothing_is_held() -> bool:
             for line in envoy.lines():
-                world.settling.on_usage(line)
+                world.settling.on_usage(line, used(line))
                 world.settling.acknowledged([line.request_id])
             return world.budgets.open_holds == 0
 

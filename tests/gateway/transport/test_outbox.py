@@ -153,7 +153,7 @@ async def test_a_meter_that_is_away_delays_and_loses_nothing(
     async with RemoteEvents(meter.url, token) as remote:
         events = Moody(remote)
         events.away = True
-        async with shipping(log, events, on_usage=heard.append) as outbox:
+        async with shipping(log, events, on_usage=lambda line, _: heard.append(line)) as outbox:
             log.write(100)
             await eventually(lambda: len(heard) == 100)
             await eventually(lambda: events.tries > 3)
@@ -202,7 +202,7 @@ async def test_lines_that_cost_nothing_and_lines_that_are_none_are_passed_over(
         log.write(status=502, flags="UF")
         log.raw(b"\n{broken}\n" + log.line(7)[:50])
         log.write()
-        async with shipping(log, events, on_usage=lambda line: heard.append(line.request_id)) as outbox:
+        async with shipping(log, events, on_usage=lambda line, _: heard.append(line.request_id)) as outbox:
             await eventually(lambda: not outbox.behind and outbox.counts.lines == 2)
             assert outbox.counts.invalid_lines == 1
     assert heard == ["call-0", "call-1"]

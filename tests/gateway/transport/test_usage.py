@@ -196,7 +196,7 @@ def test_what_is_no_line_is_invalid(text: bytes) -> None:
 
 
 def test_an_event_is_one_that_the_meter_reads() -> None:
-    event = event_of(WHOLE, "gateway-0")
+    event = event_of(WHOLE, Used(100, 40, 20, False), "gateway-0")
     parsed = parse_events(json.dumps([event]).encode(), BATCH)
     assert not parsed.rejected
     (read,) = parsed.events
