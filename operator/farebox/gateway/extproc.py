@@ -4,11 +4,13 @@ By hand, because of hundreds of fields the gateway reads six and writes nine, fo
 those of Envoy's .proto files, named beside each use; unknown fields are skipped, as protobuf asks.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from farebox.gateway.exchange import Forward, Head, Refuse
 
@@ -27,6 +29,8 @@ DECISION_CLUSTER: Final = "decision"
 REFUSED: Final = "farebox_refused"
 """The response code details of a call that the handler refused."""
 
+_REQUEST_ID: Final = "x-request-id"
+_NOTHING: Final[frozenset[str]] = frozenset()
 _MAX_CACHED_ENTRY: Final = 64
 """Longer header entries are not kept for the next time: they may hold a key, and differ anyway."""
 _MAX_CACHED: Final = 4096
@@ -41,152 +45,127 @@ class InvalidMessage(Exception):
     """The bytes are no message of the protocol, or one that was not asked for."""
 
 
-class HeadersMessage:
+class HeadersMessage(Struct, frozen=True):
     """The head of a request, and whether it has a body."""
 
-    __slots__ = ("has_body", "head")
-
-    def __init__(self, head: Head, has_body: bool) -> None:
-        self.head = head
-        self.has_body = has_body
-
-
-class BodyMessage:
-    """The whole body of a request (the mode is BUFFERED)."""
-
-    __slots__ = ("body",)
-
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    head: Head
+    has_body: bool
 
 
 # Reading.
 
 
-def read_request(message: bytes) -> HeadersMessage | BodyMessage:
-    """A ProcessingRequest.
+def read_request(message: bytes) -> HeadersMessage | bytes:
+    """A ProcessingRequest: the head of a call, or its whole body (the mode is BUFFERED).
 
     Raises:
         InvalidMessage: it is cut off, or about responses or trailers, which the configuration does not send.
     """
-    for number, value in _fields(message):
-        if number == 2:  # request_headers
-            return _headers(value)
-        if number == 4:  # request_body: HttpBody{body = 1}
-            return BodyMessage(next((part for field, part in _fields(value) if field == 1), b""))
+    fields = _fields(message)
+    if 2 in fields:  # request_headers: HttpHeaders{headers = 1, end_of_stream = 3}
+        request = _fields(fields[2])
+        return HeadersMessage(_head(_map(request.get(1, b""))), request.get(3, b"\x00") == b"\x00")
+    if 4 in fields:  # request_body: HttpBody{body = 1}
+        return _fields(fields[4]).get(1, b"")
     raise InvalidMessage("neither headers nor a body of a request")
 
 
-def _headers(message: bytes) -> HeadersMessage:
-    entries: Iterable[tuple[str, str]] = ()
-    has_body = True
-    for number, value in _fields(message):
-        if number == 1:  # headers: HeaderMap
-            entries = _map(value)
-        elif number == 3:  # end_of_stream
-            has_body = value == b"\x00"
-    return HeadersMessage(_head(entries), has_body)
-
-
-def _head(entries: Iterable[tuple[str, str]]) -> Head:
-    headers: dict[str, str] = {}
-    repeated = set()
-    for name, value in entries:
-        if name in headers:
-            repeated.add(name)
-        else:
-            headers[name] = value
+def _head(entries: list[tuple[str, str]]) -> Head:
+    headers, repeated = dict(entries), _NOTHING
+    if len(headers) < len(entries):
+        headers = dict(reversed(entries))  # the first of each
+        times = Counter(name for name, _ in entries)
+        repeated = frozenset(name for name in times if times[name] > 1)
     method, path = headers.pop(":method", ""), headers.pop(":path", "")
     headers.pop(":scheme", None)
     authority = headers.pop(":authority", "")
     headers.setdefault("host", authority)
     peer = headers.pop(PEER_HEADER, "")
-    return Head(method, path, headers, frozenset(repeated), peer, headers.get("x-request-id", ""))
+    return Head(method, path, headers, repeated, peer, headers.get(_REQUEST_ID, ""))
 
 
 def _map(message: bytes) -> list[tuple[str, str]]:
     """A HeaderMap{headers = 1}. Read in place: it is the longest part of what Envoy sends."""
     entries = []
+    known = _entries.get
     position, end = 0, len(message)
     try:
         while position < end:
-            tag, size = message[position], message[position + 1]
-            position += 2
-            if size > 0x7F:
-                size, position = _varint(message, position - 1)
-            if tag != 0x0A or position + size > end:
-                raise InvalidMessage("a header map holds nothing but headers")
-            part = message[position : position + size]
-            position += size
-            entries.append(_entries.get(part) or _entry(part))
+            behind = position + 2 + message[position + 1]
+            entry = known(message[position:behind])
+            if entry is None:
+                entry, behind = _entry(message, position)
+            entries.append(entry)
+            position = behind
     except IndexError:
         raise InvalidMessage("a header is cut off") from None
     return entries
 
 
 _entries: dict[bytes, tuple[str, str]] = {}
+"""By the whole field, with tag and size."""
 
 
-def _entry(message: bytes) -> tuple[str, str]:
-    """A HeaderValue{key = 1, value = 2, raw_value = 3}."""
-    name = value = b""
-    for number, part in _fields(message):
-        if number == 1:
-            name = part
-        elif number in (2, 3) and part:
-            value = part
-    entry = (name.decode("latin-1"), value.decode("latin-1"))
-    if len(message) <= _MAX_CACHED_ENTRY and len(_entries) < _MAX_CACHED:
-        _entries[message] = entry
-    return entry
+def _entry(message: bytes, position: int) -> tuple[tuple[str, str], int]:
+    """A HeaderValue{key = 1, value = 2, raw_value = 3} of a map, and the position behind it."""
+    if message[position] != 0x0A:
+        raise InvalidMessage("a header map holds nothing but headers")
+    size, start = _varint(message, position + 1)
+    behind = start + size
+    if behind > len(message):
+        raise InvalidMessage("a header is longer than the map")
+    fields = _fields(message[start:behind])
+    name = fields.get(1, b"").decode("latin-1")
+    entry = (name, (fields.get(3) or fields.get(2, b"")).decode("latin-1"))
+    if size <= _MAX_CACHED_ENTRY and name != _REQUEST_ID and len(_entries) < _MAX_CACHED:
+        _entries[message[position:behind]] = entry
+    return entry, behind
 
 
-def _fields(message: bytes) -> list[tuple[int, bytes]]:
-    """The fields of a message: number and content; of a varint its bytes, of fixed ones nothing."""
-    fields = []
+def _fields(message: bytes) -> dict[int, bytes]:
+    """The fields of a message by number, the last of each: of a varint its bytes, of fixed ones nothing."""
+    fields = {}
     position, end = 0, len(message)
-    while position < end:
-        tag = message[position]
-        position += 1
-        if tag > 0x7F:
-            tag, position = _varint(message, position - 1)
-        wire = tag & 7
-        if wire == 2:
-            size, position = _varint(message, position)
-            if position + size > end:
-                raise InvalidMessage("a field is longer than its message")
-            fields.append((tag >> 3, message[position : position + size]))
-            position += size
-        elif wire == 0:
-            start = position
-            _, position = _varint(message, position)
-            fields.append((tag >> 3, message[start:position]))
-        elif wire in (1, 5):
-            position += 8 if wire == 1 else 4
-        else:
-            raise InvalidMessage(f"wire type {wire}")
-    if position != end:
+    try:
+        while position < end:
+            tag = message[position]
+            position += 1
+            if tag > 0x7F:
+                tag, position = _varint(message, position - 1)
+            start, wire = position, tag & 7
+            if wire == 2:
+                size = message[position]
+                start += 1
+                if size > 0x7F:
+                    size, start = _varint(message, position)
+                position = start + size
+                fields[tag >> 3] = message[start:position]
+            elif wire == 0:
+                _, position = _varint(message, position)
+                fields[tag >> 3] = message[start:position]
+            elif wire in (1, 5):
+                position += 8 if wire == 1 else 4
+            else:
+                raise InvalidMessage(f"wire type {wire}")
+    except IndexError:
+        raise InvalidMessage("a field is cut off") from None
+    if position > end:
         raise InvalidMessage("a field is longer than its message")
     return fields
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, and the position behind it."""
+    """The number at a position, and the position behind it. Raises IndexError if it is cut off."""
     value = shift = 0
-    try:
-        if message[position] < 0x80:
-            return message[position], position + 1
-        while True:
-            byte = message[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, position
-            shift += 7
-            if shift > 63:
-                raise InvalidMessage("a number of more than 64 bits")
-    except IndexError:
-        raise InvalidMessage("a number is cut off") from None
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise InvalidMessage("a number of more than 64 bits")
 
 
 # Writing.
@@ -280,10 +259,10 @@ def _bytes(number: int, content: bytes) -> bytes:
     """A field with a length."""
     size = len(content)
     if size < 0x80:
-        return bytes((number << 3 | 2, size)) + content
+        return b"%c%c%b" % (number << 3 | 2, size, content)
     if size < 0x4000:
-        return bytes((number << 3 | 2, size & 0x7F | 0x80, size >> 7)) + content
-    return bytes((number << 3 | 2,)) + _number(size) + content
+        return b"%c%c%c%b" % (number << 3 | 2, size & 0x7F | 0x80, size >> 7, content)
+    return b"%c%b%b" % (number << 3 | 2, _number(size), content)
 
 
 def _number(value: int) -> bytes:

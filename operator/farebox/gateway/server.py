@@ -17,7 +17,7 @@ import structlog
 from farebox.gateway import draining, extproc
 from farebox.gateway.draining import Drains
 from farebox.gateway.exchange import Decide, Forward, Handler, Head, OnUnread, Refuse
-from farebox.gateway.extproc import BodyMessage, HeadersMessage, InvalidMessage
+from farebox.gateway.extproc import HeadersMessage, InvalidMessage
 from farebox.gateway.frames import Headers, literal_block
 from farebox.gateway.http2 import Connection
 from farebox.gateway.refusals import too_large
@@ -150,10 +150,10 @@ class Exchange:
         request = extproc.read_request(message)
         if self._task is not None:
             raise InvalidMessage("a message after the last")
-        if isinstance(request, BodyMessage):
-            self._on_body(request.body)
-        else:
+        if isinstance(request, HeadersMessage):
             self._on_headers(request)
+        else:
+            self._on_body(request)
 
     def _on_headers(self, message: HeadersMessage) -> None:
         if self._head is not None:
