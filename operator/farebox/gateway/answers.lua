@@ -5,7 +5,7 @@
 -- envoy_answers.py puts before it: NAMESPACE, the metadata that the log writes; HIDING, a Hiding.
 --
 -- Patterns look at each byte of a text, slowly, and those with a repetition in front many times: long texts are
--- searched for plain words here, or up to the next quote or brace.
+-- searched for plain words here.
 
 local byte, find, match, sub, concat = string.byte, string.find, string.match, string.sub, table.concat
 
@@ -44,6 +44,16 @@ local function behind_space(text, at)
   return at, sign
 end
 
+-- The place of the first quote or brace at `at` or behind it, and the byte; nil at the end of the text.
+local function next_sign(text, at)
+  local sign = byte(text, at)
+  while sign and sign ~= 34 and sign ~= 123 and sign ~= 125 do
+    at = at + 1
+    sign = byte(text, at)
+  end
+  return at, sign
+end
+
 -- Where the value begins of a key that ends before `at`, and its first byte: nil, if the text ends before it. Without a
 -- colon it is no key: nil, and what comes in its place.
 local function value_behind(text, at)
@@ -69,9 +79,8 @@ local function document()
       at, in_string = stop + 1, false
     end
     while true do
-      local from = find(text, '[{}"]', at)
-      if not from then return end
-      local sign = byte(text, from)
+      local from, sign = next_sign(text, at)
+      if not sign then return end
       at = from + 1
       if sign == 123 then
         depth = depth + 1
@@ -102,7 +111,7 @@ local function document()
               return
             end
           end
-          if depth == 1 then name = value and sub(text, from + 1, stop - 1) end
+          if depth == 1 then name = value and first == 123 and sub(text, from + 1, stop - 1) end
         end
       end
     end

@@ -110,7 +110,7 @@ async def test_a_call_that_takes_too_long_is_ended_and_pays_what_it_got(
     tmp_path: Path, slow: Simulator
 ) -> None:
     labels = {"continuous_usage": "true", "stream": "true"}
-    async with gateway(tmp_path, forwarding(slow.upstream, **labels), call_seconds=0.6) as running:
+    async with gateway(tmp_path, forwarding(slow.upstream, **labels), call_seconds=2) as running:
         body = chat(stream=True, stream_options=CONTINUOUS, min_tokens=10_000)
         with pytest.raises(aiohttp.ClientPayloadError):
             await running.call(body=body)
@@ -118,7 +118,7 @@ async def test_a_call_that_takes_too_long_is_ended_and_pays_what_it_got(
     paid = used(line)
     assert paid is not None
     assert (line.status, line.complete) == (200, False)
-    assert line.milliseconds >= 600
+    assert line.milliseconds >= 2000
     assert (paid.estimated, paid.input_tokens) == (False, 3 + 3)
     assert paid.output_tokens > 0
 
