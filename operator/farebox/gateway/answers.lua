@@ -133,16 +133,20 @@ local function events(tell)
   local begun = false
 
   local function read_lines(text)
-    local spots, at = {}, find(text, '"usage"', 1, true)
+    -- Lines that may tell it: where the word is, and where the line ends. Each is read once, whatever is in it.
+    local spots, stops, at = {}, {}, find(text, '"usage"', 1, true)
     while at do
       local _, first = value_behind(text, at + 7)
-      if first == 123 then spots[#spots + 1] = at end
-      at = find(text, '"usage"', at + 7, true)
+      if first == 123 then
+        spots[#spots + 1] = at
+        at = find(text, "\n", at, true) or #text
+        stops[#stops + 1] = at
+      end
+      at = find(text, '"usage"', at + 1, true)
     end
     local function read(number)
-      local spot = spots[number]
-      local line = line_of(text, spots[number - 1] or 1, spot)
-      return document()(sub(text, line, find(text, "\n", spot, true)))
+      local line = line_of(text, (stops[number - 1] or 0) + 1, spots[number])
+      return document()(sub(text, line, stops[number]))
     end
     local last = #spots
     while last > 0 and not tell(read(last)) do last = last - 1 end

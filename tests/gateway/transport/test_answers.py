@@ -43,15 +43,26 @@ class Chunk:
 
 
 class Answer:
-    """An answer after the script, run by LuaJIT as in Envoy: its bytes, and the usage that was kept."""
+    """An answer after the script, run by LuaJIT as in Envoy: its bytes, and the usage that was kept.
 
-    def __init__(self, hiding: Hiding, pieces: list[bytes], kind: bytes) -> None:
+    `steps` are thousands of LuaJIT's own instructions; it counts them where it does not compile.
+    """
+
+    def __init__(self, hiding: Hiding, pieces: list[bytes], kind: bytes, *, compiled: bool = True) -> None:
         self.kept: dict[str, Any] = {}
+        self.steps = 0
         chunks = [Chunk(piece) for piece in pieces]
         lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         lua.execute(script(hiding).encode())
+        if not compiled:
+            lua.eval(b"function(step) jit.off(); debug.sethook(function() step() end, '', 1000) end")(
+                self._step
+            )
         _handle(lua)(lua.table_from(chunks), kind, self._keep)
         self.text = b"".join(chunk.text for chunk in chunks)
+
+    def _step(self, *_: object) -> None:
+        self.steps += 1
 
     def _keep(self, namespace: bytes, name: bytes, usage: bytes) -> None:
         assert namespace.decode() == NAMESPACE
@@ -202,6 +213,20 @@ def test_an_event_of_any_size_is_read(hiding: Hiding, size: int) -> None:
     for step in (1000, 70_000, len(stream)):
         pieces = [stream[at : at + step] for at in range(0, len(stream), step)]
         assert Answer(hiding, pieces, STREAM).kept == {"last": USAGE}
+
+
+@pytest.mark.parametrize("hiding", list(Hiding))
+def test_what_a_caller_wrote_into_a_schema_is_not_read_again_and_again(hiding: Hiding) -> None:
+    """Envoy's thread serves others with what it saves."""
+
+    def steps(number: int) -> int:
+        schema = {"properties": [{"usage": {"type": "integer"}}] * number}
+        stream = b"data: " + json.dumps({"response": {"tools": [schema], "usage": USAGE}}).encode() + b"\n\n"
+        answer = Answer(hiding, [stream.replace(b'"usage": {"p', b'"used": {"p')], STREAM, compiled=False)
+        assert answer.kept == {}
+        return answer.steps
+
+    assert 0 < steps(1000) < 3 * steps(500)
 
 
 @pytest.mark.parametrize("kind", [b"", b"text/plain", b"audio/mpeg"])

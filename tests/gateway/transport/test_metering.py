@@ -264,6 +264,17 @@ async def test_what_an_upstream_does_not_count_changes_nothing_of_what_it_does(
         assert used(await running.line()) == Used(3, 0, 5, estimated=False)
 
 
+@pytest.mark.parametrize(
+    "more", [b'"x":"\xff\xfe\xc3"', b'"x":"\x00\x1b\x7f"', rb'"x":"\ud800\n\"}"', b'"\xe2\x80\xa8":{"}":1}']
+)
+async def test_odd_text_beside_the_counts_loses_no_call(tmp_path: Path, more: bytes) -> None:
+    answer = b'{"usage":{"prompt_tokens":3,"completion_tokens":5,%b}}' % more
+    async with saying(answer) as said, gateway(tmp_path, forwarding(said, estimate_input="9")) as running:
+        await running.call(body=chat())
+        paid = used(await running.line())
+    assert paid in (Used(3, 0, 5, estimated=False), Used(9, 0, len(answer) // 4, estimated=True))
+
+
 @asynccontextmanager
 async def saying(answer: bytes) -> AsyncIterator[str]:
     """An upstream that always says this; gives its address."""
