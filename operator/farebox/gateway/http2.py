@@ -170,6 +170,8 @@ class Connection(asyncio.Protocol):
             stream.receiver.gone()
         if tell and stream.unread is not None:
             stream.unread()
+        # They know the stream, too: apart they are freed at once, by no search that stops the loop.
+        stream.receiver = stream.unread = None
 
     def close(self) -> None:
         """End the connection, after what is already written."""
@@ -271,9 +273,12 @@ class Connection(asyncio.Protocol):
             return
         self._streams[stream_id] = stream
         stream.remote_ended = bool(flags & END_STREAM)
-        stream.receiver = self._accept(stream, headers)
-        if stream.remote_ended and not stream.closed:
-            stream.receiver.ended()
+        receiver = self._accept(stream, headers)
+        if stream.closed:
+            return
+        stream.receiver = receiver
+        if stream.remote_ended:
+            receiver.ended()
 
     def _on_trailers(self, stream: Stream, flags: int) -> None:
         if stream.remote_ended or not flags & END_STREAM:

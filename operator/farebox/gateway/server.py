@@ -130,6 +130,7 @@ class Exchange:
         """See Receiver: the client has left, so nobody needs the decision."""
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # it keeps where it was cancelled, which is here
 
     async def decide(self, body: bytes | None) -> None:
         """Ask who decides with the body, and answer."""
