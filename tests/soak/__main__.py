@@ -172,9 +172,8 @@ class Soak:
         chance = self.world.chance(f"calm-{number}")
         seen = look(self.world)
         self.callers.learn_keys(chance)
-        tokens = {key: token for token, key in self.world.keys.items()}
         for key, raw in seen.keys.items():
-            token = tokens.get(key)
+            token = self.callers.delivered.get(key)
             if token is None or condition(raw, "Ready").get("status") != "True":
                 continue
             for service in [

@@ -21,6 +21,8 @@ class Callers:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.delivered: dict[str, str] = {}
+        """Tokens by their keys, as Secrets have them now: those of deleted Secrets nobody knows."""
         self._live: dict[str, str] = {}
         self._serving: dict[str, list[str]] = {}
         self._client = httpx.Client(timeout=httpx.Timeout(20), limits=httpx.Limits(max_connections=32))
@@ -31,15 +33,17 @@ class Callers:
         if status != 200:
             return
         live: dict[str, str] = {}
+        delivered: dict[str, str] = {}
         for raw in found["items"]:
             namespace, name = raw["metadata"]["namespace"], raw["metadata"]["name"]
             status, secret = self.world.kube.ask("GET", core_path("secrets", namespace, name))
             if status == 200 and secret.get("type") == "farebox.dev/api-key":
                 token = base64.b64decode(secret["data"]["api-key"]).decode()
                 self.world.keys[token] = f"{namespace}/{name}"
+                delivered[f"{namespace}/{name}"] = token
                 if condition(raw, "Ready").get("reason") == "Active":
                     live[token] = f"{namespace}/{name}"
-        self._live = live
+        self._live, self.delivered = live, delivered
         status, found = self.world.kube.ask("GET", path_of("InferenceService"))
         if status == 200:
             serving: dict[str, list[str]] = {}
