@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-import farebox.leash
+import farebox.parent_watchdog
 
-DIRECTORY = str(Path(farebox.leash.__file__).parent)
+DIRECTORY = str(Path(farebox.parent_watchdog.__file__).parent)
 LINUX = "import os, sys, leash; leash._become(os.getppid(), sys.argv[1:])"
 ELSEWHERE = "import os, sys, leash; sys.exit(leash._stand_between(os.getppid(), sys.argv[1:]))"
 OWNER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"

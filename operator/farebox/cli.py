@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from farebox import __version__
+from farebox.cli_reports import commands as reports
 from farebox.errors import FareboxError
-from farebox.reports import commands as reports
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,8 +41,8 @@ def operator() -> None:
     """Turn kinds, balances and Deployments into phases and replicas. Settings: FAREBOX_* variables."""
     from farebox.controller.operator import Operator
     from farebox.kube.client import KubeClient
-    from farebox.ledger.remote import RemoteLedger
     from farebox.logs import configure
+    from farebox.meterapi.client import RemoteLedger
     from farebox.settings import OperatorSettings
 
     settings = OperatorSettings.load()
@@ -96,8 +96,8 @@ def envoy(concurrency: int) -> None:
     import os
 
     from farebox.gateway import process
-    from farebox.gateway.envoy import command
-    from farebox.gateway.envoy_process import find
+    from farebox.gateway.envoy.bootstrap import command
+    from farebox.gateway.envoy.process import find
     from farebox.settings import GatewaySettings
 
     arguments = command(find(), process.config_path(GatewaySettings.load()), concurrency)
@@ -169,7 +169,7 @@ def ledger() -> None:
 )
 def backup(destination: Path, url: str) -> None:
     """Copy an SQLite ledger to the new file DESTINATION while a meter writes to it, and verify the copy."""
-    from farebox.ledger.backup import backup as run_backup
+    from farebox.ledger.audit.backup import backup as run_backup
 
     report = run_backup(url, destination)
     click.echo(f"{destination}: {report}")
@@ -183,7 +183,7 @@ def backup(destination: Path, url: str) -> None:
 )
 def verify(url: str) -> None:
     """Recompute every balance from the first entry; fail on any difference."""
-    from farebox.ledger.verify import verify as run_verify
+    from farebox.ledger.audit.verify import verify as run_verify
 
     report = run_verify(url)
     click.echo(str(report))
@@ -217,7 +217,7 @@ async def _until_signal(serve: Any, parent: int = 0) -> None:
 async def _stop_with(parent: int, stop: asyncio.Event) -> None:
     import structlog
 
-    from farebox.leash import until_orphaned
+    from farebox.parent_watchdog import until_orphaned
 
     await until_orphaned(parent)
     structlog.get_logger(__name__).warning("parent.gone", parent=parent)

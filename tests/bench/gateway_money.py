@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farebox.domain.money import NANO_PER_UNIT, parse_amount
+from farebox.domain.billing.money import NANO_PER_UNIT, parse_amount
 from farebox.kube.names import core_path
 from tests.bench.gateway_targets import start
 from tests.bench.loading import load, request

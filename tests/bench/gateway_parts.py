@@ -14,18 +14,18 @@ from pathlib import Path
 
 import uvloop
 
-from farebox.domain.money import MAX_NANO, Nano
-from farebox.gateway.admin import Admin
-from farebox.gateway.budgets import Budgets
-from farebox.gateway.counters import MemoryCounters
-from farebox.gateway.envoy import EnvoySettings
+from farebox.domain.billing.money import MAX_NANO, Nano
+from farebox.gateway.envoy.admin import Admin
+from farebox.gateway.envoy.bootstrap import EnvoySettings
+from farebox.gateway.ext_proc.server import listening
 from farebox.gateway.handler import Gate
-from farebox.gateway.meter import Event, Receipt
-from farebox.gateway.outbox import Outbox
+from farebox.gateway.metering.outbox import Outbox
+from farebox.gateway.metering.publisher import Event, Receipt
 from farebox.gateway.process import assembled, primed
-from farebox.gateway.purse import Purse
-from farebox.gateway.server import listening
-from farebox.ledger.port import Budget, BudgetClaim
+from farebox.gateway.ratelimit.memory import MemoryCounters
+from farebox.gateway.spend.credit_leases import Budgets
+from farebox.gateway.spend.tracker import Purse
+from farebox.meterapi.types import Budget, BudgetClaim
 from tests.gateway.rules import world
 
 _HEAR_SECONDS = 0.5

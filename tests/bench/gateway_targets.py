@@ -13,9 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from farebox.gateway import envoy_process
-from farebox.gateway.envoy import EnvoySettings, command
-from farebox.gateway.envoy_clusters import decision_cluster
+from farebox.gateway.envoy import process as envoy_process
+from farebox.gateway.envoy.bootstrap import EnvoySettings, command
+from farebox.gateway.envoy.clusters import decision_cluster
 from tests.bench.process import cpu_seconds
 from tests.bench.world import progress
 from tests.gateway.rules.world import TOKEN

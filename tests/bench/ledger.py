@@ -19,12 +19,12 @@ from typing import Any
 
 import aiohttp
 
+from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
+from farebox.ledger.booking.usage import UsageEvent
+from farebox.ledger.db.migrate import upgrade
 from farebox.ledger.engine import Ledger
-from farebox.ledger.migrate import upgrade
-from farebox.ledger.port import AccountTerms, Binding, PriceTier, PriceVersion
-from farebox.ledger.usage import UsageEvent
+from farebox.meterapi.types import AccountTerms, Binding, PriceTier, PriceVersion
 from tests.bench.ledger_rows import BareInserts, Ids, fill
 from tests.bench.report import Report, percentile
 from tests.bench.world import MODEL, World, open_world

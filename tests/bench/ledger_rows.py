@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Table, func, insert, select, text, update
 
-from farebox.ledger import tables
-from farebox.ledger.database import disposing, write_engine
+from farebox.ledger.db import tables
+from farebox.ledger.db.engine import disposing, write_engine
 
 _KEYS = {
     tables.transactions: tables.transactions.c.sequence,

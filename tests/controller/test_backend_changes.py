@@ -3,9 +3,9 @@
 import copy
 from typing import Any
 
-from farebox.controller.cache import Cache
 from farebox.controller.keys import service_key
-from farebox.controller.routing import concerned
+from farebox.controller.sources.mapping import concerned
+from farebox.controller.state.cache import Cache
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import (
     BACKEND_LABEL,

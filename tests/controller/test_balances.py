@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from farebox.controller.balances import Balances
+from farebox.controller.state.balances import Balances
+from farebox.domain.billing.money import Nano
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
-from farebox.ledger.port import AccountBalance
+from farebox.meterapi.types import AccountBalance
 
 ACME, OTHER = ObjectKey("billing", "acme"), ObjectKey("billing", "other")
 JULY, AUGUST = ObjectKey("billing", "july"), ObjectKey("billing", "august")

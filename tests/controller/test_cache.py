@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import InferenceService
-from farebox.controller.cache import Cache, account_of, is_farebox_backend, model_of
 from farebox.controller.keys import Kind
+from farebox.controller.state.cache import Cache, account_of, is_farebox_backend, model_of
 from farebox.domain.keys import ObjectKey
 from tests.controller import objects
 from tests.controller.objects import BACKENDS, TEAM

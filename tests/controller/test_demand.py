@@ -2,7 +2,7 @@
 
 import pytest
 
-from farebox.controller.demand import Demand
+from farebox.controller.state.shared_backend_demand import Demand
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 

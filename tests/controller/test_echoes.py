@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from farebox.controller.echoes import Pages, without_echoes
+from farebox.controller.sources.kopf_filter import Pages, without_echoes
 from farebox.domain.keys import ObjectKey
 from tests.kube.server import Server, serving
 

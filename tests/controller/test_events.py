@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from farebox.api import ConditionStatus, ConditionType, InferenceService
-from farebox.controller.events import Recorder
+from farebox.controller.reconcile.events import Recorder
 from farebox.domain.conditions import ConditionVerdict, false, kstatus
 from farebox.kube.client import KubeClient
 from tests.controller import objects

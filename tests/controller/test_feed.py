@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from farebox.controller.balances import Balances
-from farebox.controller.feed import Feed
-from farebox.controller.terms import Terms
+from farebox.controller.sources.ledger_feed import Feed
+from farebox.controller.state.balances import Balances
+from farebox.controller.state.entitlements import Terms
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
+from farebox.ledger.db.migrate import upgrade
 from farebox.ledger.engine import Ledger
-from farebox.ledger.migrate import upgrade
-from farebox.ledger.port import Bookmark, ChangePage, FreeQuota, Posted, Record, TopUpOrder
+from farebox.meterapi.types import Bookmark, ChangePage, FreeQuota, Posted, Record, TopUpOrder
 from tests.ledger.databases import Database, SqliteDatabases
 from tests.ledger.support import ACME, FACTS, START, Clock, binding, opened, price, terms, topup, usage
 

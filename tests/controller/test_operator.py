@@ -11,11 +11,11 @@ from aiohttp import web
 from farebox.controller.keys import Key, Kind, account_key, service_key
 from farebox.controller.operator import Operator, watches_left_open
 from farebox.controller.queue import Lane, WorkQueue
-from farebox.controller.services import reconcile_service
+from farebox.controller.reconcile.services import reconcile_service
 from farebox.domain.keys import ObjectKey
 from farebox.errors import Invalid, KubeError
-from farebox.ledger.port import AccountBalance, QuotaBalance
-from farebox.ledger.remote import RemoteLedger
+from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.types import AccountBalance, QuotaBalance
 from farebox.settings import OperatorSettings
 from tests.controller import objects
 from tests.kube.server import JSONObject, Server, client_of, serving, status

@@ -3,8 +3,8 @@
 A small cluster with a Deployment controller of its own takes its time over everything. Requests are carried
 out some while after they came and answered some while after that, and some answers are lost; each watch tells
 of changes as late as it likes, and loses its place at times; users, and hands that scale and delete
-Deployments, are at work meanwhile. Kopf's kinds are filtered when they are read (controller/echoes.py), and
-reach the operator a while after that.
+Deployments, are at work meanwhile. Kopf's kinds are filtered when they are read
+(controller/sources/kopf_filter.py), and reach the operator a while after that.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from farebox.controller.queue import Lane
 from farebox.domain.keys import ObjectKey
 from farebox.errors import KubeError, KubeUnreachable
 from farebox.kube.names import dedicated_backend_name, key_of, shared_backend_name
-from farebox.ledger.port import AccountBalance
-from farebox.ledger.remote import RemoteLedger
+from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.types import AccountBalance
 from farebox.settings import OperatorSettings
 from tests.api.samples import changed
 from tests.controller import objects

@@ -9,12 +9,12 @@ from datetime import timedelta
 import pytest
 
 from farebox.controller.keys import Key, account_key, model_key, service_key
-from farebox.controller.records import Records
+from farebox.controller.state.ledger_sync import Records
+from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
-from farebox.domain.reservation import Buying
 from farebox.errors import LedgerUnavailable
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import ChangePage, Posted, Record, RecordRefusal, Reservation, TopUpOrder
+from farebox.meterapi.types import ChangePage, Posted, Record, RecordRefusal, Reservation, TopUpOrder
 from tests.ledger.support import ACME, CHAT, START, balance, binding, flat, price, terms, usage
 
 SECONDS = 60.0

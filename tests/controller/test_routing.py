@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from farebox.controller.cache import Cache, Change
 from farebox.controller.keys import Key, Kind, account_key, apikey_key, model_key, service_key, topup_key
 from farebox.controller.queue import Lane
-from farebox.controller.routing import FEW, after_balance, after_quota, concerned, ownerless
+from farebox.controller.sources.mapping import FEW, after_balance, after_quota, concerned, ownerless
+from farebox.controller.state.cache import Cache, Change
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import dedicated_backend_name, shared_backend_name
 from tests.controller import objects

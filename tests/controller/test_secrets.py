@@ -11,11 +11,11 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from farebox.api import APIKey
-from farebox.controller.apply import Writer
-from farebox.controller.cache import Cache
 from farebox.controller.queue import Lane, TokenBucket
-from farebox.controller.resources import api_key_secret
-from farebox.domain.apikeys import Outcome, credential
+from farebox.controller.reconcile.apply import Writer
+from farebox.controller.reconcile.resources import api_key_secret
+from farebox.controller.state.cache import Cache
+from farebox.domain.apikey_status import Outcome, credential
 from farebox.errors import Conflict, Forbidden, KubeError, NotFound
 from farebox.kube.client import KubeClient
 

@@ -16,7 +16,7 @@ from farebox.api import (
     ReservationState,
     ServiceCounts,
 )
-from farebox.controller.status import Urgency, conditions, service_status, status_change
+from farebox.controller.reconcile.status import Urgency, conditions, service_status, status_change
 from farebox.domain.conditions import false, kstatus, true
 from farebox.domain.facts import MISSING, UNKNOWN, ReservationFacts
 from farebox.domain.lifecycle import decide

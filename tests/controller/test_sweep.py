@@ -4,9 +4,9 @@ from typing import Any
 
 from aiohttp import web
 
-from farebox.controller.cache import Cache, Change
 from farebox.controller.keys import Kind
-from farebox.controller.sweep import Sweep
+from farebox.controller.sources.resync import Sweep
+from farebox.controller.state.cache import Cache, Change
 from farebox.domain.keys import ObjectKey
 from farebox.kube.client import KubeClient
 from farebox.kube.names import core_path, deployment_path, resource_path

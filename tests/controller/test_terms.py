@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 
 from farebox.api import ReservationState
-from farebox.controller.terms import Terms
+from farebox.controller.state.entitlements import Terms
+from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
-from farebox.domain.reservation import Buying
-from farebox.ledger.port import QuotaBalance, ReservationBalance
+from farebox.meterapi.types import QuotaBalance, ReservationBalance
 
 ACME, CHAT = ObjectKey("billing", "acme"), ObjectKey("team-a", "chat")
 MODEL = "qwen3-8b"

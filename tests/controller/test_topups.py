@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from farebox.controller.balances import Balances
-from farebox.controller.cache import Cache
 from farebox.controller.keys import topup_key
 from farebox.controller.operator import Operator
 from farebox.controller.queue import Lane
-from farebox.controller.topups import doubt_unread
+from farebox.controller.reconcile.topups import doubt_unread
+from farebox.controller.state.balances import Balances
+from farebox.controller.state.cache import Cache
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import Bookmark
-from farebox.ledger.remote import RemoteLedger
+from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.types import Bookmark
 from farebox.settings import OperatorSettings
 from tests.controller import objects
 from tests.kube.server import JSONObject, Server, client_of, serving

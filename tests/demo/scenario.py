@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from farebox.domain.money import format_amount, parse_amount
+from farebox.domain.billing.money import format_amount, parse_amount
 from farebox.kube.names import deployment_path
 from tests.demo.calling import Answer, Caller, Refusal
 from tests.demo.expect import Expect, Seen, Wrong, arrows, strayed, unsettled

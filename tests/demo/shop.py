@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from farebox.domain.money import Nano
+from farebox.domain.billing.money import Nano
 from tests.plane.cluster import Cluster
 
 DEMO_LABEL = "farebox.dev/demo"

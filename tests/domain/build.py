@@ -13,6 +13,7 @@ from farebox.api import (
     ServiceType,
     StopReason,
 )
+from farebox.domain.billing.money import Nano
 from farebox.domain.conditions import ConditionVerdict
 from farebox.domain.facts import (
     AccountFacts,
@@ -26,7 +27,6 @@ from farebox.domain.facts import (
 )
 from farebox.domain.keys import ObjectKey
 from farebox.domain.lifecycle import Verdict
-from farebox.domain.money import Nano
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 EARLIER = NOW - timedelta(days=3)

@@ -7,9 +7,10 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from farebox.domain.addresses import parse_address, parse_networks
-from farebox.domain.admission import admit
-from farebox.domain.caller import (
+from farebox.domain.admission.addresses import parse_address, parse_networks
+from farebox.domain.admission.cases import Grant, Refusal
+from farebox.domain.admission.rules import admit
+from farebox.domain.admission.types import (
     Call,
     FreeTokens,
     Funds,
@@ -18,11 +19,10 @@ from farebox.domain.caller import (
     ReservationTerms,
     ServiceTerms,
 )
-from farebox.domain.cases import Grant, Refusal
+from farebox.domain.billing.money import NANO_PER_UNIT, Nano
 from farebox.domain.facts import UNKNOWN, Unknown
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import NANO_PER_UNIT, Nano
-from farebox.ledger.port import PriceTier
+from farebox.meterapi.types import PriceTier
 
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)

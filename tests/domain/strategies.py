@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from farebox.api import BillingMode, Phase, ReservationState, ServiceType, StopReason
+from farebox.domain.billing.money import Nano
 from farebox.domain.facts import (
     EXTERNAL,
     MISSING,
@@ -24,7 +25,6 @@ from farebox.domain.facts import (
     ReservationFacts,
     ServiceFacts,
 )
-from farebox.domain.money import Nano
 from tests.domain.build import ACCOUNT, EARLIER, MODEL, NOW, SERVICE
 
 _TIMES = int(os.environ.get("FAREBOX_TEST_EXAMPLES", "1"))

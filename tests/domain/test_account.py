@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import AccountState, ConditionStatus, ConditionType
-from farebox.domain.account import AccountTermsFacts, AccountVerdict, judge_account, missing_sentence
+from farebox.domain.account_status import AccountTermsFacts, AccountVerdict, judge_account, missing_sentence
+from farebox.domain.billing.money import Nano, format_amount, parse_amount
 from farebox.domain.facts import UNKNOWN, Unknown
-from farebox.domain.money import Nano, format_amount, parse_amount
 from tests.domain.build import EARLIER, NOW
 from tests.domain.strategies import THOROUGH
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.addresses import client_address, parse_address, parse_networks, within
+from farebox.domain.admission.addresses import client_address, parse_address, parse_networks, within
 from tests.domain.strategies import THOROUGH
 
 PROXIES = parse_networks(["10.0.0.0/8", "fd00::/8"]) or ()

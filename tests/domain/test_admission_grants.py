@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.admission import limit_refusal
-from farebox.domain.caller import FreeTokens, KeyQuota
-from farebox.domain.demands import tightest
-from farebox.domain.estimates import ADDED_TOKENS
+from farebox.domain.admission.demands import tightest
+from farebox.domain.admission.estimates import ADDED_TOKENS
+from farebox.domain.admission.rate_limits import Span, period_standing, window_standing
+from farebox.domain.admission.rules import limit_refusal
+from farebox.domain.admission.types import FreeTokens, KeyQuota
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.pricing import MAX_TOKENS, charge
 from farebox.domain.facts import UNKNOWN
-from farebox.domain.limits import Span, period_standing, window_standing
-from farebox.domain.money import Nano
-from farebox.domain.pricing import MAX_TOKENS, charge
 from tests.domain.calling import HARD, NOW, NOW_MS, PAID, RESERVED, TIERS, World, both, with_
 from tests.domain.strategies import THOROUGH
 

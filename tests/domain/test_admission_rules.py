@@ -8,13 +8,13 @@ from itertools import combinations
 import pytest
 
 from farebox.api import StopReason
-from farebox.domain import admission
-from farebox.domain.addresses import parse_networks
-from farebox.domain.admission import admit, identify, look_up
-from farebox.domain.caller import FreeTokens
-from farebox.domain.cases import Grant, Refusal
+from farebox.domain.admission import rules
+from farebox.domain.admission.addresses import parse_networks
+from farebox.domain.admission.cases import Grant, Refusal
+from farebox.domain.admission.rules import admit, identify, look_up
+from farebox.domain.admission.types import FreeTokens
+from farebox.domain.billing.money import Nano
 from farebox.domain.facts import UNKNOWN
-from farebox.domain.money import Nano
 from tests.domain.calling import (
     CHAT,
     ELSEWHERE,
@@ -85,12 +85,12 @@ PAIRS = [
 def test_every_rule_has_a_case() -> None:
     named = [*EVERYONES, *OF_MONEY, *OF_TRIALS, *OF_RESERVATIONS]
     of_all = {"admit", "identify", "look_up", "admit_known", "limit_refusal"}
-    rules = [
+    found = [
         name
-        for name, value in vars(admission).items()
-        if inspect.isfunction(value) and value.__module__ == admission.__name__ and name[0] != "_"
+        for name, value in vars(rules).items()
+        if inspect.isfunction(value) and value.__module__ == rules.__name__ and name[0] != "_"
     ]
-    assert sorted(named) == sorted(set(rules) - of_all)
+    assert sorted(named) == sorted(set(found) - of_all)
 
 
 @pytest.mark.parametrize("world", [PAID, TRIAL, RESERVED])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import ConditionStatus, ConditionType
-from farebox.domain.apikeys import (
+from farebox.domain.apikey_status import (
     RANDOM_BYTES,
     Answer,
     KeyFacts,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import ConditionStatus, ServiceType
-from farebox.domain.catalog import Existing, Neighbour, plan_default_services, refused
+from farebox.domain.default_services import Existing, Neighbour, plan_default_services, refused
 from farebox.domain.keys import ObjectKey
 from tests.domain.build import NOW
 from tests.domain.strategies import THOROUGH

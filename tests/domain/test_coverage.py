@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.coverage import NOTHING, Coverage, Tokens, cover, uncovered
-from farebox.domain.money import Nano
-from farebox.domain.pricing import charge
-from farebox.ledger.port import PriceTier
+from farebox.domain.billing.coverage import NOTHING, Coverage, Tokens, cover, uncovered
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.pricing import charge
+from farebox.meterapi.types import PriceTier
 from tests.domain.strategies import THOROUGH
 
 count = st.integers(0, 3_000)

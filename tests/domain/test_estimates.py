@@ -4,10 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.estimates import ADDED_TOKENS, bound_input, bound_output, estimate_input, most_expensive
-from farebox.domain.money import Nano
-from farebox.domain.pricing import MAX_TOKENS, charge
-from farebox.ledger.port import PriceTier
+from farebox.domain.admission.estimates import (
+    ADDED_TOKENS,
+    bound_input,
+    bound_output,
+    estimate_input,
+    most_expensive,
+)
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.pricing import MAX_TOKENS, charge
+from farebox.meterapi.types import PriceTier
 from tests.domain.strategies import BRANCHING
 
 PRICES = st.integers(0, 2000).map(Nano)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from farebox.api import ConditionStatus, ConditionType
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts
-from farebox.domain.gallery import ModelVerdict, SharedBackendFacts, judge_model
+from farebox.domain.model_status import ModelVerdict, SharedBackendFacts, judge_model
 from tests.domain.build import EMPTY, READY, STARTING
 from tests.domain.strategies import THOROUGH, backends
 

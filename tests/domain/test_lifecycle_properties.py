@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import BillingMode, ConditionStatus, ConditionType, Phase, StopReason
+from farebox.domain.billing.money import Nano
 from farebox.domain.facts import MISSING, UNKNOWN, AccountFacts, Facts, Previous
 from farebox.domain.lifecycle import decide
-from farebox.domain.money import Nano
 from tests.domain.build import EARLIER, NOW, condition, is_true, remembered
 from tests.domain.strategies import BRANCHING, THOROUGH, any_facts, resolutions
 from tests.domain.test_lifecycle_table import NEVER_TOGETHER

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from farebox.api import BillingMode, ConditionType, Phase, ReservationState, ServiceType, StopReason
+from farebox.domain.billing.money import Nano
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, Facts, Previous
 from farebox.domain.lifecycle import decide
-from farebox.domain.money import Nano
-from farebox.domain.stopping import CHECKS
+from farebox.domain.stop_reasons import CHECKS
 from tests.domain.build import (
     ACCOUNT,
     EARLIER,

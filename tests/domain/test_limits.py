@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.limits import (
+from farebox.domain.admission.rate_limits import (
     Demand,
     Span,
     Taken,

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.money import MAX_NANO, NANO_PER_UNIT, available, format_amount, is_overdue, parse_amount
+from farebox.domain.billing.money import (
+    MAX_NANO,
+    NANO_PER_UNIT,
+    available,
+    format_amount,
+    is_overdue,
+    parse_amount,
+)
 from farebox.errors import InvalidAmount
 from tests.domain.strategies import THOROUGH
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import ReservationState
-from farebox.domain.money import MAX_NANO, Nano
-from farebox.domain.reservation import (
+from farebox.domain.billing.money import MAX_NANO, Nano
+from farebox.domain.billing.reservations import (
     MICROS_PER_DAY,
     Buying,
     Offer,

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from farebox.domain.billing.money import Nano
 from farebox.domain.facts import MISSING, UNKNOWN
-from farebox.domain.money import Nano
-from farebox.domain.stopping import may_reserve
+from farebox.domain.stop_reasons import may_reserve
 from tests.domain.build import GOOD_ACCOUNT, GOOD_MODEL, NOW, facts
 
 RESERVES = {"reserves": True, "postpaid": False}

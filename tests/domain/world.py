@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from farebox.api import BillingMode, Phase, ServiceType
+from farebox.domain.billing.money import Nano, available
 from farebox.domain.facts import (
     MISSING,
     UNKNOWN,
@@ -19,9 +20,8 @@ from farebox.domain.facts import (
     ServiceFacts,
     Unknown,
 )
-from farebox.domain.gallery import SharedBackendFacts, judge_model
 from farebox.domain.lifecycle import Verdict, decide, desired_replicas
-from farebox.domain.money import Nano, available
+from farebox.domain.model_status import SharedBackendFacts, judge_model
 from tests.domain.build import ACCOUNT, MODEL, NEVER, NOW, SERVICE, remembered
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from openai import APIStatusError, OpenAI
 
-from farebox.domain.money import parse_amount
+from farebox.domain.billing.money import parse_amount
 from farebox.kube.names import core_path
 from tests.integration.tenants import SECONDS, Tenant
 from tests.support.api import manifest, path_of

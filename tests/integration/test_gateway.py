@@ -188,7 +188,7 @@ def test_b17_soft_finishes_what_was_admitted_and_refuses_the_next(caller: Caller
     ai = caller.start(balance="0.001")
 
     def spent() -> bool:
-        """Refusals may come a moment early, while a charge counts twice (gateway/purse.py), never late."""
+        """Refusals may come a moment early (a charge counts twice: spend/tracker.py), never late."""
         caller.wait_refused(ai, 402, "OVERDUE", max_tokens=200)
         assert caller.balance() <= 0, caller.balance()
         return True

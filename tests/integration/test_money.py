@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from farebox.domain.money import parse_amount
+from farebox.domain.billing.money import parse_amount
 from tests.integration.tenants import SECONDS, Tenant
 from tests.support.api import JSONObject, path_of
 from tests.support.stack import AUDIENCE, SYSTEM, Stack, usage_event

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from farebox.api import DeploymentServing, InferenceService
-from farebox.controller.resources import dedicated_backend, endpoint
+from farebox.controller.reconcile.resources import dedicated_backend, endpoint
 from farebox.kube.names import core_path, deployment_path
 from tests.integration.tenants import SECONDS, Tenant, template
 from tests.support.api import JSONObject, path_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from farebox.kube.client import KubeClient
-from farebox.kube.informer import Follower
+from farebox.kube.reflector import Follower
 from tests.kube.server import JSONObject, Server, hang, status
 
 PATH = "/apis/apps/v1/namespaces/a/deployments"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, make_url
 
-from farebox.ledger.database import disposing, write_engine
-from farebox.ledger.migrate import upgrade
-from farebox.ledger.verify import verify
+from farebox.ledger.audit.verify import verify
+from farebox.ledger.db.engine import disposing, write_engine
+from farebox.ledger.db.migrate import upgrade
 from tests.support.postgres import Postgres
 
 _MEMORY = Path("/dev/shm")

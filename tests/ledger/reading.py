@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from farebox.ledger.usage_report import AsOf, Bucket, Place, UsageQuery, UsageRow, read_usage
+from farebox.ledger.reports.usage import AsOf, Bucket, Place, UsageQuery, UsageRow, read_usage
 
 
 def paged(connection: Connection, query: UsageQuery, limit: int) -> tuple[list[UsageRow], int]:

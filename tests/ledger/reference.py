@@ -1,7 +1,7 @@
 """The reference model: what the books must say, from product.md alone, in integers and dicts.
 
 It was written before the ledger's rules were read, and shares with it only the words in which the ledger is
-told things (ledger/port.py): no rule and no sum. test_simulation compares the two after every life. It is
+told things (meterapi/types.py): no rule and no sum. test_simulation compares the two after every life. It is
 plain on purpose, keeps everything, and looks through its lists each time. Money is nano-units.
 """
 
@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.port import (
+from farebox.ledger.booking.usage import UsageEvent
+from farebox.meterapi.types import (
     AccountTerms,
     Binding,
     BudgetClaim,
@@ -21,7 +22,6 @@ from farebox.ledger.port import (
     Reservation,
     TopUpOrder,
 )
-from farebox.ledger.usage import UsageEvent
 
 Timed = TypeVar("Timed", Binding, PriceVersion)
 LAST = datetime.max.replace(tzinfo=UTC)

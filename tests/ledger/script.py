@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying, Offer
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying, Offer
+from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
-from farebox.ledger.port import (
+from farebox.meterapi.types import (
     AccountTerms,
     Binding,
     BudgetClaim,
@@ -21,7 +22,6 @@ from farebox.ledger.port import (
     Reservation,
     TopUpOrder,
 )
-from farebox.ledger.usage import UsageEvent
 from tests.ledger.support import START
 
 ACCOUNTS = [ObjectKey("billing", name) for name in ("acme", "emca")]

@@ -13,15 +13,15 @@ from sqlalchemy import Connection, Engine, select
 
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
-from farebox.ledger import tables
-from farebox.ledger.database import from_micros
+from farebox.ledger.booking.journal import Journal
+from farebox.ledger.booking.usage import IngestResult
+from farebox.ledger.db import tables
+from farebox.ledger.db.engine import from_micros
 from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
 from farebox.ledger.feed import read_changes
-from farebox.ledger.journal import Journal
-from farebox.ledger.port import Budget, Posted
-from farebox.ledger.statement import read_statement
-from farebox.ledger.usage import IngestResult
-from farebox.ledger.usage_report import Group, UsageQuery, read_usage
+from farebox.ledger.reports.statement import read_statement
+from farebox.ledger.reports.usage import Group, UsageQuery, read_usage
+from farebox.meterapi.types import Budget, Posted
 from tests.ledger import reference
 from tests.ledger.faults import after_commits, before_calls, injected
 from tests.ledger.script import Work

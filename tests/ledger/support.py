@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from farebox.domain.billing.money import Nano, parse_amount
+from farebox.domain.billing.reservations import Buying, Offer
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano, parse_amount
-from farebox.domain.reservation import Buying, Offer
+from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import (
+from farebox.meterapi.types import (
     AccountTerms,
     Binding,
     FreeQuota,
@@ -22,7 +23,6 @@ from farebox.ledger.port import (
     ReservationBalance,
     TopUpOrder,
 )
-from farebox.ledger.usage import UsageEvent
 from tests.ledger.databases import Database
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from farebox.cli import cli
 from farebox.errors import ConfigurationError
-from farebox.ledger.backup import backup
+from farebox.ledger.audit.backup import backup
 from farebox.ledger.engine import Ledger
 from tests.ledger.databases import Database, Databases, PostgresDatabases
 from tests.ledger.support import CALL_CHARGE, FACTS, balance, opened, topup, usage

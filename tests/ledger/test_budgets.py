@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from farebox.domain.money import Nano
+from farebox.domain.billing.money import Nano
 from farebox.errors import LedgerRefused
-from farebox.ledger.budgets import BUDGET_SECONDS
+from farebox.ledger.booking.credit_leases import BUDGET_SECONDS
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import Budget, BudgetClaim
+from farebox.meterapi.types import Budget, BudgetClaim
 from tests.ledger.support import ACME, CALL_CHARGE, FACTS, Clock, Database, balance, opened, topup, usage
 
 UNIT = 1_000_000_000

@@ -12,11 +12,11 @@ from sqlalchemy import Engine, event, inspect
 from sqlalchemy.exc import OperationalError
 
 from farebox.api import ReservationState
-from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying
 from farebox.errors import LedgerUnavailable
+from farebox.ledger.db.migrate import upgrade
 from farebox.ledger.engine import Ledger
-from farebox.ledger.migrate import upgrade
 from tests.ledger.databases import Database, Databases
 from tests.ledger.faults import after_commits, before_calls, injected
 from tests.ledger.support import (

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
-from farebox.domain.reservation import Buying
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import Reservation
+from farebox.meterapi.types import Reservation
 from tests.ledger.databases import Database, Databases
 from tests.ledger.support import ACME, CHAT, FACTS, MODEL, Clock, opened, terms, topup, usage
 

@@ -11,16 +11,16 @@ import psycopg
 import pytest
 
 from farebox.api import ReservationState
-from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying
 from farebox.errors import ConfigurationError, LedgerUnavailable
 from farebox.ledger import engine as engine_module
-from farebox.ledger import listen
-from farebox.ledger.database import ledger_url
+from farebox.ledger.audit.verify import verify
+from farebox.ledger.db import notify
+from farebox.ledger.db.engine import ledger_url
+from farebox.ledger.db.prepared import BulkInsert
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import BudgetClaim
-from farebox.ledger.prepared import BulkInsert
-from farebox.ledger.verify import verify
+from farebox.meterapi.types import BudgetClaim
 from tests.ledger.databases import Database, Databases, PostgresDatabases
 from tests.ledger.faults import after_commits, before_calls
 from tests.ledger.support import (
@@ -232,9 +232,9 @@ async def test_what_one_meter_commits_wakes_the_readers_of_the_others(
 async def test_commits_are_announced_while_another_meter_is_there(
     database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listen, "HERE_SECONDS", 0.1)
+    monkeypatch.setattr(notify, "HERE_SECONDS", 0.1)
     with psycopg.connect(database.url.replace("+psycopg", ""), autocommit=True) as ear:
-        ear.execute(f"LISTEN {listen.CHANNEL}")
+        ear.execute(f"LISTEN {notify.CHANNEL}")
 
         def heard() -> list[str]:
             """Payloads; a commit has none."""

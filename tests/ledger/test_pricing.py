@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.money import MAX_NANO, Nano
-from farebox.domain.pricing import MAX_TOKENS, charge, format_price, parse_price, tiers_fault
+from farebox.domain.billing.money import MAX_NANO, Nano
+from farebox.domain.billing.pricing import MAX_TOKENS, charge, format_price, parse_price, tiers_fault
 from farebox.errors import InvalidAmount
-from farebox.ledger.port import PriceTier
+from farebox.meterapi.types import PriceTier
 
 TWO_TIERS = (
     PriceTier(1_000, Nano(500), Nano(50), Nano(1_500)),

@@ -5,11 +5,11 @@ import asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from farebox.domain.billing.pricing import charge
 from farebox.domain.keys import ObjectKey
-from farebox.domain.pricing import charge
+from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import Record, TopUpOrder
-from farebox.ledger.usage import UsageEvent
+from farebox.meterapi.types import Record, TopUpOrder
 from tests.ledger.databases import Database, Databases
 from tests.ledger.support import TIERS, Clock, balance, binding, price, terms, topup, usage
 

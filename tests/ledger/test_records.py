@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from farebox.domain.money import Nano
+from farebox.domain.billing.money import Nano
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import PriceTier, Record
+from farebox.meterapi.types import PriceTier, Record
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,

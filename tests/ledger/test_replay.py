@@ -14,9 +14,9 @@ from itertools import islice
 import pytest
 
 from farebox.domain.keys import ObjectKey
+from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import Record
-from farebox.ledger.usage import UsageEvent
+from farebox.meterapi.types import Record
 from tests.ledger.databases import Databases
 from tests.ledger.support import START, Clock, binding, flat, opened, price, terms
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying, Offer
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying, Offer
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.ledger import engine
+from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import Binding, PriceVersion, Reservation
-from farebox.ledger.statement import Statement, read_statement
-from farebox.ledger.usage import UsageEvent
-from farebox.ledger.usage_report import Bucket, Group, UsageQuery, UsageRow, read_usage
+from farebox.ledger.reports.statement import Statement, read_statement
+from farebox.ledger.reports.usage import Bucket, Group, UsageQuery, UsageRow, read_usage
+from farebox.meterapi.types import Binding, PriceVersion, Reservation
 from tests.ledger.databases import Database, Databases
 from tests.ledger.reading import paged, truncated
 from tests.ledger.support import (

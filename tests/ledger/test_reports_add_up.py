@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, func, select
 
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying, Offer
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying, Offer
-from farebox.ledger import tables
-from farebox.ledger.database import disposing, read_engine, to_micros
-from farebox.ledger.port import AccountTerms, Binding, FreeQuota, PriceTier, PriceVersion, Reservation
-from farebox.ledger.statement import read_statement
-from farebox.ledger.usage_report import Bucket, Group, UsageQuery, UsageRow
+from farebox.ledger.db import tables
+from farebox.ledger.db.engine import disposing, read_engine, to_micros
+from farebox.ledger.reports.statement import read_statement
+from farebox.ledger.reports.usage import Bucket, Group, UsageQuery, UsageRow
+from farebox.meterapi.types import AccountTerms, Binding, FreeQuota, PriceTier, PriceVersion, Reservation
 from tests.ledger.databases import Database, Databases
 from tests.ledger.reading import paged, truncated
 from tests.ledger.support import (

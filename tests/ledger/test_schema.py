@@ -9,13 +9,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from farebox.domain.money import Nano
+from farebox.domain.billing.money import Nano
 from farebox.errors import ConfigurationError
-from farebox.ledger.database import disposing, read_engine
+from farebox.ledger.audit.verify import verify
+from farebox.ledger.db.engine import disposing, read_engine
+from farebox.ledger.db.migrate import is_current, upgrade
+from farebox.ledger.db.tables import metadata
 from farebox.ledger.engine import Ledger
-from farebox.ledger.migrate import is_current, upgrade
-from farebox.ledger.tables import metadata
-from farebox.ledger.verify import verify
 from tests.ledger.databases import Database, Databases
 from tests.ledger.support import (
     FACTS,

@@ -17,9 +17,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.ledger.database import disposing, read_engine, write_engine
+from farebox.ledger.audit.verify import _Verification
+from farebox.ledger.db.engine import disposing, read_engine, write_engine
 from farebox.ledger.engine import Ledger, _Advance, _Claim, _Ingest, _perform, _Records, _TopUp
-from farebox.ledger.verify import _Verification
 from farebox.ledger.writer import Writer, _Job
 from tests.ledger.databases import Database, Databases, SqliteDatabases, scratch
 from tests.ledger.script import Script, Step, Work

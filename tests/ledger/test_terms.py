@@ -6,11 +6,11 @@ from datetime import timedelta
 import pytest
 
 from farebox.api import ReservationState
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import (
+from farebox.meterapi.types import (
     AccountTerms,
     Binding,
     FreeQuota,

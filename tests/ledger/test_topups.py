@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import MAX_NANO, Nano
 from farebox.errors import LedgerRefused
 from farebox.ledger.engine import Ledger
 from tests.ledger.support import ACME, CALL_CHARGE, FACTS, START, Clock, balance, terms, topup, usage

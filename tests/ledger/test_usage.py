@@ -5,13 +5,13 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
+from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import MAX_NANO, Nano
-from farebox.ledger.database import from_micros
+from farebox.ledger.booking.usage import IngestResult
+from farebox.ledger.db.engine import from_micros
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import PriceTier, Record
-from farebox.ledger.usage import IngestResult
-from farebox.ledger.usage_report import UsageQuery, read_usage
+from farebox.ledger.reports.usage import UsageQuery, read_usage
+from farebox.meterapi.types import PriceTier, Record
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,

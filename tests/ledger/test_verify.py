@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from farebox.ledger.audit.verify import Report, verify
 from farebox.ledger.engine import Ledger
-from farebox.ledger.verify import Report, verify
 from tests.ledger.databases import Database
 from tests.ledger.support import FACTS, binding, opened, price, terms, topup, usage
 

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from farebox.domain.money import Nano
-from farebox.ledger.port import AccountTerms
-from farebox.ledger.verify import verify
+from farebox.domain.billing.money import Nano
+from farebox.ledger.audit.verify import verify
+from farebox.meterapi.types import AccountTerms
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,

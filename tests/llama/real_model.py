@@ -14,7 +14,7 @@ import anthropic
 import pytest
 import xllamacpp
 
-from farebox.gateway.usage import used
+from farebox.gateway.metering.usage import used
 from tests.gateway.rules.place import Stack, stacked
 from tests.gateway.rules.world import ACCOUNT, TOKEN, UNIT
 from tests.llama import tiny

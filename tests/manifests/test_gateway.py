@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from farebox.gateway.envoy import EnvoySettings, command
+from farebox.gateway.envoy.bootstrap import EnvoySettings, command
 from farebox.gateway.transport import TransportSettings
 from farebox.settings import GatewaySettings
 from tests.manifests.trees import BASE, COMPONENTS, ROOT, documents, kinds

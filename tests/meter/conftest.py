@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from farebox.ledger.migrate import upgrade
+from farebox.ledger.db.migrate import upgrade
 from tests.ledger.databases import Database, Databases, PostgresDatabases, SqliteDatabases
 from tests.ledger.support import Clock
 from tests.meter.support import Api, Running, running

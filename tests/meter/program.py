@@ -4,8 +4,8 @@ import asyncio
 import signal
 import sys
 
-from farebox.meter.calls import Meter
 from farebox.meter.metrics import MeterMetrics
+from farebox.meter.requests import Meter
 from farebox.meter.server import serve
 from tests.meter.support import FixedTokens
 

@@ -12,8 +12,8 @@ from aiohttp import web
 from farebox.ledger.engine import Ledger
 from farebox.meter.app import create_app
 from farebox.meter.auth import Decision, Permission, Review
-from farebox.meter.calls import Meter
 from farebox.meter.metrics import MeterMetrics
+from farebox.meter.requests import Meter
 from tests.ledger.databases import Database
 from tests.ledger.support import CHAT, START, Clock, opened
 

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from farebox.ledger.wire_answers import WireTopUp
-from farebox.ledger.wire_records import WireRecords
+from farebox.meterapi.wire_answers import WireTopUp
+from farebox.meterapi.wire_records import WireRecords
 from tests.ledger.support import CALL_CHARGE, FACTS, topup
 from tests.meter.support import GATEWAY, OPERATOR, READER, Api, Running, cloud_event
 

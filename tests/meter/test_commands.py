@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from farebox.ledger.wire_answers import WireTopUp
-from farebox.ledger.wire_records import WireRecords
+from farebox.meterapi.wire_answers import WireTopUp
+from farebox.meterapi.wire_records import WireRecords
 from tests.ledger.support import FACTS, topup
 from tests.meter.support import READER, TENANT, Api, Running, cloud_event
 

@@ -8,11 +8,11 @@ import pytest
 import pytest_asyncio
 
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.counters import MemoryCounters
-from farebox.gateway.purse import Purse
-from farebox.gateway.quotas import Quotas
-from farebox.gateway.view import GatewayView
-from farebox.ledger.remote import RemoteLedger
+from farebox.gateway.ratelimit.memory import MemoryCounters
+from farebox.gateway.ratelimit.quota_sync import Quotas
+from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.spend.tracker import Purse
+from farebox.meterapi.client import RemoteLedger
 from tests.gateway.rules.world import api_key
 from tests.ledger.support import START, binding, price, terms, topup, usage
 from tests.meter.support import TENANT, Running

@@ -10,11 +10,11 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.ledger.port import LedgerPort, Record
-from farebox.ledger.remote import RemoteLedger
+from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.types import LedgerPort, Record
 from tests.ledger.support import ACME, FACTS, START, binding, flat, price, terms, topup, usage
 from tests.meter.support import GATEWAY, OPERATOR, READER, Running
 

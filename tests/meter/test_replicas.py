@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from farebox.errors import LedgerUnavailable
-from farebox.ledger.remote import RemoteLedger
+from farebox.meterapi.client import RemoteLedger
 from tests.ledger.databases import Database
 from tests.ledger.support import CALL_CHARGE, FACTS, balance, opened, topup
 from tests.meter.support import OPERATOR, Api, cloud_event

@@ -9,10 +9,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from farebox.domain.money import parse_amount
-from farebox.ledger.sheet import as_text
-from farebox.ledger.wire_answers import WireTopUp
-from farebox.ledger.wire_records import WireRecords
+from farebox.domain.billing.money import parse_amount
+from farebox.meterapi.csv import as_text
+from farebox.meterapi.wire_answers import WireTopUp
+from farebox.meterapi.wire_records import WireRecords
 from tests.ledger.support import CALL_CHARGE, FACTS, topup
 from tests.meter.support import GATEWAY, READER, TENANT, Answer, Api, cloud_event
 

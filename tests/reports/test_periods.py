@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from farebox.cli_reports.periods import period
 from farebox.errors import ConfigurationError
-from farebox.reports.periods import period
 
 NOW = datetime(2026, 3, 15, 14, 30, 5, tzinfo=UTC)
 

@@ -15,27 +15,27 @@ from typing import Any
 import structlog
 
 from farebox.api import Phase
-from farebox.controller.apply import Writer
-from farebox.controller.balances import Balances
-from farebox.controller.cache import Cache
-from farebox.controller.context import Context
-from farebox.controller.demand import Demand
-from farebox.controller.events import Recorder
-from farebox.controller.feed import Feed
-from farebox.controller.handlers import Watches
-from farebox.controller.intake import Intake
 from farebox.controller.keys import Kind
 from farebox.controller.queue import TokenBucket, WorkQueue
-from farebox.controller.records import Records
-from farebox.controller.sweep import Sweep
-from farebox.controller.terms import Terms
-from farebox.controller.topups import doubt_unread, reconcile_topup
+from farebox.controller.reconcile.apply import Writer
+from farebox.controller.reconcile.context import Context
+from farebox.controller.reconcile.events import Recorder
+from farebox.controller.reconcile.topups import doubt_unread, reconcile_topup
+from farebox.controller.sources.dispatcher import Intake
+from farebox.controller.sources.kopf_session import Watches
+from farebox.controller.sources.ledger_feed import Feed
+from farebox.controller.sources.resync import Sweep
+from farebox.controller.state.balances import Balances
+from farebox.controller.state.cache import Cache
+from farebox.controller.state.entitlements import Terms
+from farebox.controller.state.ledger_sync import Records
+from farebox.controller.state.shared_backend_demand import Demand
 from farebox.controller.workers import Workers
 from farebox.errors import ConfigurationError, LedgerError, NotFound, NotLeading
 from farebox.health import serve_health
 from farebox.kube.client import KubeClient
 from farebox.kube.lease import Elector
-from farebox.ledger.port import Bookmark, LedgerPort
+from farebox.meterapi.types import Bookmark, LedgerPort
 from farebox.metrics import BALANCE_AGE, LEADER, SERVICES
 from farebox.settings import OperatorSettings
 

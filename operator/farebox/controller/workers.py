@@ -5,14 +5,14 @@ from typing import Any
 
 import structlog
 
-from farebox.controller.accounts import reconcile_account
-from farebox.controller.apikeys import reconcile_apikey
-from farebox.controller.context import Context
 from farebox.controller.keys import Key, Kind
-from farebox.controller.models import reconcile_model
 from farebox.controller.queue import Lane
-from farebox.controller.services import reconcile_service
-from farebox.controller.topups import reconcile_topup
+from farebox.controller.reconcile.accounts import reconcile_account
+from farebox.controller.reconcile.apikeys import reconcile_apikey
+from farebox.controller.reconcile.context import Context
+from farebox.controller.reconcile.models import reconcile_model
+from farebox.controller.reconcile.services import reconcile_service
+from farebox.controller.reconcile.topups import reconcile_topup
 from farebox.errors import Conflict, KubeError, KubeUnreachable, LedgerError, NotLeading
 from farebox.metrics import QUEUE_WORK
 

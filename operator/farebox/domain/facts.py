@@ -10,8 +10,8 @@ from enum import Enum
 from typing import Final, Literal
 
 from farebox.api import BillingMode, Phase, ReservationState, ServiceType, StopReason
+from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
 
 
 class _Absence(Enum):

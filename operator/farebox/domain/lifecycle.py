@@ -11,7 +11,7 @@ from typing import Final
 from farebox.api import BillingMode, ConditionType, Phase, ReservationState, ServiceType, StopReason
 from farebox.domain.conditions import ConditionVerdict, false, kstatus, true, unknown
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts, Facts, ModelFacts
-from farebox.domain.stopping import Findings, evaluate, reservation_state
+from farebox.domain.stop_reasons import Findings, evaluate, reservation_state
 
 NO_REPLICA_READY: Final = "NoReplicaReady"
 """Reason of Serving: it runs, and nothing answers."""

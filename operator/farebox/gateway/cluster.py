@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from farebox.gateway.view import GatewayView
+from farebox.gateway.snapshot import GatewayView
 from farebox.kube.client import KubeClient
-from farebox.kube.informer import Informer, Sink
 from farebox.kube.names import resource_path
+from farebox.kube.reflector import Informer, Sink
 
 
 class ClusterWatch:

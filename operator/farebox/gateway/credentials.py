@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from farebox.errors import FareboxError, KubeError, KubeUnreachable
-from farebox.gateway.terms import SecretRef
+from farebox.gateway.convert import SecretRef
 from farebox.kube.client import KubeClient
 from farebox.kube.names import core_path
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from farebox.errors import LedgerError
-from farebox.gateway.purse import Purse
-from farebox.ledger.port import Bookmark, LedgerPort
+from farebox.gateway.spend.tracker import Purse
+from farebox.meterapi.types import Bookmark, LedgerPort
 
 log = structlog.get_logger(__name__)
 _PAGE = 1000

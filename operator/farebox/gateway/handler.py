@@ -2,8 +2,8 @@
 
     head -> who calls, or why not -> body -> admit (pure) -> hold money -> count -> forward
 
-It holds no rule of its own: those are in `farebox.domain.admission`. A call that is refused after money was
-held gets it back; what follows a call's end is in `settling`.
+It holds no rule of its own: those are in `farebox.domain.admission.rules`. A call that is refused after money
+was held gets it back; what follows a call's end is in `settling`.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from farebox.domain.addresses import Network
-from farebox.domain.admission import admit_known, identify, limit_refusal, look_up
-from farebox.domain.caller import Call, ServiceTerms
-from farebox.domain.cases import Grant, Refusal
-from farebox.domain.limits import Taken
+from farebox.domain.admission.addresses import Network
+from farebox.domain.admission.cases import Grant, Refusal
+from farebox.domain.admission.rate_limits import Taken
+from farebox.domain.admission.rules import admit_known, identify, limit_refusal, look_up
+from farebox.domain.admission.types import Call, ServiceTerms
 from farebox.errors import InvalidCall, LedgerUnavailable
-from farebox.gateway.bodies import Body, parse
-from farebox.gateway.budgets import Budgets
-from farebox.gateway.callers import address_of, check_headers, key_hash, removed_headers
-from farebox.gateway.counters import Counters
+from farebox.gateway.convert import ModelRoute
 from farebox.gateway.credentials import Credentials, CredentialsUnavailable
-from farebox.gateway.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, Endpoint
-from farebox.gateway.exchange import Decide, Forward, Head, Refuse
-from farebox.gateway.purse import Purse
-from farebox.gateway.refusals import of_rule, refuse
-from farebox.gateway.settling import Settling, labels_of, milliseconds
-from farebox.gateway.terms import ModelRoute
-from farebox.gateway.view import GatewayView
+from farebox.gateway.interface import Decide, Forward, Head, Refuse
+from farebox.gateway.ratelimit.memory import Counters
+from farebox.gateway.request.body import Body, parse
+from farebox.gateway.request.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, Endpoint
+from farebox.gateway.request.errors import of_rule, refuse
+from farebox.gateway.request.headers import address_of, check_headers, key_hash, removed_headers
+from farebox.gateway.settlement import Settling, labels_of, milliseconds
+from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.spend.credit_leases import Budgets
+from farebox.gateway.spend.tracker import Purse
 from farebox.kube.names import dedicated_backend_name
 from farebox.metrics import GATEWAY_DECISIONS
 

@@ -15,25 +15,26 @@ from typing import Any
 import structlog
 
 from farebox import metrics
-from farebox.domain.addresses import Network, parse_networks
+from farebox.domain.admission.addresses import Network, parse_networks
 from farebox.errors import ConfigurationError
-from farebox.gateway import envoy_process, transport
-from farebox.gateway.budgets import Budgets
+from farebox.gateway import transport
 from farebox.gateway.cluster import ClusterWatch
-from farebox.gateway.counters import Counters
-from farebox.gateway.counters_degrading import DegradingCounters, DividedCounters
-from farebox.gateway.counters_valkey import ValkeyCounters
 from farebox.gateway.credentials import Credentials
-from farebox.gateway.envoy import DECISION_SOCKET, EnvoySettings
+from farebox.gateway.envoy import process as envoy_process
+from farebox.gateway.envoy.bootstrap import DECISION_SOCKET, EnvoySettings
 from farebox.gateway.feed import Feed
 from farebox.gateway.handler import Gate, service_address, utc_now
-from farebox.gateway.purse import Purse
-from farebox.gateway.quotas import Quotas
-from farebox.gateway.settling import Settling
-from farebox.gateway.view import GatewayView
+from farebox.gateway.ratelimit.fallback import DegradingCounters, DividedCounters
+from farebox.gateway.ratelimit.memory import Counters
+from farebox.gateway.ratelimit.quota_sync import Quotas
+from farebox.gateway.ratelimit.valkey import ValkeyCounters
+from farebox.gateway.settlement import Settling
+from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.spend.credit_leases import Budgets
+from farebox.gateway.spend.tracker import Purse
 from farebox.health import serve_health
 from farebox.kube.client import KubeClient
-from farebox.ledger.remote import RemoteLedger
+from farebox.meterapi.client import RemoteLedger
 from farebox.settings import GatewaySettings
 
 log = structlog.get_logger(__name__)

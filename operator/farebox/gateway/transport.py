@@ -12,13 +12,13 @@ from typing import Final
 
 import structlog
 
-from farebox.gateway.admin import Admin
-from farebox.gateway.envoy import EnvoySettings
-from farebox.gateway.exchange import Handler, OnUnread
-from farebox.gateway.meter import RemoteEvents
-from farebox.gateway.outbox import ROTATE_BYTES, OnAcknowledged, OnUsage, Outbox
-from farebox.gateway.segments import may_be_written
-from farebox.gateway.server import listening
+from farebox.gateway.envoy.admin import Admin
+from farebox.gateway.envoy.bootstrap import EnvoySettings
+from farebox.gateway.ext_proc.server import listening
+from farebox.gateway.interface import Handler, OnUnread
+from farebox.gateway.metering.log_segments import may_be_written
+from farebox.gateway.metering.outbox import ROTATE_BYTES, OnAcknowledged, OnUsage, Outbox
+from farebox.gateway.metering.publisher import RemoteEvents
 from farebox.metrics import GATEWAY_USAGE_BACKLOG, GATEWAY_USAGE_BACKLOG_AGE
 
 _LAST_LINES_SECONDS: Final = 5.0

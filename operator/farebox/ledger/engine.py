@@ -17,14 +17,26 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.ledger import tables
-from farebox.ledger.budgets import claim
-from farebox.ledger.database import limited, read_engine, write_engine
+from farebox.ledger.booking.credit_leases import claim
+from farebox.ledger.booking.entitlements import advance
+from farebox.ledger.booking.journal import Journal
+from farebox.ledger.booking.records import record
+from farebox.ledger.booking.topups import post_topup
+from farebox.ledger.booking.usage import (
+    PENDING_LIST,
+    IngestResult,
+    PendingEvent,
+    UsageEvent,
+    ingest,
+    pending_event,
+)
+from farebox.ledger.db import tables
+from farebox.ledger.db.engine import limited, read_engine, write_engine
+from farebox.ledger.db.migrate import is_current, upgrade
+from farebox.ledger.db.notify import OtherWriters
 from farebox.ledger.feed import POLL_SECONDS, Bell, read_account, read_changes
-from farebox.ledger.journal import Journal
-from farebox.ledger.listen import OtherWriters
-from farebox.ledger.migrate import is_current, upgrade
-from farebox.ledger.port import (
+from farebox.ledger.writer import Writer
+from farebox.meterapi.types import (
     AccountBalance,
     Budget,
     BudgetClaim,
@@ -34,11 +46,6 @@ from farebox.ledger.port import (
     RecordRefusal,
     TopUpOrder,
 )
-from farebox.ledger.records import record
-from farebox.ledger.terms import advance
-from farebox.ledger.topups import post_topup
-from farebox.ledger.usage import PENDING_LIST, IngestResult, PendingEvent, UsageEvent, ingest, pending_event
-from farebox.ledger.writer import Writer
 
 ADVANCE_SECONDS: Final = 5.0
 """How often a meter looks at what time alone brings: the renewal and the end of reservations."""

@@ -12,12 +12,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, and_, bindparam, select, union_all
 
 from farebox.api import ReservationState
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
-from farebox.domain.reservation import Buying
-from farebox.ledger import tables
-from farebox.ledger.database import from_micros
-from farebox.ledger.port import AccountBalance, ChangePage, QuotaBalance, ReservationBalance
+from farebox.ledger.db import tables
+from farebox.ledger.db.engine import from_micros
+from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance, ReservationBalance
 
 POLL_SECONDS: Final = 1.0
 """Writes of other processes are found by asking so often; those of this one wake waiters at once."""

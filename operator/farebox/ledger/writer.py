@@ -20,9 +20,9 @@ from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from farebox.errors import LedgerUnavailable
-from farebox.ledger.catalog import Catalog
-from farebox.ledger.journal import Journal
-from farebox.ledger.prepared import one_trip
+from farebox.ledger.booking.journal import Journal
+from farebox.ledger.booking.state import Catalog
+from farebox.ledger.db.prepared import one_trip
 
 MAX_SHARED: Final = 256
 """So many pieces of work share a commit at most."""

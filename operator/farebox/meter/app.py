@@ -14,9 +14,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.ledger.usage import PendingEvent
-from farebox.ledger.wire import SEQUENCE_HEADER, parse_key
-from farebox.ledger.wire_answers import (
+from farebox.ledger.booking.usage import PendingEvent
+from farebox.meter import cloudevents, reports_api
+from farebox.meter.auth import Permission
+from farebox.meter.requests import METER, ApiError, Meter, authorized, integer
+from farebox.meterapi.schema import SEQUENCE_HEADER, parse_key
+from farebox.meterapi.wire_answers import (
     WireAccount,
     WireBudget,
     WireBudgetClaim,
@@ -24,10 +27,7 @@ from farebox.ledger.wire_answers import (
     WirePosted,
     WireTopUp,
 )
-from farebox.ledger.wire_records import WireRefusals, read_records
-from farebox.meter import cloudevents, reports
-from farebox.meter.auth import Permission
-from farebox.meter.calls import METER, ApiError, Meter, authorized, integer
+from farebox.meterapi.wire_records import WireRefusals, read_records
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 _LARGE_BODY_BYTES: Final = 64 * 1024
@@ -55,8 +55,8 @@ def create_app(meter: Meter) -> web.Application:
             web.post("/v1/budgets", post_budget),
             web.get("/v1/changes", get_changes),
             web.get("/v1/accounts/{namespace}/{name}", get_account),
-            web.get("/v1/accounts/{namespace}/{name}/statement", reports.get_statement),
-            web.get("/v1/usage", reports.get_usage),
+            web.get("/v1/accounts/{namespace}/{name}/statement", reports_api.get_statement),
+            web.get("/v1/usage", reports_api.get_usage),
             web.get("/healthz", get_healthz),
             web.get("/readyz", get_readyz),
             web.get("/metrics", get_metrics),

@@ -23,10 +23,10 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
+from farebox.domain.billing.pricing import MAX_TOKENS
 from farebox.domain.keys import ObjectKey
-from farebox.domain.pricing import MAX_TOKENS
-from farebox.ledger.usage import Rejection, UsageEvent
-from farebox.ledger.wire import NO_TIME, parse_key, parse_time
+from farebox.ledger.booking.usage import Rejection, UsageEvent
+from farebox.meterapi.schema import NO_TIME, parse_key, parse_time
 
 STRUCTURED: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"

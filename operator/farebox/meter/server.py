@@ -14,8 +14,8 @@ from farebox.kube.client import KubeClient
 from farebox.ledger.engine import ADVANCE_SECONDS, Ledger
 from farebox.meter.app import create_app
 from farebox.meter.auth import KubeAuthenticator
-from farebox.meter.calls import Meter
 from farebox.meter.metrics import MeterMetrics
+from farebox.meter.requests import Meter
 from farebox.ports import listen
 from farebox.settings import MeterSettings
 

@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from farebox.errors import ConfigurationError
-from farebox.gateway.envoy_process import find
+from farebox.gateway.envoy.process import find
 from farebox.meter.auth import Authenticator, Decision, Permission, Review
 from farebox.ports import check_free
 from farebox.up.settings import UpSettings

@@ -18,8 +18,8 @@ from farebox.kube.names import core_path, deployment_path
 from farebox.ledger.engine import ADVANCE_SECONDS, Ledger
 from farebox.meter.app import create_app
 from farebox.meter.auth import KubeAuthenticator
-from farebox.meter.calls import Meter
 from farebox.meter.metrics import MeterMetrics
+from farebox.meter.requests import Meter
 from farebox.ports import listen
 from farebox.up.gateway import GatewayToken, gateway
 from farebox.up.settings import UpSettings

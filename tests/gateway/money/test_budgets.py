@@ -9,15 +9,15 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
-from farebox.domain.money import Nano
+from farebox.domain.billing.money import Nano
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.budgets import IDLE_SECONDS, Budgets
-from farebox.gateway.counters import MemoryCounters
 from farebox.gateway.process import assembled, envoy_settings
-from farebox.gateway.purse import LOST_SECONDS
-from farebox.ledger.budgets import BUDGET_SECONDS
+from farebox.gateway.ratelimit.memory import MemoryCounters
+from farebox.gateway.spend.credit_leases import IDLE_SECONDS, Budgets
+from farebox.gateway.spend.tracker import LOST_SECONDS
+from farebox.ledger.booking.credit_leases import BUDGET_SECONDS
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import Budget, BudgetClaim
+from farebox.meterapi.types import Budget, BudgetClaim
 from farebox.settings import GatewaySettings
 from tests.gateway.rules.world import Tokens
 from tests.ledger.databases import SqliteDatabases

@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from farebox.gateway.usage import UsageLine, used
+from farebox.gateway.metering.usage import UsageLine, used
 from tests.gateway.rules.hostile import request
 from tests.gateway.rules.world import TOKEN, UNIT, RealTime, World, model
 from tests.gateway.transport.gateway import Gateway, Mirror, gateway

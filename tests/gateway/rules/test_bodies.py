@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.errors import InvalidCall
-from farebox.gateway.bodies import MAX_DEPTH, MAX_KEYS, parse
-from farebox.gateway.endpoints import (
+from farebox.gateway.interface import Hiding
+from farebox.gateway.request.body import MAX_DEPTH, MAX_KEYS, parse
+from farebox.gateway.request.endpoints import (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
@@ -19,7 +20,6 @@ from farebox.gateway.endpoints import (
     RESPONSES,
     Endpoint,
 )
-from farebox.gateway.exchange import Hiding
 from tests.domain.strategies import THOROUGH
 
 

@@ -11,14 +11,14 @@ from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import KubeError, KubeUnreachable
 from farebox.gateway.cluster import ClusterWatch
+from farebox.gateway.convert import SecretRef
 from farebox.gateway.credentials import Credentials, CredentialsUnavailable
-from farebox.gateway.purse import Purse
-from farebox.gateway.terms import SecretRef
-from farebox.gateway.view import GatewayView
+from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.spend.tracker import Purse
 from farebox.kube import client as client_module
 from farebox.kube.client import KubeClient
-from farebox.kube.informer import Informer
 from farebox.kube.names import core_path, key_of, resource_path
+from farebox.kube.reflector import Informer
 from tests.gateway.rules.world import JSONObject, api_key, model, service, serving
 from tests.plane import Plane
 

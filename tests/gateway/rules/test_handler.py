@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from farebox.domain.addresses import parse_networks
-from farebox.domain.estimates import ADDED_TOKENS
+from farebox.domain.admission.addresses import parse_networks
+from farebox.domain.admission.estimates import ADDED_TOKENS
+from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
-from farebox.gateway.counters import MemoryCounters
-from farebox.gateway.exchange import Forward, Hiding, Refuse
+from farebox.gateway.interface import Forward, Hiding, Refuse
+from farebox.gateway.ratelimit.memory import MemoryCounters
 from tests.gateway.rules.world import (
     ACCOUNT,
     NOW,

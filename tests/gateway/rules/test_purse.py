@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farebox.domain.billing.money import Nano
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import Nano
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.feed import Feed
-from farebox.gateway.purse import LOST_SECONDS, Purse
+from farebox.gateway.spend.tracker import LOST_SECONDS, Purse
 from farebox.ledger.engine import Ledger
-from farebox.ledger.port import AccountBalance, ChangePage, QuotaBalance
+from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance
 from tests.domain.strategies import THOROUGH
 from tests.gateway.rules.world import ACCOUNT, NOW, balance
 from tests.ledger.databases import SqliteDatabases

@@ -4,10 +4,18 @@ import json
 
 import pytest
 
-from farebox.domain.cases import Refusal
-from farebox.domain.limits import Demand, Span, Standing
-from farebox.gateway.exchange import Head
-from farebox.gateway.refusals import STATUSES, duration, error_body, limit_headers, of_rule, refuse, too_large
+from farebox.domain.admission.cases import Refusal
+from farebox.domain.admission.rate_limits import Demand, Span, Standing
+from farebox.gateway.interface import Head
+from farebox.gateway.request.errors import (
+    STATUSES,
+    duration,
+    error_body,
+    limit_headers,
+    of_rule,
+    refuse,
+    too_large,
+)
 
 HEAD = Head("POST", "/v1/chat/completions", {}, frozenset(), "10.0.0.7", "req-1")
 

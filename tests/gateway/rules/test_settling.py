@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from farebox.domain.money import Nano
-from farebox.gateway import settling
-from farebox.gateway.exchange import Forward, Refuse
-from farebox.gateway.meter import Event, Receipt, Rejected
-from farebox.gateway.outbox import Outbox
-from farebox.gateway.usage import parse, used
-from farebox.ledger.port import Budget
+from farebox.domain.billing.money import Nano
+from farebox.gateway import settlement
+from farebox.gateway.interface import Forward, Refuse
+from farebox.gateway.metering.outbox import Outbox
+from farebox.gateway.metering.publisher import Event, Receipt, Rejected
+from farebox.gateway.metering.usage import parse, used
+from farebox.meterapi.types import Budget
 from tests.gateway.rules.world import ACCOUNT, NOW, UNIT, World, account, api_key, service
 from tests.gateway.transport.client import eventually
 
@@ -74,7 +74,7 @@ async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_wh
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless it did: then the log has it by then, and it holds what it did until it is charged."""
-    monkeypatch.setattr(settling, "UNREAD_SECONDS", 0.01)
+    monkeypatch.setattr(settlement, "UNREAD_SECONDS", 0.01)
     world.put(account("Hard"), service(limits={"tpm": 1000}))
     forward = await world.forwarded(request_id="went")
     await world.forwarded(request_id="did not")

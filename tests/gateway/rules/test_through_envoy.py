@@ -11,10 +11,10 @@ import anthropic
 import openai
 import pytest
 
-from farebox.gateway import settling
-from farebox.gateway.exchange import Forward
-from farebox.gateway.server import listening
-from farebox.gateway.usage import used
+from farebox.gateway import settlement
+from farebox.gateway.ext_proc.server import listening
+from farebox.gateway.interface import Forward
+from farebox.gateway.metering.usage import used
 from tests.gateway.rules.hostile import GOOD, request
 from tests.gateway.rules.place import Stack, stacked
 from tests.gateway.rules.world import (
@@ -162,7 +162,7 @@ async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
     tmp_path: Path, upstream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether Envoy has sent them on by then, and writes a line of its log, or not."""
-    monkeypatch.setattr(settling, "UNREAD_SECONDS", 1.0)
+    monkeypatch.setattr(settlement, "UNREAD_SECONDS", 1.0)
     moments = random.Random(20261127)
     body = json.dumps({"model": "chat", "messages": CHAT, "max_tokens": 5}).encode()
     lines = ("POST /v1/chat/completions HTTP/1.1", "Host: g", f"Authorization: Bearer {TOKEN}")

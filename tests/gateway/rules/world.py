@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from farebox.domain.addresses import Network
+from farebox.domain.admission.addresses import Network
+from farebox.domain.billing.money import NANO_PER_UNIT, Nano
 from farebox.domain.keys import ObjectKey
-from farebox.domain.money import NANO_PER_UNIT, Nano
-from farebox.gateway.budgets import Budgets
-from farebox.gateway.counters import Counters, MemoryCounters
+from farebox.gateway.convert import SecretRef
 from farebox.gateway.credentials import CredentialsUnavailable
-from farebox.gateway.exchange import Forward, Head, Refuse
 from farebox.gateway.handler import Gate
-from farebox.gateway.purse import Purse
-from farebox.gateway.settling import Settling
-from farebox.gateway.terms import SecretRef
-from farebox.gateway.view import GatewayView
-from farebox.ledger.port import AccountBalance, Budget, BudgetClaim
+from farebox.gateway.interface import Forward, Head, Refuse
+from farebox.gateway.ratelimit.memory import Counters, MemoryCounters
+from farebox.gateway.settlement import Settling
+from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.spend.credit_leases import Budgets
+from farebox.gateway.spend.tracker import Purse
+from farebox.meterapi.types import AccountBalance, Budget, BudgetClaim
 
 JSONObject = dict[str, Any]
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)

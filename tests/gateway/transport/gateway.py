@@ -16,13 +16,13 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from farebox.gateway import envoy_process
-from farebox.gateway.admin import Admin
-from farebox.gateway.envoy import EnvoySettings
-from farebox.gateway.envoy_process import EnvoyProcess
-from farebox.gateway.exchange import Forward, Handler, Head, Refuse
-from farebox.gateway.server import listening
-from farebox.gateway.usage import UsageLine, parse
+from farebox.gateway.envoy import process as envoy_process
+from farebox.gateway.envoy.admin import Admin
+from farebox.gateway.envoy.bootstrap import EnvoySettings
+from farebox.gateway.envoy.process import EnvoyProcess
+from farebox.gateway.ext_proc.server import listening
+from farebox.gateway.interface import Forward, Handler, Head, Refuse
+from farebox.gateway.metering.usage import UsageLine, parse
 from tests.gateway.transport.client import eventually
 from tests.support.ports import free_port
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import uvloop
 
-from farebox.gateway.envoy import EnvoySettings
+from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.transport import TransportSettings, serve
 from tests.gateway.transport.gateway import forwarding
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lupa import luajit21
 
-from farebox.gateway.envoy_answers import NAMESPACE, script
-from farebox.gateway.exchange import Forward, Head, Hiding, Refuse
-from farebox.gateway.usage import Used, used
+from farebox.gateway.envoy.usage_filter import NAMESPACE, script
+from farebox.gateway.interface import Forward, Head, Hiding, Refuse
+from farebox.gateway.metering.usage import Used, used
 from tests.gateway.transport.gateway import Simulator, by_body, chat, gateway
 from tests.gateway.transport.test_metering import CONTINUOUS, leave_after
 

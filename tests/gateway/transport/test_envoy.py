@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from farebox.gateway import envoy_process
-from farebox.gateway.admin import Admin
-from farebox.gateway.envoy import EnvoySettings
-from farebox.gateway.exchange import Forward, Head, Refuse
+from farebox.gateway.envoy import process as envoy_process
+from farebox.gateway.envoy.admin import Admin
+from farebox.gateway.envoy.bootstrap import EnvoySettings
+from farebox.gateway.interface import Forward, Head, Refuse
 from tests.gateway.transport.client import eventually
 from tests.gateway.transport.gateway import (
     Gateway,

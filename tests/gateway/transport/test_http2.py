@@ -10,10 +10,10 @@ import h2.events
 import h2.settings
 import pytest
 
-from farebox.gateway import frames
-from farebox.gateway.frames import Headers, literal_block
-from farebox.gateway.http2 import STREAM_WINDOW, Connection
-from farebox.gateway.streams import Stream
+from farebox.gateway.ext_proc import frames
+from farebox.gateway.ext_proc.frames import Headers, literal_block
+from farebox.gateway.ext_proc.http2 import STREAM_WINDOW, Connection
+from farebox.gateway.ext_proc.streams import Stream
 from tests.gateway.transport.client import GRPC_HEADERS, Client, connected, eventually
 
 HEAD = literal_block([(b":status", b"200")])
@@ -82,8 +82,8 @@ async def test_bytes_come_back_whatever_their_number(tmp_path: Path, size: int) 
 async def test_more_than_the_connections_window_in_one_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farebox.gateway.http2.CONNECTION_WINDOW", 100_000)
-    monkeypatch.setattr("farebox.gateway.http2.STREAM_WINDOW", 30_000)
+    monkeypatch.setattr("farebox.gateway.ext_proc.http2.CONNECTION_WINDOW", 100_000)
+    monkeypatch.setattr("farebox.gateway.ext_proc.http2.STREAM_WINDOW", 30_000)
     data = bytes(150_000)
     async with serving(tmp_path) as server, connected(server.socket) as client:
         for _ in range(5):
@@ -256,7 +256,7 @@ async def test_a_broken_promise_ends_the_connection_with_its_code(
 async def test_more_streams_than_allowed_are_refused_not_the_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farebox.gateway.http2.MAX_STREAMS", 2)
+    monkeypatch.setattr("farebox.gateway.ext_proc.http2.MAX_STREAMS", 2)
     block = literal_block([(b":path", b"/")])
     requests = [frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, block) for stream_id in (1, 3, 5)]
     expected = frames.reset(5, frames.REFUSED_STREAM)

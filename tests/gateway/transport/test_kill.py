@@ -15,8 +15,8 @@ from typing import BinaryIO
 import aiohttp
 import pytest
 
-from farebox.gateway.outbox import ROTATE_BYTES
-from farebox.gateway.usage import InvalidLine, parse
+from farebox.gateway.metering.outbox import ROTATE_BYTES
+from farebox.gateway.metering.usage import InvalidLine, parse
 from tests.gateway.transport.client import eventually
 from tests.gateway.transport.gateway import Gateway, chat, envoy_only
 from tests.gateway.transport.ledger import stored

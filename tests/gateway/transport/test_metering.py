@@ -12,7 +12,7 @@ import h2.config
 import h2.connection
 import pytest
 
-from farebox.gateway.usage import STREAM_BYTES_PER_TOKEN, Used, used
+from farebox.gateway.metering.usage import STREAM_BYTES_PER_TOKEN, Used, used
 from tests.gateway.transport.gateway import MODEL, Gateway, Simulator, chat, forwarding, gateway
 
 LONG = 200

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.meter import Event, Receipt, RemoteEvents
-from farebox.gateway.outbox import Outbox
-from farebox.gateway.segments import Bookmark, Position, Segments
-from farebox.gateway.usage import UsageLine
-from farebox.ledger.port import Budget
+from farebox.gateway.metering.log_segments import Bookmark, Position, Segments
+from farebox.gateway.metering.outbox import Outbox
+from farebox.gateway.metering.publisher import Event, Receipt, RemoteEvents
+from farebox.gateway.metering.usage import UsageLine
+from farebox.meterapi.types import Budget
 from tests.gateway.transport.client import eventually
 from tests.gateway.transport.ledger import stored
 from tests.ledger.databases import Database
@@ -146,8 +146,8 @@ class Moody:
 async def test_a_meter_that_is_away_delays_and_loses_nothing(
     tmp_path: Path, meter: Running, database: Database, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farebox.gateway.outbox.READ_AHEAD", 7)
-    monkeypatch.setattr("farebox.gateway.outbox._RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr("farebox.gateway.metering.outbox.READ_AHEAD", 7)
+    monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
     heard: list[UsageLine] = []
     async with RemoteEvents(meter.url, token) as remote:
@@ -237,7 +237,7 @@ async def test_a_listener_that_fails_does_not_stop_the_rest(
 async def test_a_wrong_token_is_tried_again_with_the_one_that_replaces_it(
     tmp_path: Path, meter: Running, database: Database, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farebox.gateway.outbox._RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     replace(token, "wrong")
     log = Log(tmp_path / "usage.log")
     log.write(3)
@@ -327,7 +327,7 @@ async def test_the_backlog_is_what_the_meter_has_not_taken(
     tmp_path: Path, meter: Running, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over files that are put away too, and after a restart."""
-    monkeypatch.setattr("farebox.gateway.outbox._RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
     before = datetime.now(UTC)
     async with RemoteEvents(meter.url, token) as events:

@@ -11,7 +11,7 @@ import aiohttp
 import httpx
 import pytest
 
-from farebox.gateway.exchange import Forward, Head, Refuse
+from farebox.gateway.interface import Forward, Head, Refuse
 from tests.gateway.transport.client import eventually
 from tests.gateway.transport.gateway import Gateway, by_body, chat, forwarding, gateway
 from tests.support.ports import free_port

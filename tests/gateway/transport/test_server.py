@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.gateway import draining, extproc
-from farebox.gateway.exchange import Forward, Handler, Head, Refuse
-from farebox.gateway.extproc import CONTINUE, InvalidMessage
-from farebox.gateway.server import Exchange, listening
-from farebox.gateway.streams import Stream
+from farebox.gateway.ext_proc import discard, messages
+from farebox.gateway.ext_proc.messages import CONTINUE, InvalidMessage
+from farebox.gateway.ext_proc.server import Exchange, listening
+from farebox.gateway.ext_proc.streams import Stream
+from farebox.gateway.interface import Forward, Handler, Head, Refuse
 from tests.gateway.transport.client import GRPC_HEADERS, Client, connected, eventually
 from tests.gateway.transport.gateway import by_body
 from tests.gateway.transport.protobuf import field, fields, headers_message
@@ -129,7 +129,7 @@ async def test_a_head_that_is_refused_is_answered_before_its_body(tmp_path: Path
         return Refuse(401, {"x-path": head.path}, b"{}")
 
     async with served(tmp_path, handler) as client:
-        for headers, end in (({}, True), ({"content-length": str(draining.SMALL_BYTES)}, False)):
+        for headers, end in (({}, True), ({"content-length": str(discard.SMALL_BYTES)}, False)):
             stream = await client.request()
             await client.message(stream, headers_message({":path": "/v1/x", **headers}, end=end))
             (answer,), trailers = await client.answer(stream)
@@ -160,7 +160,7 @@ async def sent_to(client: Client, headers: dict[str, str]) -> dict[str, str]:
 async def drained(client: Client, told: dict[str, str], body: bytes, end: bool) -> tuple[int, bytes]:
     """Send the body as Envoy does; status and body of the answer."""
     headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", told[":path"])]
-    stream = await client.request(headers=[*headers, (draining.HEADER, told[draining.HEADER])])
+    stream = await client.request(headers=[*headers, (discard.HEADER, told[discard.HEADER])])
     await client.send(stream, body, end=end)
     answer = await client.until(h2.events.ResponseReceived, stream)
     await client.until(h2.events.StreamEnded, stream)
@@ -188,8 +188,8 @@ async def test_bodies_of_refused_calls_are_read_a_few_at_a_time(tmp_path: Path) 
         told = await sent_to(client, {})
         headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", told[":path"])]
         streams = [
-            await client.request(headers=[*headers, (draining.HEADER, told[draining.HEADER])])
-            for _ in range(draining.MOST)
+            await client.request(headers=[*headers, (discard.HEADER, told[discard.HEADER])])
+            for _ in range(discard.MOST)
         ]
         assert await sent_to(client, {}) == {}, "answered at once"
         for stream in streams[:2]:
@@ -204,7 +204,7 @@ async def test_bodies_of_refused_calls_are_read_a_few_at_a_time(tmp_path: Path) 
 @pytest.mark.parametrize("value", ["", "no base64!", "AAAA"])
 async def test_a_body_without_a_refusal_is_nobodys(tmp_path: Path, value: str) -> None:
     headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g")]
-    headers += [(":path", draining.PATH.decode()), (draining.HEADER, value)]
+    headers += [(":path", discard.PATH.decode()), (discard.HEADER, value)]
     async with served(tmp_path, refuses) as client:
         stream = await client.request(headers=headers, end=True)
         _, trailers = await client.answer(stream)
@@ -228,7 +228,7 @@ async def test_a_body_over_the_limit_is_refused_without_asking(tmp_path: Path) -
         announced = await client.request()
         await client.message(announced, headers_message({"content-length": str(LIMIT + 1)}, end=False))
         (refused,), _ = await client.answer(announced)
-        assert draining.HEADER.encode() in refused
+        assert discard.HEADER.encode() in refused
         came = await client.request()
         await client.message(came, headers_message({}, end=False))
         await client.message(came, field(4, field(1, bytes(LIMIT + 1))))
@@ -430,19 +430,19 @@ async def test_a_socket_that_a_dead_process_left_is_replaced(tmp_path: Path) -> 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_invalid(message: bytes) -> None:
     with suppress(InvalidMessage):
-        extproc.read_request(message)
+        messages.read_request(message)
 
 
 @given(st.integers(0, 2**63 - 1))
 def test_numbers_come_back(value: int) -> None:
-    encoded = extproc._number(value)
-    assert extproc._varint(encoded, 0) == (value, len(encoded))
+    encoded = messages._number(value)
+    assert messages._varint(encoded, 0) == (value, len(encoded))
 
 
 @given(st.dictionaries(st.text(max_size=300), st.text(max_size=300), max_size=5), st.binary(max_size=300))
 def test_a_decision_can_be_read_by_another_reader(labels: dict[str, str], body: bytes) -> None:
     decision = Forward("h:1", True, "/p", body, {"x-a": "b"}, ("x-c",), labels)
-    message = fields(extproc.forward(decision, on_headers=False))
+    message = fields(messages.forward(decision, on_headers=False))
     common = fields(fields(message[3][0])[1][0])
     set_headers = {}
     for option in fields(common[2][0])[1]:

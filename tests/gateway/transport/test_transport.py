@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 
 from farebox.gateway import transport
-from farebox.gateway.envoy import EnvoySettings
-from farebox.gateway.segments import may_be_written
+from farebox.gateway.envoy.bootstrap import EnvoySettings
+from farebox.gateway.metering.log_segments import may_be_written
 from tests.gateway.transport.client import eventually
 from tests.gateway.transport.gateway import chat, forwarding, gateway
 from tests.gateway.transport.ledger import stored

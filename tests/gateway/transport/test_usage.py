@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from farebox.gateway.meter import event_of
-from farebox.gateway.usage import InvalidLine, UsageLine, Used, parse, used
+from farebox.gateway.metering.publisher import event_of
+from farebox.gateway.metering.usage import InvalidLine, UsageLine, Used, parse, used
 from farebox.meter.cloudevents import BATCH
 from farebox.meter.cloudevents import parse as parse_events
 

@@ -1,0 +1,144 @@
+"""Statements and usage as aligned text, or usage as CSV. Pure: the meter's answers in, text out."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from farebox.domain.billing.money import format_amount
+from farebox.ledger.reports.usage import Bucket, Group
+from farebox.meterapi.csv import as_text, render_csv
+from farebox.meterapi.reports import WireLine, WireStatement, WireUsage, WireUsageRow
+
+_FIGURES: Final = (
+    ("CALLS", "calls"),
+    ("INPUT", "input_tokens"),
+    ("CACHED", "cached_input_tokens"),
+    ("OUTPUT", "output_tokens"),
+    ("RESERVED-IN", "reservation_input_tokens"),
+    ("RESERVED-OUT", "reservation_output_tokens"),
+    ("FREE", "free_quota_tokens"),
+)
+_GROUPS: Final = {
+    Group.SERVICE: ("SERVICE", "service"),
+    Group.MODEL: ("MODEL", "model"),
+    Group.API_KEY: ("API-KEY", "api_key"),
+}
+_STEPS: Final = {Bucket.MINUTE: 16, Bucket.HOUR: 16, Bucket.DAY: 10, Bucket.MONTH: 7}
+"""How much of a bucket's time is worth showing."""
+_NAMES: Final = {"Payment": "Payments", "Adjustment": "Adjustments", "ReservationTerm": "Reservations"}
+
+
+def usage_table(of: str, usage: WireUsage) -> str:
+    """The rows with totals, one for each currency."""
+    groups = [_GROUPS[group] for group in Group if group in usage.group_by]
+    header = [*([] if usage.bucket is Bucket.NONE else [usage.bucket.upper()])]
+    header += [title for title, _ in groups]
+    texts = len(header)
+    header += [title for title, _ in _FIGURES] + ["CHARGE", ""]
+    rows = [
+        [
+            *([] if row.start is None else [_moment(row.start)[: _STEPS[usage.bucket]]]),
+            *(getattr(row, name) or "-" for _, name in groups),
+            *(f"{getattr(row, name):,}" for _, name in _FIGURES),
+            row.charge,
+            row.currency,
+        ]
+        for row in usage.rows
+    ]
+    totals = _totals(usage.rows)
+    if texts and rows:
+        rows += [["TOTAL", *[""] * (texts - 1), *total] for total in totals]
+    lines = [f"Usage of {of}, {_moment(usage.start)} to {_moment(usage.end)} UTC"]
+    lines += ["", *_aligned([header, *rows], texts)] if rows else ["nothing was used"]
+    if usage.pending:
+        lines += ["", f"{usage.pending:,} calls more are stored and not charged yet"]
+    return "\n".join(lines)
+
+
+def _totals(rows: Sequence[WireUsageRow]) -> Iterable[list[str]]:
+    for currency in sorted({row.currency for row in rows}):
+        of = [row for row in rows if row.currency == currency]
+        counts = [f"{sum(getattr(row, name) for row in of):,}" for _, name in _FIGURES]
+        yield [*counts, format_amount(sum(parse_charge(row.charge) for row in of)), currency]
+
+
+def parse_charge(text: str) -> int:
+    """Nano-units of a sum, which may be larger than any amount that is booked."""
+    units, _, decimals = text.partition(".")
+    return int(units) * 10**9 + int(decimals.ljust(9, "0"))
+
+
+def usage_csv(usage: WireUsage) -> str:
+    """The rows as CSV, with the names that the API has for them."""
+    groups = [group for group in Group if group in usage.group_by]
+    shown = ["start"] * (usage.bucket is not Bucket.NONE) + [_GROUPS[group][1] for group in groups]
+    figures = [name for _, name in _FIGURES]
+    aliases = {name: field.alias or name for name, field in WireUsageRow.model_fields.items()}
+    rows = (
+        [
+            *(_cell(getattr(row, name)) for name in shown),
+            *(getattr(row, name) for name in figures),
+            row.charge,
+            row.currency,
+        ]
+        for row in usage.rows
+    )
+    return render_csv([aliases[name] for name in (*shown, *figures, "charge", "currency")], rows)
+
+
+def _cell(value: datetime | str | None) -> str:
+    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else as_text(value)
+
+
+def statement_table(statement: WireStatement) -> str:
+    """Opening balance, lines, closing balance, and what the lines come to by kind."""
+    rows = [["DATE", "WHAT", "AMOUNT"]]
+    rows.append([_moment(statement.start), "Opening balance", format_amount(statement.opening_balance)])
+    for line in statement.lines:
+        date = f"{line.time:%Y-%m-%d}" if line.kind == "Usage" else _moment(line.time)
+        rows.append([date, _what(line), format_amount(line.amount)])
+    rows.append([_moment(statement.end), "Closing balance", format_amount(statement.closing_balance)])
+    totals: dict[str, int] = {}
+    for line in statement.lines:
+        kind = _NAMES.get(line.kind, line.kind)
+        totals[kind] = totals.get(kind, 0) + line.amount
+    title = f"Statement of {statement.account} in {statement.currency}"
+    lines = [f"{title}, {_moment(statement.start)} to {_moment(statement.end)} UTC", "", *_aligned(rows, 2)]
+    if totals:
+        sums = [[kind, format_amount(amount)] for kind, amount in totals.items()]
+        lines += ["", *_aligned([["KIND", "TOTAL"], *sums], 1)]
+    return "\n".join(lines)
+
+
+def _what(line: WireLine) -> str:
+    match line.kind:
+        case "Usage":
+            return f"Usage of {line.model}"
+        case "ReservationTerm" if line.period_start and line.period_end:
+            times = f"{_moment(line.period_start)} to {_moment(line.period_end)}"
+            return f"Reservation of {line.service}, term {line.term}: {times}"
+        case _:
+            return " ".join(filter(None, (line.kind, line.reference, line.source and f"({line.source})")))
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], texts: int) -> list[str]:
+    """Columns two spaces apart: the first `texts` to the left, figures to the right, on their points."""
+    columns = []
+    for number, column in enumerate(zip(*rows, strict=True)):
+        if number < texts:
+            cells = list(column)
+        else:
+            decimals = max(len(cell.partition(".")[2]) for cell in column[1:] or [""])
+            cells = [column[0], *(_pointed(cell, decimals) for cell in column[1:])]
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) if number < texts else cell.rjust(width) for cell in cells])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+
+
+def _pointed(cell: str, decimals: int) -> str:
+    missing = decimals - len(cell.partition(".")[2])
+    return cell + " " * missing if "." in cell else cell

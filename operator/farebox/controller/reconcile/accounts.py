@@ -1,0 +1,240 @@
+"""One pass over a BillingAccount: its terms to the ledger, its Default services, its status."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import structlog
+
+from farebox.api import (
+    AccountState,
+    BillingAccount,
+    BillingAccountStatus,
+    ConditionStatus,
+    ConditionType,
+    DefaultModels,
+    InferenceService,
+    ModelRef,
+    ObjectMeta,
+    Phase,
+    ServiceCounts,
+    ServiceType,
+)
+from farebox.api.inferenceservice import BillingAccountRef, InferenceServiceSpec
+from farebox.controller.keys import Key, Kind
+from farebox.controller.queue import Lane
+from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context, Refusal
+from farebox.controller.reconcile.gather import account_terms, known_balance
+from farebox.controller.reconcile.status import conditions
+from farebox.controller.reconcile.topups import doubt_balance
+from farebox.controller.state.cache import account_of
+from farebox.domain.account_status import AccountTermsFacts, AccountVerdict, judge_account
+from farebox.domain.billing.money import parse_amount
+from farebox.domain.conditions import ConditionVerdict
+from farebox.domain.default_services import CatalogPlan, Existing, Neighbour, plan_default_services, refused
+from farebox.domain.facts import UNKNOWN
+from farebox.domain.keys import ObjectKey
+from farebox.errors import Forbidden, Invalid
+from farebox.kube.names import DEFAULT_FOR_LABEL, MANAGED_BY, MANAGER, label_value, resource_path
+
+log = structlog.get_logger(__name__)
+
+
+async def reconcile_account(context: Context, key: Key, lane: Lane) -> None:
+    """Bring one account's Default services and status to what they should be. Safe to repeat (B20)."""
+    account = context.cache.accounts.get(key.object)
+    if account is None:
+        context.forget(key)
+        await _remove_pristine(context, key.object, lane)
+        return
+    context.records.offer(key, account_terms(key.object, account))
+    if context.balances.behind(key.object, account.status.ledger_sequence or 0):
+        # The status knows of more than the ledger: it was restored while no operator was there to hear of it.
+        for work in doubt_balance(context.cache, context.balances, key.object):
+            context.queue.add(work.key, work.lane)
+        context.balance_settled(key.object)
+    plan = _plan_catalog(context, key.object, account)
+    refusals = await _create_services(context, key, lane, plan.create)
+    await _report(context, key, lane, account, refused(refusals) if refusals else plan.condition)
+    for name in plan.delete:
+        await _delete_service(context, ObjectKey(key.namespace, name), lane)
+
+
+async def _create_services(context: Context, key: Key, lane: Lane, names: Iterable[str]) -> dict[str, str]:
+    """Make Default services; returns the API server's refusals by name.
+
+    They delay nothing else of the account (B23), and are tried again now and then: quotas and policies change
+    without a word. Not at each pass in the slow lane: the account of much traffic has several a second.
+    """
+    refusals, before = dict[str, Refusal](), context.default_refusals.pop(key, {})
+    for name in names:
+        if name in before and lane is Lane.BULK and context.monotonic() < before[name].until:
+            refusals[name] = before[name]
+            continue
+        try:
+            await context.writer.create_service(_default_service(key.object, name), Lane.BULK)
+        except (Invalid, Forbidden) as error:
+            log.warning("default_service.refused", account=str(key), service=name, error=error.message)
+            refusals[name] = Refusal(error.message, context.monotonic() + REFUSED_RETRY_SECONDS)
+    if refusals:
+        context.default_refusals[key] = refusals
+        context.queue.add_after(key, REFUSED_RETRY_SECONDS)
+    return {name: refusal.message for name, refusal in refusals.items()}
+
+
+async def _report(
+    context: Context, key: Key, lane: Lane, account: BillingAccount, catalog: ConditionVerdict
+) -> None:
+    verdict = judge_account(_gather(context, key, account), context.now())
+    sequence = account.status.ledger_sequence
+    balance = known_balance(context.balances, key.object, account)
+    if balance is not UNKNOWN:
+        sequence = balance.sequence
+    before, generation = account.status, account.metadata.generation
+    known = verdict.state is not None
+    status = BillingAccountStatus(
+        observed_generation=generation,
+        conditions=conditions(before, (*verdict.conditions, catalog), generation, context.now()),
+        balance=verdict.balance if known else before.balance,
+        available=verdict.available if known else before.available,
+        state=verdict.state or before.state,
+        overdue_since=verdict.overdue_since,
+        services=_counts(context, key.object),
+        ledger_sequence=sequence,
+    )
+    if await context.write_status(key, lane, account, before, status):
+        _tell(context, account, verdict, catalog)
+
+
+def _gather(context: Context, key: Key, account: BillingAccount) -> AccountTermsFacts:
+    balance = known_balance(context.balances, key.object, account)
+    refusal = context.records.refusal(key)
+    return AccountTermsFacts(
+        currency=account.spec.currency,
+        credit_limit=parse_amount(account.spec.credit_limit),
+        low_balance=parse_amount(account.spec.low_balance),
+        balance=UNKNOWN if balance is UNKNOWN else balance.balance,
+        refusal="" if refusal is None else refusal.message,
+        overdue_since=account.status.overdue_since,
+    )
+
+
+def _tell(
+    context: Context, account: BillingAccount, verdict: AccountVerdict, catalog: ConditionVerdict
+) -> None:
+    """One Event for the account where thousands of services change with it."""
+    context.recorder.standstill(account, account.status, verdict.conditions)
+    was = account.status.condition(ConditionType.DEFAULT_SERVICES)
+    if catalog.status is ConditionStatus.FALSE and (was is None or was.reason != catalog.reason):
+        context.recorder.event(account, "Warning", catalog.reason, "Create", catalog.message)
+    low = next(c for c in verdict.conditions if c.type is ConditionType.LOW_BALANCE)
+    before = account.status.condition(ConditionType.LOW_BALANCE)
+    if low.status is ConditionStatus.TRUE and (before is None or before.status is not ConditionStatus.TRUE):
+        context.recorder.event(account, "Warning", "LowBalance", "Warn", low.message)
+    if verdict.state is None or verdict.state is account.status.state:
+        return
+    message = next(c.message for c in verdict.conditions if c.type is ConditionType.READY)
+    if verdict.state is AccountState.OVERDUE:
+        context.recorder.event(account, "Warning", "Overdue", "Stop", message)
+    elif account.status.state is not None:
+        context.recorder.event(account, "Normal", "Active", "Resume", message)
+
+
+def _counts(context: Context, account: ObjectKey) -> ServiceCounts:
+    phases = Counter(
+        service.status.phase
+        for key in context.cache.services_of_account.of(account)
+        if (service := context.cache.services.get(key)) is not None
+    )
+    return ServiceCounts(
+        not_enabled=phases[Phase.NOT_ENABLED],
+        creating=phases[Phase.CREATING],
+        running=phases[Phase.RUNNING],
+        stopped=phases[Phase.STOPPED],
+    )
+
+
+def _plan_catalog(context: Context, key: ObjectKey, account: BillingAccount) -> CatalogPlan:
+    selected = _selected_models(context, account)
+    neighbours = [
+        _neighbour(other, found)
+        for other in context.cache.accounts_in_namespace.of(ObjectKey("", key.namespace))
+        if (found := context.cache.accounts.get(other)) is not None
+        and found.spec.default_services.models is not DefaultModels.NONE
+    ]
+    return plan_default_services(
+        _neighbour(key, account), neighbours, selected, _existing(context, key, selected)
+    )
+
+
+def _neighbour(key: ObjectKey, account: BillingAccount) -> Neighbour:
+    return Neighbour(key, account.metadata.creation_timestamp, account.metadata.uid)
+
+
+def _selected_models(context: Context, account: BillingAccount) -> list[str]:
+    """Names of the models for which an account has Default services."""
+    wanted = account.spec.default_services
+    if wanted.models is DefaultModels.NONE:
+        return []
+    return [
+        key.name
+        for key, model in context.cache.models.items()
+        if not model.spec.retired
+        and model.spec.prices.currency == account.spec.currency
+        and (
+            wanted.models is DefaultModels.ALL
+            or (wanted.selector is not None and wanted.selector.matches(model.metadata.labels))
+        )
+    ]
+
+
+def _existing(context: Context, account: ObjectKey, selected: list[str]) -> dict[str, Existing]:
+    """The services that matter: those that have a selected model's name, and the account's Default ones."""
+    named = {ObjectKey(account.namespace, name) for name in selected}
+    own = (key for key in context.cache.defaults_of_account.of(account) if key.namespace == account.namespace)
+    return {
+        key.name: Existing(service.spec.type, account_of(service), _pristine(service))
+        for key in named.union(own)
+        if (service := context.cache.services.get(key)) is not None
+    }
+
+
+def _pristine(service: InferenceService) -> bool:
+    """Whether the service is one that the operator made and nobody ever enabled or edited."""
+    return (
+        service.spec.type is ServiceType.DEFAULT
+        and service.metadata.labels.get(MANAGED_BY) == MANAGER
+        and service.metadata.generation == 1
+        and service.status.enabled_at is None
+        and service.metadata.deletion_timestamp is None
+    )
+
+
+def _default_service(account: ObjectKey, model: str) -> dict[str, object]:
+    """A Default service: NotEnabled until its owner enables it (B1)."""
+    return InferenceService(
+        metadata=ObjectMeta(
+            name=model,
+            namespace=account.namespace,
+            labels={MANAGED_BY: MANAGER, DEFAULT_FOR_LABEL: label_value(account.name)},
+        ),
+        spec=InferenceServiceSpec(
+            type=ServiceType.DEFAULT,
+            model_ref=ModelRef(name=model),
+            billing_account_ref=BillingAccountRef(name=account.name),
+        ),
+    ).manifest()
+
+
+async def _remove_pristine(context: Context, account: ObjectKey, lane: Lane) -> None:
+    """The account is gone: Default services that nobody ever enabled go with it."""
+    for key in context.cache.defaults_of_account.of(account):
+        service = context.cache.services.get(key)
+        if service is not None and _pristine(service) and key.namespace == account.namespace:
+            await _delete_service(context, key, lane)
+
+
+async def _delete_service(context: Context, key: ObjectKey, lane: Lane) -> None:
+    service = context.cache.services.get(key)
+    if service is not None:
+        path = resource_path(Kind.SERVICE, key.namespace, key.name)
+        await context.writer.delete(path, service.metadata.uid, lane)

@@ -1,0 +1,124 @@
+"""One pass over a Model: its prices to the ledger, its shared backend to what its services need."""
+
+from datetime import datetime
+
+from farebox.api import Model, ModelStatus
+from farebox.controller.keys import Key, service_key
+from farebox.controller.queue import Lane
+from farebox.controller.reconcile.backends import ensure_backend, remove_backend
+from farebox.controller.reconcile.context import Context
+from farebox.controller.reconcile.resources import selector_text, shared_backend
+from farebox.controller.reconcile.status import conditions
+from farebox.domain.billing.money import parse_amount
+from farebox.domain.billing.pricing import parse_price
+from farebox.domain.billing.reservations import Offer
+from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts
+from farebox.domain.keys import ObjectKey
+from farebox.domain.model_status import ModelVerdict, SharedBackendFacts, judge_model
+from farebox.errors import Conflict, KubeError
+from farebox.kube.names import shared_backend_name
+from farebox.meterapi.types import FreeQuota, PriceTier, PriceVersion
+
+
+async def reconcile_model(context: Context, key: Key, lane: Lane) -> None:
+    """Bring one model's shared backend to what its services need. Safe to repeat (B20)."""
+    model = context.cache.models.get(key.object)
+    target = ObjectKey(context.backend_namespace, shared_backend_name(key.name))
+    if model is None:
+        context.forget(key)
+        await remove_backend(context, target, lane)
+        return
+    context.records.offer(key, price_version(model, context.now()))
+    facts = _gather(context, key, model, target)
+    if facts.wanted is UNKNOWN:
+        # Not all of its services were looked at since the start: the last of them brings this pass again.
+        return
+    verdict = judge_model(facts)
+    serving = model.spec.serving.deployment
+    if verdict.replicas is not None and serving is not None:
+        deployment = shared_backend(context.backend_namespace, model, serving, verdict.replicas)
+        try:
+            await ensure_backend(context, key, lane, deployment, serving)
+        except Conflict:
+            raise
+        except KubeError:
+            # As in services.py: what there is meanwhile is told.
+            await _report(context, key, lane, model, facts, verdict)
+            raise
+        if context.backend_errors.get(target, "") != facts.refusal:
+            for service in context.cache.services_of_model.of(key.object):
+                context.queue.add(service_key(service), Lane.BULK)
+    elif serving is None:
+        # Served by a provider; one is there where a model of this name was served here before.
+        await remove_backend(context, target, lane)
+    await _report(context, key, lane, model, facts, verdict)
+
+
+def price_version(model: Model, now: datetime) -> PriceVersion:
+    """The model's prices as the ledger books them.
+
+    The first prices hold from the model's creation, so that no early call is without one; a change holds
+    from when it was seen.
+    """
+    first = model.metadata.generation == 1
+    offer, quota = model.spec.reservation, model.spec.free_quota
+    return PriceVersion(
+        model=model.metadata.name,
+        currency=model.spec.prices.currency,
+        tiers=tuple(
+            PriceTier(
+                up_to_input_tokens=tier.up_to_input_tokens,
+                input=parse_price(tier.input),
+                cached_input=parse_price(tier.cached_input),
+                output=parse_price(tier.output),
+            )
+            for tier in model.spec.prices.tiers
+        ),
+        effective_at=model.metadata.creation_timestamp if first else now,
+        reservation=None
+        if offer is None
+        else Offer(
+            offer.input_unit_tpm,
+            parse_amount(offer.input_unit_price_per_day),
+            offer.output_unit_tpm,
+            parse_amount(offer.output_unit_price_per_day),
+            offer.terms,
+        ),
+        free_quota=None if quota is None else FreeQuota(quota.tokens, quota.valid_days),
+    )
+
+
+def _gather(context: Context, key: Key, model: Model, target: ObjectKey) -> SharedBackendFacts:
+    services = context.cache.services_of_model.of(key.object)
+    shared = frozenset(
+        service
+        for service in services
+        if (found := context.cache.services.get(service)) is not None and not found.spec.dedicated
+    )
+    backend = context.cache.backends.get(target)
+    serving = model.spec.serving.deployment
+    refusal = context.records.refusal(key)
+    return SharedBackendFacts(
+        backend=EXTERNAL if serving is None else MISSING if backend is None else backend.facts,
+        wanted=context.demand.wanted(key.name, shared),
+        replicas=0 if serving is None else serving.replicas,
+        refusal=context.backend_errors.get(target, ""),
+        price_refusal="" if refusal is None else refusal.message,
+    )
+
+
+async def _report(
+    context: Context, key: Key, lane: Lane, model: Model, facts: SharedBackendFacts, verdict: ModelVerdict
+) -> None:
+    backend = facts.backend if isinstance(facts.backend, BackendFacts) else None
+    generation = model.metadata.generation
+    status = ModelStatus(
+        observed_generation=generation,
+        conditions=conditions(model.status, verdict.conditions, generation, context.now()),
+        replicas=backend.replicas if backend else 0,
+        ready_replicas=backend.ready if backend else 0,
+        selector=selector_text(shared_backend_name(key.name)) if model.spec.serving.deployment else None,
+        services=context.cache.services_of_model.count(key.object),
+    )
+    if await context.write_status(key, lane, model, model.status, status):
+        context.recorder.standstill(model, model.status, verdict.conditions)

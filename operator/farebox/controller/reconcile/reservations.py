@@ -1,0 +1,75 @@
+"""What services reserve, told to the ledger, which buys it (B9). No decision about money is made here."""
+
+from farebox.api import InferenceService, ReservationState
+from farebox.controller.keys import Key
+from farebox.controller.reconcile.context import Context
+from farebox.controller.state.cache import account_of
+from farebox.domain.billing.reservations import Buying
+from farebox.domain.facts import UNKNOWN, Facts
+from farebox.domain.stop_reasons import may_reserve
+from farebox.meterapi.types import Reservation, ReservationBalance
+
+
+def reserve(context: Context, key: Key, service: InferenceService, facts: Facts) -> None:
+    """Tell the ledger what the service reserves, and whether it may go on buying.
+
+    What is not known changes nothing: the ledger keeps what it was told last.
+    """
+    release(context, key, service.metadata.uid)
+    wanted = service.spec.reservation
+    if wanted is None:
+        return
+    allowed = may_reserve(facts, context.now())
+    if allowed is UNKNOWN:
+        return
+    buying = Buying.RENEWING if wanted.auto_renew else Buying.ONCE
+    context.records.offer(
+        key,
+        Reservation(
+            service=key.object,
+            uid=service.metadata.uid,
+            account=account_of(service),
+            model=service.model_name,
+            input_tpm=wanted.input_tpm,
+            output_tpm=wanted.output_tpm,
+            days=wanted.days,
+            buying=buying if allowed else Buying.NOTHING,
+        ),
+    )
+
+
+def release(context: Context, key: Key, uid: str = "") -> bool:
+    """Let reservations under a service's name buy nothing more, but for those of this uid.
+
+    A service that is gone, or was made anew, must not go on renewing. True if there were any.
+    """
+    found = context.terms.ownerless(key.object, uid)
+    for reservation in found:
+        context.records.offer(key, _ended(reservation))
+    return bool(found)
+
+
+def _ended(reservation: ReservationBalance) -> Reservation:
+    return Reservation(
+        service=reservation.service,
+        uid=reservation.uid,
+        account=reservation.account,
+        model=reservation.model,
+        input_tpm=reservation.input_tpm,
+        output_tpm=reservation.output_tpm,
+        days=reservation.days,
+        buying=Buying.NOTHING,
+    )
+
+
+def tell_renewal(context: Context, service: InferenceService, facts: Facts) -> None:
+    """An Event when the next term cannot be bought while one is in force still: there is time to act."""
+    if facts.reservation is UNKNOWN or service.spec.reservation is None:
+        return
+    before = service.status.reservation
+    message = facts.reservation.message
+    if facts.reservation.state is not ReservationState.ACTIVE or not message:
+        return
+    if before is None or before.message != message:
+        text = f"the next term could not be bought: {message}; it is tried again after a top-up"
+        context.recorder.event(service, "Warning", "RenewalFailed", "Renew", text)

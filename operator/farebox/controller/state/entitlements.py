@@ -1,0 +1,64 @@
+"""The operator's copy of the ledger's free quotas and reservations. No I/O: `feed.py` fills it.
+
+They can be trusted exactly while balances can (balances.py): one feed carries all three.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from farebox.domain.billing.reservations import Buying
+from farebox.domain.keys import ObjectKey
+from farebox.meterapi.types import QuotaBalance, ReservationBalance
+
+
+@dataclass
+class Terms:
+    """Quotas by account and model, reservations by service and uid."""
+
+    _quotas: dict[tuple[ObjectKey, str], QuotaBalance] = field(default_factory=dict)
+    _reservations: dict[ObjectKey, dict[str, ReservationBalance]] = field(default_factory=dict)
+
+    def quota(self, account: ObjectKey, model: str) -> QuotaBalance | None:
+        """The account's free quota on a model, if it was granted one."""
+        return self._quotas.get((account, model))
+
+    def reservation(self, service: ObjectKey, uid: str) -> ReservationBalance | None:
+        """The reservation of a service with this uid, if the ledger has it."""
+        return self._reservations.get(service, {}).get(uid)
+
+    def ownerless(self, service: ObjectKey, uid: str = "") -> list[ReservationBalance]:
+        """Reservations under a service's name that still buy terms and are not those of this uid."""
+        return [
+            found
+            for found in self._reservations.get(service, {}).values()
+            if found.uid != uid and found.buying is not Buying.NOTHING
+        ]
+
+    def services(self) -> Iterator[ObjectKey]:
+        """Every service that ever reserved."""
+        return iter(list(self._reservations))
+
+    def hear_quotas(self, quotas: Iterable[QuotaBalance]) -> Iterator[tuple[QuotaBalance, bool]]:
+        """Take in a page's quotas; those that are news, and whether there is one now, or none left now."""
+        for quota in quotas:
+            key = (quota.account, quota.model)
+            known = self._quotas.get(key)
+            if known is not None and known.sequence >= quota.sequence:
+                continue
+            self._quotas[key] = quota
+            turned = known is None or (known.used < known.total) != (quota.used < quota.total)
+            yield quota, turned
+
+    def hear_reservations(self, reservations: Iterable[ReservationBalance]) -> Iterator[ObjectKey]:
+        """Take in a page's reservations; the services whose are news."""
+        for reservation in reservations:
+            of_service = self._reservations.setdefault(reservation.service, {})
+            known = of_service.get(reservation.uid)
+            if known is None or known.sequence < reservation.sequence:
+                of_service[reservation.uid] = reservation
+                yield reservation.service
+
+    def forget(self) -> None:
+        """The ledger is another one, or an older one: nothing of what was heard counts."""
+        self._quotas.clear()
+        self._reservations.clear()

@@ -1,0 +1,135 @@
+"""Prices of a model, and the price of a call: exact integers of nano-units, no rounding anywhere.
+
+A price has at most 3 decimals per million tokens, so a token costs a whole number of nano-units (0.001 per
+million is exactly 1). Never knows of accounts, events or databases.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeVar
+
+from farebox.domain.billing.coverage import NOTHING, Coverage, Tokens, uncovered
+from farebox.domain.billing.money import MAX_NANO, NANO_PER_UNIT, Nano
+from farebox.errors import InvalidAmount
+
+TOKENS_PER_PRICE: Final = 1_000_000
+"""Prices are written per so many tokens."""
+MAX_TOKENS: Final = 1_000_000_000
+"""More tokens of one sort in one call than this are a fault of the sender."""
+
+_NANO_PER_STEP: Final = NANO_PER_UNIT // TOKENS_PER_PRICE // 1000
+_PRICE: Final = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,3}))?")
+
+
+class Tier(Protocol):
+    """What `charge` reads of a tier: prices of a token in nano-units."""
+
+    @property
+    def up_to_input_tokens(self) -> int | None: ...
+    @property
+    def input(self) -> Nano: ...
+    @property
+    def cached_input(self) -> Nano: ...
+    @property
+    def output(self) -> Nano: ...
+
+
+T = TypeVar("T", bound=Tier)
+
+
+def parse_price(text: str) -> Nano:
+    """Nano-units per token of a price per million tokens, such as "0.500".
+
+    >>> parse_price("0.500"), parse_price("0.001"), parse_price("12")
+    (500, 1, 12000)
+
+    Raises:
+        InvalidAmount: not of the form D{1,6}(.D{1,3})?.
+    """
+    match = _PRICE.fullmatch(text)
+    if match is None:
+        raise InvalidAmount(
+            f"{text!r} is not a price per million tokens: write digits with at most 3 decimals, "
+            'such as "0.500"'
+        )
+    units, decimals = match.groups()
+    return Nano((int(units) * 1000 + int((decimals or "").ljust(3, "0"))) * _NANO_PER_STEP)
+
+
+def format_price(nano_per_token: int) -> str:
+    """The price per million tokens as a decimal string with 3 decimals; `parse_price` reads it back.
+
+    >>> format_price(500)
+    '0.500'
+    """
+    units, rest = divmod(nano_per_token // _NANO_PER_STEP, 1000)
+    return f"{units}.{rest:03d}"
+
+
+def tiers_fault(tiers: Sequence[Tier]) -> str | None:
+    """What is wrong with a list of tiers, as a sentence, or None: every call must have exactly one price."""
+    if not tiers:
+        return "there is no tier: give at least one"
+    if tiers[-1].up_to_input_tokens is not None:
+        return "the last tier has upToInputTokens: leave it out, so that every call has a price"
+    bounds = [tier.up_to_input_tokens for tier in tiers[:-1]]
+    for below, bound in zip([0, *bounds], bounds, strict=False):
+        if bound is None or below is None or bound <= below:
+            return "upToInputTokens must be above 0 and rise from tier to tier; only the last leaves it out"
+    for tier in tiers:
+        if min(tier.input, tier.cached_input, tier.output) < 0:
+            return "a price is negative"
+        if max(tier.input, tier.cached_input, tier.output) * MAX_TOKENS * 2 > MAX_NANO:
+            return "a price is too large: a call of the most tokens would not fit into 64 bits"
+    return None
+
+
+def usage_fault(input_tokens: int, cached_input_tokens: int, output_tokens: int) -> str | None:
+    """What is wrong with the token counts of a call, as a sentence, or None."""
+    if 0 <= cached_input_tokens <= input_tokens <= MAX_TOKENS and 0 <= output_tokens <= MAX_TOKENS:
+        return None
+    if min(input_tokens, cached_input_tokens, output_tokens) < 0:
+        return "a token count is negative"
+    if max(input_tokens, output_tokens) > MAX_TOKENS:
+        return f"a token count is above {MAX_TOKENS}"
+    return f"cachedInputTokens ({cached_input_tokens}) exceeds inputTokens ({input_tokens}), its whole"
+
+
+def tier_of(tiers: Sequence[T], input_tokens: int) -> T | None:
+    """The first tier with up_to_input_tokens >= input_tokens; None if the list does not cover the call."""
+    for tier in tiers:
+        if tier.up_to_input_tokens is None or tier.up_to_input_tokens >= input_tokens:
+            return tier
+    return None
+
+
+def charge(
+    tiers: Sequence[Tier],
+    input_tokens: int,
+    cached_input_tokens: int,
+    output_tokens: int,
+    coverage: Coverage = NOTHING,
+) -> Nano:
+    """The price of a call in nano-units (product.md, "The price of a call").
+
+    The first tier with up_to_input_tokens >= input_tokens prices the whole call:
+    (input - cached) x input + cached x cached_input + output x output, of the tokens that nothing covers.
+
+    Raises:
+        ValueError: a token count is negative or beyond MAX_TOKENS, or cached exceeds input.
+        InvalidAmount: no tier covers the call, or the charge does not fit into 64 bits.
+    """
+    fault = usage_fault(input_tokens, cached_input_tokens, output_tokens)
+    if fault is not None:
+        raise ValueError(fault)
+    tier = tier_of(tiers, input_tokens)
+    if tier is None:
+        raise InvalidAmount(f"no tier covers a call with {input_tokens} input tokens")
+    uncached = input_tokens - cached_input_tokens
+    if coverage is not NOTHING:
+        tokens = Tokens(uncached, cached_input_tokens, output_tokens)
+        uncached, cached_input_tokens, output_tokens = uncovered(tokens, coverage)
+    nano = uncached * tier.input + cached_input_tokens * tier.cached_input + output_tokens * tier.output
+    if nano > MAX_NANO:
+        raise InvalidAmount(f"a charge of {nano} nano-units does not fit into 64 bits")
+    return Nano(nano)

@@ -1,0 +1,187 @@
+"""From objects of the cluster to what admission looks at, and to where calls go. Pure; keeps nothing."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from farebox.api import (
+    APIKey,
+    ConditionStatus,
+    ConditionType,
+    InferenceService,
+    Model,
+    Phase,
+    QuotaPeriod,
+    ReservationState,
+    StreamUsage,
+)
+from farebox.domain.admission.addresses import parse_networks
+from farebox.domain.admission.rate_limits import Span
+from farebox.domain.admission.types import KeyQuota, KeyTerms, ModelTerms, ReservationTerms, ServiceTerms
+from farebox.domain.billing.pricing import parse_price
+from farebox.domain.keys import ObjectKey
+from farebox.kube.names import shared_backend_name
+from farebox.meterapi.types import PriceTier
+
+_SPANS = {
+    QuotaPeriod.DAY: Span.DAY,
+    QuotaPeriod.MONTH: Span.MONTH,
+    QuotaPeriod.LIFETIME: Span.LIFETIME,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A key of a Secret in the backends' namespace."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """An API elsewhere.
+
+    Args:
+        upstream: "host:port".
+        base_path: where its API begins, without a slash at the end.
+    """
+
+    upstream: str
+    tls: bool
+    base_path: str
+    secret: SecretRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """Where a model is served: at a provider, or on a port of backends of our own.
+
+    Args:
+        continuous_usage: each event of a stream can tell the usage so far.
+        backend: the name of the shared backend; dedicated ones have the same port.
+    """
+
+    served_name: str
+    continuous_usage: bool
+    backend: str = ""
+    port: int = 0
+    provider: Provider | None = None
+
+
+def key_terms(key: APIKey) -> KeyTerms:
+    """An APIKey as admission sees it."""
+    spec = key.spec
+    quota = spec.quota
+    return KeyTerms(
+        key=ObjectKey(key.namespace, key.name),
+        disabled=spec.disabled,
+        expires_at=spec.expires_at,
+        services=None if spec.services.all else frozenset(spec.services.names or ()),
+        networks=parse_networks(spec.allowed_cidrs),
+        quota=None if quota is None else KeyQuota(quota.tokens, _SPANS[quota.period]),
+        created_at=key.metadata.creation_timestamp,
+    )
+
+
+def service_terms(service: InferenceService) -> ServiceTerms:
+    """An InferenceService as admission sees it."""
+    spec = service.spec
+    return ServiceTerms(
+        key=ObjectKey(service.namespace, service.name),
+        model=service.model_name,
+        account=ObjectKey(service.billing_account_namespace, service.billing_account_name),
+        postpaid=spec.postpaid,
+        trial=spec.trial,
+        reserves=spec.reservation is not None,
+        dedicated=spec.dedicated,
+        inactive=why_inactive(service),
+        rpm=spec.limits.rpm,
+        tpm=spec.limits.tpm,
+        networks=parse_networks(spec.access.allowed_cidrs),
+        reservation=_reservation(service),
+        created_at=service.metadata.creation_timestamp,
+    )
+
+
+def why_inactive(service: InferenceService) -> str:
+    """Why the operator says that a service does not serve, as a CamelCase word; "" if it serves.
+
+    The word comes before the pods go, and Serving comes back when a backend is ready (B18).
+    """
+    status = service.status
+    if status.stop_reasons:
+        return status.stop_reasons[0].value
+    serving = status.condition(ConditionType.SERVING)
+    if serving is None:
+        return "Creating"
+    if status.phase is Phase.RUNNING and serving.status is ConditionStatus.TRUE:
+        return ""
+    return serving.reason
+
+
+def _reservation(service: InferenceService) -> ReservationTerms | None:
+    spec, status = service.spec.reservation, service.status.reservation
+    if spec is None or status is None or status.state is not ReservationState.ACTIVE:
+        return None
+    if status.period_start is None or status.period_end is None:
+        return None
+    return ReservationTerms(spec.input_tpm, spec.output_tpm, status.period_start, status.period_end)
+
+
+def model_terms(model: Model) -> ModelTerms:
+    """A Model as admission sees it."""
+    limits = model.spec.limits
+    return ModelTerms(
+        name=model.name,
+        retired=model.spec.retired,
+        rpm=limits.rpm,
+        tpm=limits.tpm,
+        context_tokens=limits.context_tokens,
+        max_output_tokens=limits.max_output_tokens,
+        tiers=tuple(
+            PriceTier(
+                tier.up_to_input_tokens,
+                parse_price(tier.input),
+                parse_price(tier.cached_input),
+                parse_price(tier.output),
+            )
+            for tier in model.spec.prices.tiers
+        ),
+    )
+
+
+def model_route(model: Model) -> ModelRoute:
+    """Where a Model is served.
+
+    Raises:
+        ValueError: nowhere, or at no URL; the CRD lets neither in.
+    """
+    serving = model.spec.serving
+    if serving.external is not None:
+        external = serving.external
+        ref = external.credentials_secret_ref
+        secret = None if ref is None else SecretRef(ref.name, ref.key)
+        return ModelRoute(
+            model.served_name,
+            external.stream_usage is StreamUsage.EACH_EVENT,
+            provider=_provider(external.base_url, secret),
+        )
+    deployment = serving.deployment
+    if deployment is None:
+        raise ValueError(f"{model.name} is served nowhere: it has neither a deployment nor external")
+    return ModelRoute(
+        model.served_name,
+        deployment.stream_usage is StreamUsage.EACH_EVENT,
+        shared_backend_name(model.name),
+        deployment.port,
+    )
+
+
+def _provider(base_url: str, secret: SecretRef | None) -> Provider:
+    """Raises ValueError for a URL that the CRD would not have let in."""
+    url = urlsplit(base_url)
+    tls = url.scheme == "https"
+    if url.hostname is None or (not tls and url.scheme != "http"):
+        raise ValueError(f"{base_url!r} is no http or https URL")
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    return Provider(f"{host}:{url.port or (443 if tls else 80)}", tls, url.path.rstrip("/"), secret)

@@ -1,0 +1,302 @@
+"""Envoy's static configuration: one listener, the question to the decision process, two clusters, the log.
+
+Everything is known when Envoy starts; there is no xDS. A call without a decision has no cluster to go to: it
+ends in a 503, whatever fails. `envoy --mode validate` reads the result in the tests.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from farebox.gateway.envoy.access_log import access_log
+from farebox.gateway.envoy.clusters import decision_cluster, dns_cache, upstream_cluster
+from farebox.gateway.envoy.local_replies import local_replies
+from farebox.gateway.envoy.overload import http2_options, overload_manager
+from farebox.gateway.envoy.parts import TYPES, Json, http_filter, seconds
+from farebox.gateway.envoy.usage_filter import HIDING, answers_filter, hiding_of_route, says
+from farebox.gateway.ext_proc import messages
+from farebox.gateway.interface import Hiding
+
+DECISION_SOCKET: Final = "decide.sock"
+ADMIN_SOCKET: Final = "admin.sock"
+LOG_FILE: Final = "usage.log"
+HEALTH_PATH: Final = "/healthz"
+FLUSH_MILLISECONDS: Final = 20
+"""How long a line of the log stays in Envoy's memory, where a SIGKILL loses it."""
+_MANAGER: Final = "envoy.filters.network.http_connection_manager"
+_CONNECTION_MANAGER: Final = f"{TYPES}filters.network.http_connection_manager.v3.HttpConnectionManager"
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoySettings:
+    """What a gateway's Envoy is told.
+
+    Args:
+        directory: of the sockets and the log, shared with the decision process. A socket's path has at
+            most 107 bytes.
+        max_body_bytes: a longer body of a request is answered with 413.
+        decision_seconds: then a call that waits for its decision is answered with 503.
+        head_seconds, body_seconds: the headers of a request, and all of it, must have come after that.
+        idle_seconds: a call on which nothing moves for so long is ended.
+        call_seconds: a call that takes longer is ended, and pays what it got. What is held for calls is held
+            longer (`purse.LOST_SECONDS`).
+        memory_bytes: what Envoy may use; it gives up calls before it uses more.
+        connection_buffer_bytes: of what came from one side of a connection, and the other has not taken yet.
+        http2_streams: calls at a time on one connection of HTTP/2.
+        health_port: a second listener, for HEALTH_PATH alone, that answers however busy Envoy is; 0: none.
+        ca_file: the authorities that the certificates of TLS upstreams must come from.
+        certificate, key: PEM files to serve TLS with; None serves plain HTTP.
+    """
+
+    directory: Path
+    listen_host: str = "0.0.0.0"
+    listen_port: int = 8080
+    max_body_bytes: int = 16 * 2**20
+    decision_seconds: float = 2.0
+    head_seconds: float = 10.0
+    body_seconds: float = 60.0
+    idle_seconds: float = 900.0
+    call_seconds: float = 3600.0
+    memory_bytes: int = 2 * 2**30
+    connection_buffer_bytes: int = 64 * 2**10
+    http2_streams: int = 100
+    health_port: int = 0
+    ca_file: Path = Path("/etc/ssl/certs/ca-certificates.crt")
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def decision_socket(self) -> Path:
+        """Where Envoy asks."""
+        return self.directory / DECISION_SOCKET
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where Envoy is told to drain and to open its log anew."""
+        return self.directory / ADMIN_SOCKET
+
+    @property
+    def log_file(self) -> Path:
+        """Where Envoy writes what calls used."""
+        return self.directory / LOG_FILE
+
+
+def command(envoy: Path | str, config: Path, concurrency: int) -> list[str]:
+    """How Envoy is started: the log is written often and in small pieces."""
+    return [
+        str(envoy),
+        *("--config-path", str(config), "--concurrency", str(concurrency), "--log-level", "warning"),
+        *("--file-flush-interval-msec", str(FLUSH_MILLISECONDS), "--file-flush-min-size-kb", "1"),
+        *("--drain-time-s", "1", "--drain-strategy", "immediate"),
+        *("--use-dynamic-base-id", "--skip-hot-restart-parent-stats"),
+    ]
+
+
+def render(settings: EnvoySettings) -> str:
+    """The bootstrap, as JSON (which is YAML too)."""
+    return json.dumps(bootstrap(settings), indent=1)
+
+
+def bootstrap(settings: EnvoySettings) -> Json:
+    """The bootstrap's values."""
+    return {
+        "node": {"id": "farebox-gateway", "cluster": "farebox-gateway"},
+        "admin": {
+            "address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o660}},
+            "ignore_global_conn_limit": True,
+        },
+        "overload_manager": overload_manager(settings.memory_bytes, settings.connection_buffer_bytes),
+        "static_resources": {
+            "listeners": [
+                _listener(settings),
+                *([_health_listener(settings)] if settings.health_port else []),
+            ],
+            "clusters": [
+                decision_cluster(settings.decision_socket),
+                upstream_cluster(messages.PLAIN_CLUSTER, None),
+                upstream_cluster(messages.TLS_CLUSTER, settings.ca_file),
+            ],
+        },
+    }
+
+
+def _listener(settings: EnvoySettings) -> Json:
+    chain: Json = {
+        "filters": [{"name": _MANAGER, "typed_config": _connection_manager(settings)}],
+    }
+    if settings.certificate is not None and settings.key is not None:
+        chain["transport_socket"] = _serve_tls(settings.certificate, settings.key)
+    return {
+        "name": "gateway",
+        "address": {"socket_address": {"address": settings.listen_host, "port_value": settings.listen_port}},
+        "filter_chains": [chain],
+        "per_connection_buffer_limit_bytes": settings.connection_buffer_bytes,
+    }
+
+
+def _health_listener(settings: EnvoySettings) -> Json:
+    """For who has to know whether Envoy lives and takes calls: an overload is no reason to end it."""
+    manager = {
+        "@type": _CONNECTION_MANAGER,
+        "stat_prefix": "health",
+        "route_config": {"name": "nothing"},
+        "http_filters": [_health(), http_filter("router", "router.v3.Router", {})],
+    }
+    address = {"address": settings.listen_host, "port_value": settings.health_port}
+    return {
+        "name": "health",
+        "address": {"socket_address": address},
+        "filter_chains": [{"filters": [{"name": _MANAGER, "typed_config": manager}]}],
+        "bypass_overload_manager": True,
+        "ignore_global_conn_limit": True,
+    }
+
+
+def _connection_manager(settings: EnvoySettings) -> Json:
+    return {
+        "@type": _CONNECTION_MANAGER,
+        "stat_prefix": "gateway",
+        "server_name": "farebox",
+        # The peer is the connection's; X-Forwarded-For goes to the rules as it came.
+        "use_remote_address": True,
+        "skip_xff_append": True,
+        "always_set_request_id_in_response": True,
+        "normalize_path": True,
+        "request_headers_timeout": seconds(settings.head_seconds),
+        "request_timeout": seconds(settings.body_seconds),
+        "stream_idle_timeout": seconds(settings.idle_seconds),
+        "http2_protocol_options": http2_options(settings.connection_buffer_bytes, settings.http2_streams),
+        "common_http_protocol_options": {
+            "idle_timeout": "300s",
+            "max_stream_duration": seconds(settings.call_seconds),
+            # Upstreams may take x_a for x-a, and so a header of the client's for one of the gateway's.
+            "headers_with_underscores_action": "DROP_HEADER",
+        },
+        "early_header_mutation_extensions": [_early_mutation()],
+        "access_log": [access_log(settings.log_file)],
+        "local_reply_config": local_replies(),
+        "route_config": _routes(settings),
+        "http_filters": [
+            _health(),
+            http_filter("ext_proc", "ext_proc.v3.ExternalProcessor", _ext_proc(settings)),
+            answers_filter(),
+            http_filter(
+                "dynamic_forward_proxy",
+                "dynamic_forward_proxy.v3.FilterConfig",
+                {"dns_cache_config": dns_cache()},
+            ),
+            # Nobody reads counts by status code, and each call would pay for a dozen of them.
+            http_filter(
+                "router", "router.v3.Router", {"suppress_envoy_headers": True, "dynamic_stats": False}
+            ),
+        ],
+    }
+
+
+def _health() -> Json:
+    """Answered without a decision; 503 as soon as Envoy is told to drain."""
+    match = {"name": ":path", "string_match": {"exact": HEALTH_PATH}}
+    return http_filter(
+        "health_check", "health_check.v3.HealthCheck", {"pass_through_mode": False, "headers": [match]}
+    )
+
+
+def _early_mutation() -> Json:
+    """Before anything reads the headers: what only the gateway may say is removed, whoever said it."""
+    peer = {"key": messages.PEER_HEADER, "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
+    return {
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": {
+            "@type": f"{TYPES}http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [
+                {"remove_on_match": {"key_matcher": {"prefix": messages.PRIVATE_PREFIX}}},
+                {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
+                # Usage is charged once for an id, so a client must not choose it.
+                {"remove": "x-request-id"},
+                {"append": {"header": peer, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}},
+            ],
+        },
+    }
+
+
+def _ext_proc(settings: EnvoySettings) -> Json:
+    return {
+        "grpc_service": {
+            "envoy_grpc": {"cluster_name": "decision", "skip_envoy_headers": True},
+            "timeout": "0s",
+        },
+        "failure_mode_allow": False,
+        "status_on_error": {"code": "ServiceUnavailable"},
+        "processing_mode": {
+            "request_header_mode": "SEND",
+            "request_body_mode": "BUFFERED",
+            "request_trailer_mode": "SKIP",
+            "response_header_mode": "SKIP",
+            "response_body_mode": "NONE",
+            "response_trailer_mode": "SKIP",
+        },
+        "message_timeout": seconds(settings.decision_seconds),
+        "mutation_rules": {"allow_all_routing": {"value": True}},
+        "allow_content_length_header": True,
+        "metadata_options": {"receiving_namespaces": {"untyped": [messages.LABELS]}},
+    }
+
+
+def _routes(settings: EnvoySettings) -> Json:
+    """To the cluster that the decision names; without a decision there is none to go to."""
+    return {
+        "name": "calls",
+        "request_headers_to_remove": [
+            *(messages.CLUSTER_HEADER, messages.PEER_HEADER, messages.HIDING_HEADER),
+            # Where clients are is not the business of an upstream that somebody else runs.
+            *("x-forwarded-for", "x-envoy-external-address"),
+        ],
+        "virtual_hosts": [
+            {
+                "name": "all",
+                "domains": ["*"],
+                "request_body_buffer_limit": settings.max_body_bytes,
+                "routes": [
+                    *(_hiding_route(settings, hiding) for hiding in HIDING),
+                    _route(settings),
+                ],
+            }
+        ],
+    }
+
+
+def _route(settings: EnvoySettings) -> Json:
+    return {
+        "match": {"prefix": "/"},
+        "route": {
+            "cluster_header": messages.CLUSTER_HEADER,
+            "timeout": "0s",
+            "idle_timeout": seconds(settings.idle_seconds),
+            # Only what certainly never reached a model: a call is not made twice.
+            "retry_policy": {
+                "retry_on": "connect-failure,refused-stream,reset-before-request",
+                "num_retries": 4,
+                "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.8s"},
+            },
+        },
+    }
+
+
+def _hiding_route(settings: EnvoySettings, hiding: Hiding) -> Json:
+    """For streams of which usage is hidden."""
+    route = _route(settings)
+    route["match"]["headers"] = [says(hiding)]
+    route["typed_per_filter_config"] = hiding_of_route(hiding)
+    return route
+
+
+def _serve_tls(certificate: Path, key: Path) -> Json:
+    pair = {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": f"{TYPES}transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"tls_certificates": [pair], "alpn_protocols": ["h2", "http/1.1"]},
+        },
+    }

@@ -1,0 +1,293 @@
+"""Bodies of calls: read strictly, and written again with every byte of every value that is not ours.
+
+Strict where readers differ, because what the gateway admits must be what the upstream serves: a key that
+comes twice, or in other capitals, means one thing to one reader and another to the next. Values that do not
+matter here are neither read nor changed: numbers keep their digits and texts their escapes.
+"""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from farebox.errors import InvalidCall
+from farebox.gateway.interface import Hiding
+from farebox.gateway.request.endpoints import ENDPOINTS, Endpoint
+from farebox.gateway.request.modality import is_text_only
+
+MAX_DEPTH: Final = 64
+MAX_KEYS: Final = 256
+MAX_PIECES: Final = 250_000
+"""Strings, and lists and objects, of a body with more brackets than its depth may have."""
+MAX_CHOICES: Final = 128
+MAX_TOKENS_ASKED: Final = 2**31 - 1
+_MAX_MODEL_LENGTH: Final = 253
+
+
+class _Key(str):
+    """A key of an object. Each is equal to itself alone, so that none hides another in a dict."""
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class _Keys:
+    """Makes the keys of one object at a time, and stops when there are too many."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def make(self, type_: type, text: str) -> _Key:
+        """See msgspec's dec_hook."""
+        self.left -= 1
+        if self.left < 0:
+            raise InvalidCall("too_many_keys", f"an object has more than {MAX_KEYS} keys")
+        return _Key(text)
+
+
+Fields = dict[str, msgspec.Raw]
+T = TypeVar("T")
+_KEYS: Final = _Keys()
+_OBJECT: Final = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=_KEYS.make)
+_TEXTS: Final = msgspec.json.Decoder(list[str])
+_MODEL: Final = msgspec.json.Decoder(str)
+_FLAG: Final = msgspec.json.Decoder(bool | None)
+_COUNT: Final = msgspec.json.Decoder(int | None)
+_encode: Final = msgspec.json.Encoder().encode
+_TRUE: Final = msgspec.Raw(b"true")
+_ABSENT: Final = (b"null", b"false")
+
+_STEP: Final = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+GOVERNED: Final = frozenset(
+    {"model", "stream", "stream_options", "include_usage", "continuous_usage_stats"}.union(
+        *(
+            {*each.output_fields, *each.choice_fields, each.inputs_field, *(name for name, _ in each.refused)}
+            for each in ENDPOINTS.values()
+        )
+    )
+)
+"""Keys by which the gateway goes. Another spelling of one is refused: some readers take it for the same."""
+
+
+class Body(msgspec.Struct, frozen=True):
+    """A body that was read.
+
+    Args:
+        asked_output: the caller's bound on each answer in tokens, or None; 0 where there is no answer.
+        choices: how many answers the caller wants.
+        inputs: how many texts the model reads each by itself, as prompts of a list.
+        options: `stream_options` of a stream that is asked for its usage; None: this one is not, or is none.
+    """
+
+    endpoint: Endpoint
+    fields: Fields
+    raw: bytes
+    model: str
+    stream: bool
+    asked_output: int | None
+    choices: int
+    inputs: int
+    options: Fields | None
+
+    @property
+    def asked_for_usage(self) -> bool:
+        """Whether it is a stream that the gateway asks for its usage (B16)."""
+        return self.options is not None
+
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return len(self.raw)
+
+    def text_only(self) -> bool:
+        """Whether all that the model is to see is text within the body."""
+        return is_text_only(self.raw, self.fields)
+
+    def rewritten(
+        self, served_name: str, *, continuous_usage: bool = False, max_output: int | None = None
+    ) -> bytes:
+        """The body for the upstream: `model` is the served name, and a stream tells what it used (B16).
+
+        Args:
+            continuous_usage: every chunk of a stream tells it, where the upstream can (`streamUsage`).
+            max_output: a bound on each answer, where the caller set none.
+        """
+        fields: dict[str, Any] = {**self.fields, "model": served_name}
+        if self.options is not None:
+            more = {"continuous_usage_stats": _TRUE} if continuous_usage else {}
+            fields["stream_options"] = {**self.options, "include_usage": _TRUE, **more}
+        if max_output is not None and self.asked_output is None:
+            fields[self.endpoint.output_fields[-1]] = max_output
+        return _encode(fields)
+
+    def hiding(self, *, continuous_usage: bool = False) -> Hiding:
+        """What of the usage that `rewritten` asks for the caller did not ask for."""
+        if self.options is None:
+            return Hiding.NOTHING
+        if not _flag(self.options, "include_usage"):
+            return Hiding.ALL
+        if continuous_usage and not _flag(self.options, "continuous_usage_stats"):
+            return Hiding.EACH_EVENT
+        return Hiding.NOTHING
+
+
+def parse(endpoint: Endpoint, body: bytes) -> Body:
+    """Read a body.
+
+    Raises:
+        InvalidCall: it is not JSON in UTF-8, not an object, nested beyond MAX_DEPTH or too complex; a key
+            comes twice or is one of ours in other letters; `model` is missing; a field that matters is of
+            another type, or asks for what is not offered.
+    """
+    fields = _object(body, "the body")
+    _check_nesting(body)
+    model = _model(fields)
+    stream = _read(_FLAG, fields, "stream", "true or false") or False
+    inputs = _inputs(endpoint, fields)
+    for name, reason in endpoint.refused:
+        if name in fields and bytes(fields[name]) not in _ABSENT:
+            raise InvalidCall("not_offered", f"{name} is not offered: {reason}")
+    return Body(
+        endpoint=endpoint,
+        fields=fields,
+        raw=body,
+        model=model,
+        stream=stream,
+        asked_output=_asked_output(endpoint, fields),
+        choices=_choices(endpoint, fields) * (inputs if endpoint.output_fields else 1),
+        inputs=inputs,
+        options=_options(fields) if stream and endpoint.asks_for_usage else None,
+    )
+
+
+def _object(text: bytes | msgspec.Raw, what: str) -> Fields:
+    """An object's fields as they were written, each key once."""
+    try:
+        if isinstance(text, bytes):
+            text.decode()
+        _KEYS.left = MAX_KEYS
+        entries = _OBJECT.decode(text)
+    except msgspec.ValidationError:
+        raise InvalidCall("invalid_type", f"{what} is not a JSON object") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidCall("invalid_json", f"{what} is not JSON: {error}") from None
+    except UnicodeDecodeError as error:
+        message = f"{what} is not UTF-8: byte {error.start}"
+        raise InvalidCall("invalid_utf8", message) from None
+    fields: Fields = {}
+    for key, value in entries.items():
+        name = str(key)
+        if name in fields:
+            raise InvalidCall("duplicate_key", f"{what} has the key {name!r} twice")
+        if name not in GOVERNED and name.casefold() in GOVERNED:
+            raise InvalidCall("ambiguous_key", f"{what} has the key {name!r}: write {name.casefold()!r}")
+        fields[name] = value
+    return fields
+
+
+def _model(fields: Mapping[str, msgspec.Raw]) -> str:
+    model = _read(_MODEL, fields, "model", "a string")
+    if not model:
+        raise InvalidCall("missing_model", "model is missing: GET /v1/models lists what there is")
+    if len(model) > _MAX_MODEL_LENGTH:
+        raise InvalidCall("invalid_type", f"model is longer than {_MAX_MODEL_LENGTH} characters")
+    return model
+
+
+def _read(
+    decoder: msgspec.json.Decoder[T], fields: Mapping[str, msgspec.Raw], name: str, what: str
+) -> T | None:
+    """A field that matters; None where it is absent."""
+    value = fields.get(name)
+    if value is None:
+        return None
+    try:
+        return decoder.decode(value)
+    except msgspec.DecodeError:
+        raise InvalidCall("invalid_type", f"{name} must be {what}") from None
+
+
+def _count(fields: Mapping[str, msgspec.Raw], name: str, least: int, most: int) -> int | None:
+    if name not in fields:
+        return None
+    count = _read(_COUNT, fields, name, f"a whole number from {least} to {most}")
+    if count is not None and not least <= count <= most:
+        raise InvalidCall("invalid_type", f"{name} must be a whole number from {least} to {most}")
+    return count
+
+
+def _asked_output(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int | None:
+    """The larger, where two fields say it: upstreams differ in which they heed."""
+    if not endpoint.output_fields:
+        return 0
+    largest = None
+    for name in endpoint.output_fields:
+        asked = _count(fields, name, endpoint.least_output, MAX_TOKENS_ASKED)
+        if asked is not None and (largest is None or asked > largest):
+            largest = asked
+    return largest
+
+
+def _choices(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
+    """Answers to each input."""
+    most = 1
+    for name in endpoint.choice_fields:
+        most = max(most, _count(fields, name, 1, MAX_CHOICES) or 1)
+    return most
+
+
+def _inputs(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
+    """Texts, or lists of token ids, that stand by themselves; one list of ids is one input."""
+    name = endpoint.inputs_field
+    if name not in fields:
+        return 1
+    given = bytes(fields[name])
+    first = given[1:].lstrip()[:1] if given[:1] == b"[" else b""
+    if first in (b"[", b"{"):
+        return max(1, given.count(first) - (first == b"["))
+    if first != b'"':
+        return 1
+    if given.count(b'"') > 2 * MAX_PIECES:
+        raise InvalidCall("too_complex", f"{name} has more than {MAX_PIECES} texts")
+    try:
+        return len(_TEXTS.decode(given))
+    except msgspec.DecodeError:
+        message = f"{name} must be a text, or a list of texts or token ids"
+        raise InvalidCall("invalid_type", message) from None
+
+
+def _options(fields: Mapping[str, msgspec.Raw]) -> Fields:
+    """`stream_options`, an object whose flags are flags."""
+    options = fields.get("stream_options")
+    if options is None or bytes(options) == b"null":
+        return {}
+    read = _object(options, "stream_options")
+    for name in ("include_usage", "continuous_usage_stats"):
+        _flag(read, name)
+    return read
+
+
+def _flag(options: Mapping[str, msgspec.Raw], name: str) -> bool:
+    return bool(_read(_FLAG, options, name, "true or false"))
+
+
+def _check_nesting(body: bytes) -> None:
+    """Refuse JSON that is nested beyond MAX_DEPTH, or made of more pieces than can be looked at on the way.
+
+    Every step is one pass of C over the bytes: who may call must not be able to hold up the others.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if body.count(b'"') > 2 * MAX_PIECES:
+        raise InvalidCall("too_complex", f"the body has more than {MAX_PIECES} strings")
+    brackets = b"".join(body.split(b'"')[::2]).translate(None, _NO_BRACKETS)
+    if len(brackets) > 2 * MAX_PIECES:
+        raise InvalidCall("too_complex", f"the body has more than {MAX_PIECES} lists and objects")
+    if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MAX_DEPTH:
+        raise InvalidCall("nested_too_deeply", f"the body is nested more than {MAX_DEPTH} levels deep")

@@ -1,0 +1,66 @@
+"""Budgets: money of an account that one gateway may spend, so that no two spend the same (B17, Hard).
+
+A gateway claims, before calls that an account must be able to pay in full, what its running calls hold, what
+it has not reported yet, and a little to spare. What all gateways have is never more than is available, so the
+account never falls below its credit line. Charges of usage from a gateway take from its budget.
+
+A budget that is not claimed again ends after `BUDGET_SECONDS`: what a gateway that died had is free again
+then, and not sooner, as it may still have usage to report.
+"""
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Final
+
+from farebox.domain.billing.money import MAX_NANO, Nano, available
+from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerRefused
+from farebox.ledger.booking.journal import Journal
+from farebox.ledger.booking.state import AccountState, BudgetState
+from farebox.ledger.db.engine import from_micros, to_micros
+from farebox.meterapi.types import Budget, BudgetClaim
+
+BUDGET_SECONDS: Final = 3600
+
+
+def claim(journal: Journal, order: BudgetClaim) -> Budget:
+    """Set a gateway's budget to what it claims, or to as much of it as there is.
+
+    Raises (before anything is written):
+        LedgerRefused: AccountNotFound, AmountOutOfRange.
+    """
+    if not 0 <= order.amount <= MAX_NANO:
+        raise LedgerRefused("AmountOutOfRange", "a claim is 0 or more, and fits into 64 bits")
+    account = journal.account(order.account)
+    if account is None:
+        raise LedgerRefused("AccountNotFound", f"the ledger has no account {order.account}")
+    known = journal.catalog.budgets.get((order.source, account.id))
+    budget = known or BudgetState(order.source, account.id, 0, 0, 0)
+    budget.expires_at = 0
+    free = available(account.balance, account.credit_limit) - outstanding(journal, account)
+    budget.granted = budget.spent + max(0, min(order.amount, free))
+    budget.expires_at = to_micros(journal.now + timedelta(seconds=BUDGET_SECONDS))
+    journal.set_budget(budget, new=known is None)
+    return _public(order.account, budget)
+
+
+def outstanding(journal: Journal, account: AccountState) -> int:
+    """What gateways may still spend of an account, and nobody else should count on."""
+    return sum(
+        max(0, budget.granted - budget.spent)
+        for budget in journal.catalog.budgets_of.get(account.id, ())
+        if journal.recorded_at < budget.expires_at
+    )
+
+
+def budgets_of(journal: Journal, sources: Collection[str]) -> tuple[Budget, ...]:
+    """The budgets of these gateways that were charged in this transaction, as they are now."""
+    return tuple(
+        _public(journal.catalog.account_keys[account], journal.catalog.budgets[source, account])
+        for source, account in journal.charged_budgets
+        if source in sources
+    )
+
+
+def _public(account: ObjectKey, budget: BudgetState) -> Budget:
+    return Budget(account, Nano(budget.granted), Nano(budget.spent), from_micros(budget.expires_at))

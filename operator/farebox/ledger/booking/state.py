@@ -1,0 +1,311 @@
+"""What the writer remembers between transactions: accounts, books, bindings, prices, quotas, reservations.
+
+Everything in it is committed, or about to be by the transaction that changes it: when that fails, the
+whole catalog is thrown away and read again. Other processes' writes are read incrementally, by their
+sequence numbers and ids. It decides nothing about money.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from farebox.api import ReservationState
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import Buying, Offer, Outcome, Plan, Term
+from farebox.domain.keys import ObjectKey
+from farebox.ledger.db.catalog_queries import (
+    ACCOUNTS,
+    BINDINGS,
+    BOOKS,
+    BUDGETS,
+    LEDGER,
+    PRICES,
+    QUOTAS,
+    RESERVATIONS,
+    TERMS,
+    TIERS,
+    WRITTEN,
+)
+from farebox.meterapi.types import AccountBalance, FreeQuota, PriceTier
+
+T = TypeVar("T")
+_FOREVER: Final = 2**63
+"""No time in microseconds is so far away."""
+
+
+@dataclass(slots=True)
+class AccountState:
+    """An account as of the transaction under way. Amounts in nano-units of `currency`."""
+
+    id: int
+    key: ObjectKey
+    currency: str
+    credit_limit: int
+    balance: int
+    sequence: int
+
+    def public(self) -> AccountBalance:
+        """The account in the words of the port."""
+        return AccountBalance(
+            self.key, self.currency, Nano(self.balance), Nano(self.credit_limit), self.sequence
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBinding:
+    """A row of `bindings`."""
+
+    id: int
+    account: ObjectKey
+    model: str
+    trial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPrice:
+    """A row of `price_versions` with its tiers."""
+
+    id: int
+    currency: str
+    tiers: tuple[PriceTier, ...]
+    offer: Offer | None = None
+    free_quota: FreeQuota | None = None
+
+
+@dataclass(slots=True)
+class QuotaState:
+    """A row of `quotas` as of the transaction under way. Times in microseconds."""
+
+    id: int
+    account_id: int
+    model: str
+    tokens: int
+    used: int
+    expires_at: int
+    sequence: int
+
+    def left(self, occurred_at: int) -> int:
+        """What is left for a call that ended then; after the quota's date the rest is void (B6)."""
+        return self.tokens - self.used if occurred_at < self.expires_at else 0
+
+
+@dataclass(slots=True)
+class BudgetState:
+    """A row of `budgets` as of the transaction under way."""
+
+    source: str
+    account_id: int
+    granted: int
+    spent: int
+    expires_at: int
+
+
+@dataclass(slots=True)
+class KnownReservation:
+    """A row of `reservations` with its newest change and its terms, as of the transaction under way."""
+
+    id: int
+    service: ObjectKey
+    uid: str
+    account: ObjectKey
+    model: str
+    plan: Plan
+    outcome: Outcome
+    sequence: int
+    terms: list[Term] = field(default_factory=list)
+
+    def term(self, moment: int) -> Term | None:
+        """The term in force at a moment, if one was bought."""
+        return next((term for term in reversed(self.terms) if term.start <= moment < term.end), None)
+
+
+class Timeline(Generic[T]):
+    """Values with the time from which they hold, in microseconds. Of equal times the later added holds."""
+
+    __slots__ = ("_times", "_values")
+
+    def __init__(self) -> None:
+        self._times: list[int] = []
+        self._values: list[T] = []
+
+    def add(self, effective_at: int, value: T) -> None:
+        """Put a value in its place."""
+        place = bisect_right(self._times, effective_at)
+        self._times.insert(place, effective_at)
+        self._values.insert(place, value)
+
+    def at(self, moment: int) -> T:
+        """The value in force; before the first one, the first (docs/decisions/101)."""
+        return self.span(moment)[2]
+
+    def span(self, moment: int) -> tuple[int, int, T]:
+        """From when to before when the value in force holds, and the value."""
+        place = max(bisect_right(self._times, moment) - 1, 0)
+        begins = self._times[place] if place else -_FOREVER
+        ends = self._times[place + 1] if place + 1 < len(self._times) else _FOREVER
+        return begins, ends, self._values[place]
+
+    def newest_item(self) -> tuple[int, T]:
+        """The latest time and its value."""
+        return self._times[-1], self._values[-1]
+
+
+class ServiceBindings:
+    """The bindings of one service: all of them, and those of each model."""
+
+    __slots__ = ("all", "by_model")
+
+    def __init__(self) -> None:
+        self.all: Timeline[KnownBinding] = Timeline()
+        self.by_model: dict[str, Timeline[KnownBinding]] = defaultdict(Timeline)
+
+    def add(self, effective_at: int, binding: KnownBinding) -> None:
+        """Put a binding in its place."""
+        self.all.add(effective_at, binding)
+        self.by_model[binding.model].add(effective_at, binding)
+
+
+class Catalog:
+    """All that is needed to charge an event without asking the database."""
+
+    def __init__(self) -> None:
+        self.revision = -1
+        self.head = 0
+        self.written_at = 0
+        self.accounts: dict[ObjectKey, AccountState] = {}
+        self.account_keys: dict[int, ObjectKey] = {}
+        self.books: dict[tuple[int, str], int] = {}
+        self.bindings: dict[ObjectKey, ServiceBindings] = defaultdict(ServiceBindings)
+        self.prices: dict[str, Timeline[KnownPrice]] = defaultdict(Timeline)
+        self.quotas: dict[tuple[int, str], QuotaState] = {}
+        self.first_bound: dict[ObjectKey, dict[str, int]] = defaultdict(dict)
+        self.accounts_of_model: dict[str, set[ObjectKey]] = defaultdict(set)
+        self.budgets: dict[tuple[str, int], BudgetState] = {}
+        self.budgets_of: dict[int, list[BudgetState]] = {}
+        self.reservations: dict[int, KnownReservation] = {}
+        self.reservations_of: dict[ObjectKey, list[KnownReservation]] = {}
+        self.last_account = self.last_book = self.last_binding = self.last_price = 0
+        self.last_quota = self.last_reservation = 0
+
+    def refresh(self, connection: Connection) -> None:
+        """Lock the ledger for this transaction, and read what other processes wrote since the last one."""
+        ((head, revision),) = LEDGER.rows(connection, ())
+        if revision == self.revision:
+            return
+        for account_id, key, *state in ACCOUNTS.rows(connection, (self.head,)):
+            self.add_account(AccountState(account_id, ObjectKey.parse(key), *state))
+        for account_id, name, book_id in BOOKS.rows(connection, (self.last_book,)):
+            self.add_book(account_id, name, book_id)
+        for binding_id, service, account, model, effective_at, trial in BINDINGS.rows(
+            connection, (self.last_binding,)
+        ):
+            binding = KnownBinding(binding_id, ObjectKey.parse(account), model, bool(trial))
+            self.add_binding(ObjectKey.parse(service), effective_at, binding)
+        for model, effective_at, price in read_prices(connection, self.last_price):
+            self.add_price(model, effective_at, price)
+        for quota in QUOTAS.rows(connection, (self.head,)):
+            self.add_quota(QuotaState(*quota))
+        for budget in BUDGETS.rows(connection, (self.revision,)):
+            self.add_budget(BudgetState(*budget))
+        for reservation in read_reservations(connection, self.head):
+            self.add_reservation(reservation)
+        for reservation_id, *term in TERMS.rows(connection, (self.head,)):
+            self.reservations[reservation_id].terms.append(Term(*term))
+        ((self.written_at,),) = WRITTEN.rows(connection, (head, head, head)) or [(0,)]
+        self.head, self.revision = head, revision
+
+    def add_account(self, account: AccountState) -> None:
+        """Remember an account, new or changed."""
+        self.accounts[account.key] = account
+        self.account_keys[account.id] = account.key
+        self.last_account = max(self.last_account, account.id)
+
+    def add_book(self, account_id: int, name: str, book_id: int) -> None:
+        """Remember a book."""
+        self.books[account_id, name] = book_id
+        self.last_book = max(self.last_book, book_id)
+
+    def add_binding(self, service: ObjectKey, effective_at: int, binding: KnownBinding) -> None:
+        """Remember a binding."""
+        self.bindings[service].add(effective_at, binding)
+        of_account = self.first_bound[binding.account]
+        of_account[binding.model] = min(effective_at, of_account.get(binding.model, effective_at))
+        self.accounts_of_model[binding.model].add(binding.account)
+        self.last_binding = max(self.last_binding, binding.id)
+
+    def add_price(self, model: str, effective_at: int, price: KnownPrice) -> None:
+        """Remember a version of a model's prices."""
+        self.prices[model].add(effective_at, price)
+        self.last_price = max(self.last_price, price.id)
+
+    def add_quota(self, quota: QuotaState) -> None:
+        """Remember a quota, new or changed."""
+        self.quotas[quota.account_id, quota.model] = quota
+        self.last_quota = max(self.last_quota, quota.id)
+
+    def add_budget(self, budget: BudgetState) -> None:
+        """Remember a budget, new or changed."""
+        known = self.budgets.get((budget.source, budget.account_id))
+        of_account = self.budgets_of.setdefault(budget.account_id, [])
+        if known is None:
+            of_account.append(budget)
+        else:
+            of_account[of_account.index(known)] = budget
+        self.budgets[budget.source, budget.account_id] = budget
+
+    def add_reservation(self, reservation: KnownReservation) -> None:
+        """Remember a reservation, new or changed; one that is known keeps its terms."""
+        known = self.reservations.get(reservation.id)
+        if known is None:
+            self.reservations_of.setdefault(reservation.service, []).append(reservation)
+        else:
+            siblings = self.reservations_of[reservation.service]
+            siblings[siblings.index(known)] = reservation
+            reservation.terms = known.terms
+        self.reservations[reservation.id] = reservation
+        self.last_reservation = max(self.last_reservation, reservation.id)
+
+
+def read_prices(connection: Connection, after: int) -> Iterator[tuple[str, int, KnownPrice]]:
+    """(model, effective_at, prices) of all versions with an id above `after`, in the order of their ids."""
+    versions = PRICES.rows(connection, (after,))
+    tiers: dict[int, list[PriceTier]] = defaultdict(list)
+    for version_id, up_to, *prices in TIERS.rows(connection, (after,)) if versions else ():
+        tiers[version_id].append(PriceTier(up_to, *map(Nano, prices)))
+    for version_id, model, currency, effective_at, *offers in versions:
+        offer, quota = _offer(*offers[:5]), _free_quota(*offers[5:])
+        yield model, effective_at, KnownPrice(version_id, currency, tuple(tiers[version_id]), offer, quota)
+
+
+def _offer(
+    input_unit_tpm: int, input_price: int, output_unit_tpm: int, output_price: int, terms: str | None
+) -> Offer | None:
+    if terms is None:
+        return None
+    days = tuple(map(int, terms.split(",")))
+    return Offer(input_unit_tpm, Nano(input_price), output_unit_tpm, Nano(output_price), days)
+
+
+def _free_quota(tokens: int | None, valid_days: int | None) -> FreeQuota | None:
+    return None if tokens is None or valid_days is None else FreeQuota(tokens, valid_days)
+
+
+def read_reservations(connection: Connection, after: int) -> Iterator[KnownReservation]:
+    """Reservations that changed after a sequence number, without their terms."""
+    for row in RESERVATIONS.rows(connection, (after,)):
+        known_id, service, uid, account, model, input_tpm, output_tpm, days, sequence, *change = row
+        buying, state, current_term, reason, message = change
+        yield KnownReservation(
+            id=known_id,
+            service=ObjectKey.parse(service),
+            uid=uid,
+            account=ObjectKey.parse(account),
+            model=model,
+            plan=Plan(input_tpm, output_tpm, days, Buying(buying)),
+            outcome=Outcome(ReservationState(state), current_term, reason, message),
+            sequence=sequence,
+        )

@@ -1,0 +1,139 @@
+"""One database transaction of the ledger: its lock, its time, its numbers, and its rows in their order.
+
+Rows are collected and `flush` writes them in the order that foreign keys need. The ledger's row is locked
+from the beginning to the commit, so sequence numbers are given out in the order of commits: a reader that has
+seen number n has seen everything up to n. What the rows say is `journal.py`'s.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, Table
+
+from farebox.ledger.booking.state import AccountState, BudgetState, Catalog, KnownReservation, QuotaState
+from farebox.ledger.db.engine import from_micros, to_micros
+from farebox.ledger.db.prepared import COPY_ROWS, Prepared, one_trip
+from farebox.ledger.db.sql import (
+    ANNOUNCE,
+    INSERTS,
+    UPDATE_ACCOUNT,
+    UPDATE_BUDGET,
+    UPDATE_LEDGER,
+    UPDATE_QUOTA,
+    UPDATE_RESERVATION,
+)
+
+MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
+"""Clocks that differ by more are not set."""
+
+
+def _not_before(now: datetime, written_at: int) -> datetime:
+    """The time, but the last transaction's where that is later: of a clock that was set back a little, or of
+    another meter's. What a statement said of a time that had passed stays so. A clock that was wrong by more
+    was set right.
+    """
+    last = from_micros(written_at)
+    return last if now < last <= now + MAX_CLOCK_SKEW else now
+
+
+class Writing:
+    """Collects what is to be written, and writes it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        catalog: Catalog,
+        clock: Callable[[], datetime],
+        *,
+        announces: bool = False,
+    ) -> None:
+        """`announces`: another process may wait for what is committed."""
+        self.connection = connection
+        self.catalog = catalog
+        catalog.refresh(connection)
+        # Asked with the ledger locked, however long that took: times rise as numbers do.
+        self.now = _not_before(clock(), catalog.written_at)
+        self.recorded_at = to_micros(self.now)
+        self._rows: dict[Table, list[Mapping[str, Any]]] = defaultdict(list)
+        self._touched: dict[int, AccountState] = {}
+        self._used: dict[int, QuotaState] = {}
+        self._changed: dict[int, KnownReservation] = {}
+        self._budgets: dict[tuple[str, int], BudgetState] = {}
+        self.charged_budgets: set[tuple[str, int]] = set()
+        self._last: list[tuple[Prepared, Sequence[tuple[Any, ...]]]] = []
+        self._wrote = False
+        self._announces = announces
+
+    def next_sequence(self) -> int:
+        """The next number; whoever takes it uses it for an account or a reservation, or there were a hole."""
+        self.catalog.head += 1
+        return self.catalog.head
+
+    def _add(self, table: Table, **values: Any) -> None:
+        self._rows[table].append(values)
+
+    def flush(self) -> None:
+        """Write what was collected so far, so that statements of this transaction see it."""
+        for table, insert in INSERTS.items():
+            if rows := self._rows.pop(table, None):
+                columns = table.columns.keys()
+                self.run_many(insert, [tuple(row[column] for column in columns) for row in rows])
+        assert not self._rows, "every table has its place in the order"
+        if self._touched:
+            self.run_many(
+                UPDATE_ACCOUNT,
+                [
+                    (account.credit_limit, account.balance, account.sequence, account.id)
+                    for account in self._touched.values()
+                ],
+            )
+            self._touched.clear()
+        if self._used:
+            self.run_many(
+                UPDATE_QUOTA, [(quota.used, quota.sequence, quota.id) for quota in self._used.values()]
+            )
+            self._used.clear()
+        if self._changed:
+            self.run_many(UPDATE_RESERVATION, [(r.sequence, r.id) for r in self._changed.values()])
+            self._changed.clear()
+        if self._budgets:
+            revision = self.catalog.revision + 1
+            self.run_many(
+                UPDATE_BUDGET,
+                [(b.granted, b.spent, b.expires_at, revision, *key) for key, b in self._budgets.items()],
+            )
+            self._budgets.clear()
+
+    def run_many(self, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write at once, without waiting for `flush`: the statement for each of `rows`."""
+        statement.run_many(self.connection, rows)
+        self._wrote = True
+
+    def write_last(self, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write when all else is written; nothing reads it before the commit."""
+        self._last.append((statement, rows))
+
+    def write(self) -> None:
+        """Write what is too much for `finish`."""
+        if any(len(rows) >= COPY_ROWS for _, rows in self._last):
+            with one_trip(self.connection):
+                self.flush()
+            self._write_last()
+
+    def _write_last(self) -> None:
+        for statement, rows in self._last:
+            self.run_many(statement, rows)
+        self._last.clear()
+
+    def finish(self) -> None:
+        """Write the rest and the ledger's own row; the commit comes next."""
+        self.flush()
+        self._write_last()
+        if not self._wrote:
+            return
+        self.catalog.revision += 1
+        self.catalog.written_at = self.recorded_at
+        update_ledger = ANNOUNCE if self._announces else UPDATE_LEDGER
+        update_ledger.run(self.connection, (self.catalog.head, self.catalog.revision))

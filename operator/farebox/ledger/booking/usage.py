@@ -1,0 +1,390 @@
+"""Usage events: stored once, charged once, whatever is repeated, reordered, late or cut off (B12).
+
+An event that cannot be charged yet is stored as pending with what it waits for, and charged by `settle` in
+the very transaction that records it. How an event finds its price is in `charging.py`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+import structlog
+from sqlalchemy import ARRAY, BindParameter, Row, Text, any_, bindparam, func, select, update
+
+from farebox.domain.billing.pricing import usage_fault
+from farebox.domain.keys import ObjectKey
+from farebox.ledger.booking.charging import OUTCOME_COLUMNS, Charging, is_charged
+from farebox.ledger.booking.credit_leases import budgets_of
+from farebox.ledger.booking.journal import Journal
+from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
+from farebox.ledger.db import tables
+from farebox.ledger.db.engine import from_micros, to_micros
+from farebox.ledger.db.prepared import BulkInsert, Prepared
+from farebox.meterapi.types import Budget
+
+_EARLIEST: Final = from_micros(0)
+_CHUNK: Final = 500
+_SETTLE_PAGE: Final = 5_000
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    """A call that a service answered. `input_tokens` includes `cached_input_tokens`.
+
+    (source, id) names the event for ever; `model` is the Model that served it, if the sender knows.
+    """
+
+    source: str
+    id: str
+    service: ObjectKey
+    time: datetime
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    model: str | None = None
+    api_key: str | None = None
+    request_id: str | None = None
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An event that was not stored, and never will be as it is."""
+
+    index: int
+    id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What became of a batch: accepted + duplicate + len(rejected) is its length.
+
+    `accepted` events were stored now; `pending` of them wait for a binding, a price or an account. `budgets`
+    are those of the batch's sources that were charged, as they are now. Whoever has read the feed up to
+    `sequence` has read the charges.
+    """
+
+    accepted: int
+    duplicate: int
+    pending: int
+    rejected: tuple[Rejection, ...]
+    budgets: tuple[Budget, ...] = ()
+    sequence: int = 0
+
+
+@dataclass(slots=True)
+class _Tally:
+    fresh: list[UsageEvent] = field(default_factory=list)
+    duplicate: int = 0
+    pending: int = 0
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+_BySource = dict[str, dict[str, UsageEvent]]
+"""Events by their source and id."""
+
+
+def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[IngestResult]:
+    """Store the events of several senders in one go, and charge those that can be; one result for each."""
+    first: _BySource = {}
+    tallies = [_taken(journal, batch, first) for batch in batches]
+    if stored := _already_stored(journal, first):
+        for tally in tallies:
+            _drop(tally, stored)
+    if any(tally.fresh for tally in tallies):
+        _store(journal, tallies)
+    return [
+        IngestResult(
+            len(tally.fresh),
+            tally.duplicate,
+            tally.pending,
+            tuple(tally.rejected),
+            budgets_of(journal, {event.source for event in batch}) if journal.catalog.budgets else (),
+            journal.catalog.head,
+        )
+        for tally, batch in zip(tallies, batches, strict=True)
+    ]
+
+
+def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _Tally:
+    """A batch without what is bad or was seen in this transaction already; `first` gets the rest as well."""
+    tally = _Tally()
+    # One from further in the future would be charged at prices that may yet change.
+    latest = journal.now + MAX_CLOCK_SKEW
+    for index, event in enumerate(batch):
+        if (rejection := _rejection(index, event, latest)) is not None:
+            tally.rejected.append(rejection)
+            continue
+        of_source = first.get(event.source)
+        if of_source is None:
+            of_source = first[event.source] = {}
+        if event.id in of_source:
+            tally.duplicate += 1
+            _warn_if_other(event, _payload(of_source[event.id]))
+        else:
+            of_source[event.id] = event
+            tally.fresh.append(event)
+    return tally
+
+
+def _drop(tally: _Tally, stored: Mapping[tuple[str, str], tuple[Any, ...]]) -> None:
+    """Leave out what an earlier transaction stored; `stored` has its payloads."""
+    fresh = []
+    for event in tally.fresh:
+        payload = stored.get((event.source, event.id))
+        if payload is None:
+            fresh.append(event)
+        else:
+            tally.duplicate += 1
+            _warn_if_other(event, payload)
+    tally.fresh = fresh
+
+
+def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | None:
+    if event.time > latest:
+        message = (
+            f"time {event.time.isoformat()} is more than {MAX_CLOCK_SKEW.seconds // 60} minutes in the "
+            "future: set the sender's clock"
+        )
+        return Rejection(index, event.id, "TimeInFuture", message)
+    if event.time < _EARLIEST:
+        message = (
+            f"time {event.time.isoformat()} is before 1970, where no report begins: set the sender's clock"
+        )
+        return Rejection(index, event.id, "InvalidUsage", message)
+    fault = usage_fault(event.input_tokens, event.cached_input_tokens, event.output_tokens)
+    if fault is not None:
+        return Rejection(index, event.id, "InvalidUsage", fault)
+    return None
+
+
+def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
+    charging = Charging(journal)
+    received_at = journal.recorded_at
+    rows: list[tuple[Any, ...]] = []
+    for tally in tallies:
+        for event in tally.fresh:
+            service = event.service
+            occurred_at = to_micros(event.time)
+            tokens = (event.input_tokens, event.cached_input_tokens, event.output_tokens)
+            outcome = charging.charge((event.source, event.id), service, event.model, occurred_at, tokens)
+            if not is_charged(outcome):
+                tally.pending += 1
+            rows.append(
+                (
+                    event.source,
+                    event.id,
+                    f"{service[0]}/{service[1]}",
+                    event.model,
+                    event.api_key,
+                    event.request_id,
+                    event.status,
+                    occurred_at,
+                    received_at,
+                    *tokens,
+                    *outcome,
+                )
+            )
+    charging.post()
+    journal.write_last(_INSERT, rows)
+
+
+def _already_stored(journal: Journal, events: _BySource) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """The payloads of those events that are in the table, by source and id."""
+    look_up = _found_by_array if journal.connection.dialect.name == "postgresql" else _found_by_places
+    return {
+        (source, event_id): tuple(payload)
+        for source, of_source in events.items()
+        for event_id, *payload in look_up(journal, source, of_source)
+    }
+
+
+def _found_by_array(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
+    return _LOOKUP_ALL.rows(journal.connection, (source, list(ids)))
+
+
+def _found_by_places(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
+    """On SQLite. Ids rise as a rule (docs/decisions/110), and above the newest there is nothing to be found.
+
+    SQLite orders text as Python does; what a server does depends on its locale.
+    """
+    if len(ids) > 1:
+        ((newest,),) = _NEWEST.rows(journal.connection, (source,))
+        ids = [event_id for event_id in ids if event_id <= newest] if newest is not None else []
+    found: list[tuple[Any, ...]] = []
+    for chunk in _chunks(ids, _CHUNK):
+        # Statements for a few sizes, written once: the rest of the places repeats the first id.
+        size = next(size for size in _LOOKUPS if size >= len(chunk))
+        padding = [chunk[0]] * (size - len(chunk))
+        found += _LOOKUPS[size].rows(journal.connection, (source, *chunk, *padding))
+    return found
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterable[list[T]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def _payload(event: UsageEvent) -> tuple[Any, ...]:
+    return (
+        str(event.service),
+        event.model,
+        to_micros(event.time),
+        event.input_tokens,
+        event.cached_input_tokens,
+        event.output_tokens,
+    )
+
+
+def _warn_if_other(event: UsageEvent, first: tuple[Any, ...]) -> None:
+    if _payload(event) != first:
+        _log.warning(
+            "event repeated with another payload: the first one counts",
+            source=event.source,
+            id=event.id,
+            service=str(event.service),
+        )
+
+
+def settle(journal: Journal, services: Iterable[ObjectKey], waited_for: Iterable[str]) -> int:
+    """Charge the pending events of these services, and those that wait for these accounts or models.
+
+    In the order in which they arrived, whatever each waits for: it decides who gets the quota (B6).
+    Returns how many were charged. Those that still cannot be keep waiting, for what they now wait for.
+    """
+    ((any_pending,),) = _ANY_PENDING.rows(journal.connection, ())
+    if not any_pending:
+        return 0
+    found: set[int] = set()
+    for condition, keys in ((_OF_SERVICES, map(str, services)), (_WAITING_FOR, iter(waited_for))):
+        for chunk in _chunks(keys, _CHUNK):
+            found.update(journal.connection.execute(condition, {"keys": chunk}).scalars())
+    settled = 0
+    for page in _chunks(sorted(found), _SETTLE_PAGE):
+        settled += _settle_page(journal, journal.connection.execute(_BY_ID, {"ids": page}).all())
+    return settled
+
+
+def _settle_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int:
+    charging = Charging(journal)
+    changes: list[tuple[Any, ...]] = []
+    settled = 0
+    for row in page:
+        outcome = charging.charge(
+            (row.source, row.event_id),
+            ObjectKey.parse(row.service),
+            row.model,
+            row.occurred_at,
+            (row.input_tokens, row.cached_input_tokens, row.output_tokens),
+        )
+        settled += is_charged(outcome)
+        if is_charged(outcome) or outcome[4:6] != (row.pending_reason, row.waiting_for):
+            changes.append((*outcome, row.id))
+    charging.post()
+    journal.flush()
+    if changes:
+        journal.run_many(_SETTLE, changes)
+    return settled
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """A stored event that is not charged yet. `cursor` orders them by arrival."""
+
+    cursor: int
+    event: UsageEvent
+    received_at: datetime
+    reason: str
+    waiting_for: str
+
+
+def pending_event(row: Row[*tuple[Any, ...]]) -> PendingEvent:
+    """The event of a row of `usage_events`."""
+    event = UsageEvent(
+        source=row.source,
+        id=row.event_id,
+        service=ObjectKey.parse(row.service),
+        time=from_micros(row.occurred_at),
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        cached_input_tokens=row.cached_input_tokens,
+        model=row.model,
+        api_key=row.api_key,
+        request_id=row.request_id,
+        status=row.status,
+    )
+    return PendingEvent(row.id, event, from_micros(row.received_at), row.pending_reason, row.waiting_for)
+
+
+_events = tables.usage_events.c
+_PAYLOAD = (
+    _events.service,
+    _events.model,
+    _events.occurred_at,
+    _events.input_tokens,
+    _events.cached_input_tokens,
+    _events.output_tokens,
+)
+_IS_PENDING = _events.transaction_sequence.is_(None)
+_KEYS: BindParameter[str] = bindparam("keys", expanding=True)
+
+_INSERT = BulkInsert(
+    tables.usage_events,
+    (
+        "source",
+        "event_id",
+        "service",
+        "model",
+        "api_key",
+        "request_id",
+        "status",
+        "occurred_at",
+        "received_at",
+        "input_tokens",
+        "cached_input_tokens",
+        "output_tokens",
+        *OUTCOME_COLUMNS,
+    ),
+)
+
+
+_NEWEST = Prepared(select(func.max(_events.event_id)).where(_events.source == bindparam("of")), ["of"])
+_STORED = select(_events.event_id, *_PAYLOAD).where(_events.source == bindparam("of"))
+
+
+def _lookup(size: int) -> Prepared:
+    names = [f"id_{number}" for number in range(size)]
+    return Prepared(_STORED.where(_events.event_id.in_(map(bindparam, names))), ["of", *names])
+
+
+_LOOKUP_ALL = Prepared(
+    _STORED.where(_events.event_id == any_(bindparam("ids", type_=ARRAY(Text)))), ["of", "ids"]
+)
+_LOOKUPS = {size: _lookup(size) for size in (1, 20, 100, _CHUNK)}
+_ANY_PENDING = Prepared(select(select(_events.id).where(_IS_PENDING).exists()), ())
+_PENDING_IDS = select(_events.id).where(_IS_PENDING)
+_OF_SERVICES = _PENDING_IDS.where(_events.service.in_(_KEYS))
+_WAITING_FOR = _PENDING_IDS.where(_events.waiting_for.in_(_KEYS))
+_BY_ID = (
+    select(tables.usage_events).where(_events.id.in_(bindparam("ids", expanding=True))).order_by(_events.id)
+)
+_NEW_OUTCOME: dict[str, BindParameter[Any]] = {name: bindparam(f"new_{name}") for name in OUTCOME_COLUMNS}
+_SETTLE = Prepared(
+    update(tables.usage_events).values(_NEW_OUTCOME).where(_events.id == bindparam("row_id"), _IS_PENDING),
+    [*(parameter.key for parameter in _NEW_OUTCOME.values()), "row_id"],
+)
+
+PENDING_LIST = (
+    select(tables.usage_events)
+    .where(_IS_PENDING, _events.id > bindparam("after"))
+    .order_by(_events.id)
+    .limit(bindparam("at_most"))
+)

@@ -1,0 +1,182 @@
+"""Engines for the ledger's database: how connections are opened, and what a transaction begins with.
+
+A writer takes the write lock when it begins, so it never finds out half-way that somebody else was
+faster; readers see one snapshot and block nobody. Knows nothing of the tables. What only SQLite or only
+PostgreSQL has is in `_sqlite_engine` and `_postgresql_engine`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from psycopg.errors import QueryCanceled
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from farebox.errors import ConfigurationError, LedgerRefused
+from farebox.ledger.db.prepared import execute
+
+_BUSY_TIMEOUT_MS: Final = 10_000
+_STEPS_BETWEEN_LOOKS: Final = 10_000
+"""Of SQLite's machine: about a millisecond."""
+_POSTGRESQL_ARGUMENTS: Final = {
+    "connect_timeout": "5",
+    # A server that is gone without a word is noticed in half a minute, not in two hours.
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+_WRITER_SESSION: Final = (
+    # Whoever holds the ledger's row and stops half-way (a paused process, a lost node) must let go of it, and
+    # those who wait for it must be able to say that they do.
+    "SET idle_in_transaction_session_timeout = '20s'",
+    "SET lock_timeout = '10s'",
+    # What was answered is on the disk, whatever the server's default is. Stricter ones stay.
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') = 'off'",
+)
+_SQLITE_SESSION: Final = (
+    f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    # REPLACE must not get around the triggers that forbid DELETE.
+    "recursive_triggers = ON",
+)
+_SQLITE_WRITER: Final = (
+    # 64 MB: the inner pages of the indexes stay in memory.
+    "cache_size = -65536",
+    # 16 MB of journal instead of 4: pages that many commits changed are written back once.
+    "wal_autocheckpoint = 4096",
+)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970 UTC, exactly. `moment` must be aware."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The moment of `to_micros`, in UTC."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def write_engine(url: str) -> Engine:
+    """An engine with one connection, for the writer. Commits are on the disk when they return."""
+    parsed = ledger_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed, "BEGIN IMMEDIATE", 1, _SQLITE_WRITER)
+    return _postgresql_engine(parsed, "READ COMMITTED", 1, _WRITER_SESSION)
+
+
+def read_engine(url: str, connections: int) -> Engine:
+    """An engine for readers; a transaction of it is one snapshot."""
+    parsed = ledger_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed, "BEGIN", connections, ())
+    return _postgresql_engine(parsed, "REPEATABLE READ", connections, ())
+
+
+@contextmanager
+def limited(connection: Connection, seconds: float) -> Iterator[None]:
+    """No statement inside takes longer than this; begin it first thing in a reader's transaction.
+
+    Raises:
+        LedgerRefused: ReportTooLong.
+    """
+    try:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
+            yield
+        else:
+            driver: Any = connection.connection.driver_connection
+            ends = time.monotonic() + seconds
+            driver.set_progress_handler(lambda: time.monotonic() > ends, _STEPS_BETWEEN_LOOKS)
+            try:
+                yield
+            finally:
+                driver.set_progress_handler(None, 0)
+    except OperationalError as error:
+        if not isinstance(error.orig, QueryCanceled) and str(error.orig) != "interrupted":
+            raise
+        raise LedgerRefused(
+            "ReportTooLong",
+            f"the report took more than {seconds:g} s: ask for a shorter time, or for less of it",
+        ) from error
+
+
+def ledger_url(url: str) -> URL:
+    """The URL of a ledger, with its driver.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is of a database that the ledger does not run on.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(f"the ledger's URL cannot be read: {error}") from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+        raise ConfigurationError(
+            f"the ledger does not run on {parsed.drivername}: use a URL that begins with sqlite:/// or "
+            "postgresql+psycopg://"
+        )
+    return parsed
+
+
+def _postgresql_engine(url: URL, isolation: str, pool_size: int, session: Sequence[str]) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        isolation_level=isolation,
+        connect_args=_POSTGRESQL_ARGUMENTS | dict(url.query),
+        # Values by their place, as SQLite takes them.
+        paramstyle="format",
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        for statement in session:
+            connection.execute(statement)
+        connection.commit()
+
+    return engine
+
+
+def _sqlite_engine(parsed: URL, begin: str, pool_size: int, pragmas: Sequence[str]) -> Engine:
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigurationError(
+            "the ledger needs a database file: use a URL such as sqlite:////path/to/ledger.db"
+        )
+    engine = create_engine(
+        parsed, pool_size=pool_size, max_overflow=0, connect_args={"check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        # Without this the driver begins transactions by its own rules, too late for DDL and for readers.
+        connection.isolation_level = None
+        for pragma in (*_SQLITE_SESSION, *pragmas):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        execute(connection, begin, ())
+
+    return engine
+
+
+@contextmanager
+def disposing(engine: Engine) -> Iterator[Engine]:
+    """The engine, and its connections closed at the end."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()

@@ -1,1 +1,0 @@
-"""Alembic's environment and the versions of the ledger's schema, run by `farebox.ledger.migrate`."""

@@ -1,0 +1,198 @@
+"""A statement of an account: opening balance, lines, closing balance, by the time of booking. It only reads.
+
+Top-ups and reservation terms are lines of their own, usage is summed by day and model. Opening balance and
+lines are the closing balance to the last nano-unit (B19), because both come from the same entries. The
+balances are counted back from the account's own, which `verify` compares with the first entry on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Select, func, select
+
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.reservations import MICROS_PER_DAY
+from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerRefused
+from farebox.ledger.booking.charging import REVENUE, USAGE
+from farebox.ledger.booking.journal import BALANCE
+from farebox.ledger.db import tables
+from farebox.ledger.db.engine import from_micros, to_micros
+from farebox.ledger.reports.sums import exact_sum, joined
+
+MAX_LINES: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """What moved the balance by `amount` nano-units. `kind` is the transaction's.
+
+    `time` is that of the booking, for Usage the beginning of its day (UTC). The rest is given as far as the
+    kind has it: reference and source of top-ups; service, model, number and period of reservation terms; the
+    model of usage.
+    """
+
+    kind: str
+    time: datetime
+    amount: Nano
+    reference: str | None = None
+    source: str | None = None
+    service: str | None = None
+    model: str | None = None
+    term: int | None = None
+    period_start: datetime | None = None
+    period_end: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What was booked from `start` to before `end`; `as_of` is the ledger's number up to which was read."""
+
+    account: ObjectKey
+    currency: str
+    start: datetime
+    end: datetime
+    as_of: int
+    opening: Nano
+    closing: Nano
+    lines: Sequence[StatementLine]
+
+
+def read_statement(
+    connection: Connection, account: ObjectKey, start: datetime, end: datetime, max_lines: int = MAX_LINES
+) -> Statement | None:
+    """The statement of the connection's snapshot, or None if the ledger has no such account.
+
+    Raises:
+        LedgerRefused: StatementTooLong, with more than `max_lines` lines.
+    """
+    found = connection.execute(select(tables.accounts).where(_accounts.key == str(account))).one_or_none()
+    if found is None:
+        return None
+    since, until = to_micros(start), to_micros(end)
+    later = joined(*connection.execute(_moved_since(found.id, until)).one())
+    singles = connection.execute(_singles(found.id, since, until).limit(max_lines + 1)).all()
+    usage = connection.execute(_usage(found.id, since, until).limit(max_lines + 1)).all()
+    if len(singles) + len(usage) > max_lines:
+        raise LedgerRefused(
+            "StatementTooLong",
+            f"the statement has more than {max_lines} lines: ask for a shorter time, with from and to",
+        )
+    lines = [(row.recorded_at // MICROS_PER_DAY, 0, row.sequence, "", _single(row)) for row in singles]
+    lines += [(row.day // MICROS_PER_DAY, 1, 0, row.book, _usage_line(row)) for row in usage]
+    lines.sort(key=lambda line: line[:4])
+    closing = Nano(found.balance - later)
+    return Statement(
+        account=account,
+        currency=found.currency,
+        start=start,
+        end=end,
+        as_of=connection.execute(select(tables.ledger.c.head)).scalar_one(),
+        opening=Nano(closing - sum(line[-1].amount for line in lines)),
+        closing=closing,
+        lines=[line[-1] for line in lines],
+    )
+
+
+def _single(row: Row[*tuple[Any, ...]]) -> StatementLine:
+    return StatementLine(
+        kind=row.kind,
+        time=from_micros(row.recorded_at),
+        amount=Nano(row.amount),
+        reference=row.reference,
+        source=row.source,
+        service=row.service,
+        model=row.model,
+        term=row.number,
+        period_start=None if row.start_at is None else from_micros(row.start_at),
+        period_end=None if row.end_at is None else from_micros(row.end_at),
+    )
+
+
+def _usage_line(row: Row[*tuple[Any, ...]]) -> StatementLine:
+    """What the revenue books got is what the balance lost."""
+    return StatementLine(
+        kind=USAGE,
+        time=from_micros(row.day),
+        amount=Nano(-joined(row.amount_units, row.amount_nano)),
+        model=row.book.removeprefix(REVENUE),
+    )
+
+
+def _moved_since(account_id: int, moment: int) -> Select[*tuple[Any, ...]]:
+    """What the balance moved by from a moment on."""
+    return (
+        select(*exact_sum(_entries.amount, "amount"))
+        .join_from(tables.transactions, tables.entries)
+        .join(tables.books, _books.id == _entries.book_id)
+        .where(
+            _transactions.account_id == account_id,
+            _transactions.recorded_at >= moment,
+            _books.name == BALANCE,
+        )
+    )
+
+
+def _singles(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]]:
+    """Every transaction but those of usage, of whatever kind: none can be missing."""
+    return (
+        select(
+            _transactions.sequence,
+            _transactions.kind,
+            _transactions.recorded_at,
+            _entries.amount,
+            _topups.reference,
+            _topups.source,
+            _reservations.service,
+            _reservations.model,
+            _terms.number,
+            _terms.start_at,
+            _terms.end_at,
+        )
+        .join_from(tables.transactions, tables.entries)
+        .join(tables.books, _books.id == _entries.book_id)
+        .outerjoin(tables.topups, _topups.transaction_sequence == _transactions.sequence)
+        .outerjoin(tables.reservation_terms, _terms.transaction_sequence == _transactions.sequence)
+        .outerjoin(tables.reservations, _reservations.id == _terms.reservation_id)
+        .where(*_booked(account_id, since, until), _transactions.kind != USAGE, _books.name == BALANCE)
+        .order_by(_transactions.sequence)
+    )
+
+
+def _usage(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]]:
+    day = (_transactions.recorded_at - _transactions.recorded_at % MICROS_PER_DAY).label("day")
+    booked = (
+        select(day, _books.name.label("book"), _entries.amount)
+        .join_from(tables.transactions, tables.entries)
+        .join(tables.books, _books.id == _entries.book_id)
+        .where(
+            *_booked(account_id, since, until),
+            _transactions.kind == USAGE,
+            func.substr(_books.name, 1, len(REVENUE)) == REVENUE,
+        )
+        .subquery()
+    )
+    return (
+        select(booked.c.day, booked.c.book, *exact_sum(booked.c.amount, "amount"))
+        .group_by(booked.c.day, booked.c.book)
+        .order_by(booked.c.day, booked.c.book)
+    )
+
+
+def _booked(account_id: int, since: int, until: int) -> tuple[Any, ...]:
+    return (
+        _transactions.account_id == account_id,
+        _transactions.recorded_at >= since,
+        _transactions.recorded_at < until,
+    )
+
+
+_accounts = tables.accounts.c
+_transactions = tables.transactions.c
+_entries = tables.entries.c
+_books = tables.books.c
+_topups = tables.topups.c
+_terms = tables.reservation_terms.c
+_reservations = tables.reservations.c
