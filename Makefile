@@ -28,22 +28,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed ## Make the virtual environment
 
 plane: install ## Build the test control plane (etcd, Kubernetes, kwok); about 5 minutes, once
-	@$(BIN)/python -m tests.plane build
+	@$(BIN)/python -m tests.tools.plane build
 
 demo: $(if $(filter-out plane,$(CLUSTER)),install,plane) ## Run the main job on a real control plane and print a timeline; KEEP=1 leaves it running
-	@$(BIN)/python -m tests.demo
+	@$(BIN)/python -m tests.tools.demo
 
 test: plane ## Run all tests; some of them: ARGS=tests/domain
 	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) $(ARGS)
 
 test-llama: install ## Run a real model file, written by the test, behind the gateway; 100 MB of packages more
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group llama
-	@$(BIN)/python -m pytest tests/llama/real_model.py
+	@$(BIN)/python -m pytest tests/tools/llama/real_model.py
 
 lint: install ## Style of code and YAML
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
-	@$(BIN)/yamllint --strict manifests crds tests/plane
+	@$(BIN)/yamllint --strict manifests crds tests/tools/plane
 
 types: install ## Static types
 	@$(BIN)/mypy
@@ -62,10 +62,10 @@ crds: install ## Write crds/ and docs/reference anew from the pydantic models
 	@$(BIN)/python -m farebox.reference docs/reference
 
 bench: plane ## Measure speed beside its limits; writes build/bench/*.json
-	@$(BIN)/python -m tests.bench $(ARGS)
+	@$(BIN)/python -m tests.tools.bench $(ARGS)
 
 soak: plane ## Random users, callers and kills for five minutes, judged by product.md; ARGS="--seed 7 --minutes 60"
-	@$(BIN)/python -m tests.soak $(ARGS)
+	@$(BIN)/python -m tests.tools.soak $(ARGS)
 
 # Attestations would make the image a list of manifests, which not every version of kind can load.
 image: export BUILDX_NO_DEFAULT_ATTESTATIONS = 1

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.plane.cluster import Cluster
-from tests.plane.fixtures import cluster, plane, pytest_collection_finish
 from tests.support.postgres import FAST, Postgres
 from tests.support.stack import Stack
+from tests.tools.plane.cluster import Cluster
+from tests.tools.plane.fixtures import cluster, plane, pytest_collection_finish
 
 __all__ = ["cluster", "plane", "postgres", "pytest_collection_finish", "stack"]
 

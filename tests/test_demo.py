@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo import __main__ as program
-from tests.demo.expect import Expect, Seen, strayed, unsettled
-from tests.demo.scenario import Scenario
-from tests.demo.shop import DEMO_LABEL, Calls, Shop
-from tests.demo.timeline import Timeline
-from tests.demo.watching import PhaseWatch
-from tests.plane import places
 from tests.support.processes import runs
 from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import wait_for
+from tests.tools.demo import __main__ as program
+from tests.tools.demo.expect import Expect, Seen, strayed, unsettled
+from tests.tools.demo.scenario import Scenario
+from tests.tools.demo.shop import DEMO_LABEL, Calls, Shop
+from tests.tools.demo.timeline import Timeline
+from tests.tools.demo.watching import PhaseWatch
+from tests.tools.plane import places
 
 UP = "Creating -> Running"
 DOWN = "Running -> Stopped"
@@ -192,7 +192,7 @@ def _demo(temporary: Path, *arguments: str, **env: str) -> "subprocess.Completed
     """Run the demo as a user does; kept ones of the developer are not touched: they are in another TMPDIR."""
     ours = {"CLUSTER": "plane", "TMPDIR": str(temporary), "KEEP": "", "NO_COLOR": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "tests.demo", "--patience=60", *arguments],
+        [sys.executable, "-m", "tests.tools.demo", "--patience=60", *arguments],
         cwd=REPOSITORY, env=os.environ | ours | env, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.plane import HOLD_ANNOTATION, KubectlError, Plane, PlaneError, binaries, places
-from tests.plane.clusters import KIND_CONFIG, CurrentCluster, open_cluster
+from tests.tools.plane import HOLD_ANNOTATION, KubectlError, Plane, PlaneError, binaries, places
+from tests.tools.plane.clusters import KIND_CONFIG, CurrentCluster, open_cluster
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -305,7 +305,7 @@ def test_a_paused_api_server_answers_nothing_until_it_is_resumed() -> None:
 
 PARENT = """
 import sys
-from tests.plane import Plane
+from tests.tools.plane import Plane
 plane = Plane.start()
 print(plane._processes.pid, plane.directory, flush=True)
 sys.stdin.read()
@@ -391,7 +391,7 @@ def test_a_component_that_cannot_start_is_named_with_the_end_of_its_log(tmp_path
 
 
 def test_a_detached_plane_outlives_its_starter_and_is_stopped_by_name() -> None:
-    command = [sys.executable, "-m", "tests.plane"]
+    command = [sys.executable, "-m", "tests.tools.plane"]
     up = subprocess.run(
         [*command, "up", "--detach", "--nodes=1"], cwd=REPOSITORY, check=True, capture_output=True, text=True
     )

@@ -17,14 +17,14 @@ from openai import APIConnectionError, APIStatusError, OpenAI
 from farebox.kube.names import core_path
 from farebox.up import UpSettings, default_ledger_url
 from farebox.up.gateway import gateway
-from tests.demo.shop import Calls, Shop
-from tests.plane import Plane
-from tests.plane.cluster import Cluster
 from tests.support.api import Api, path_of
 from tests.support.ports import free_port
 from tests.support.processes import Process, runs
 from tests.support.stack import REPOSITORY, SYSTEM, Stack, usage_event
 from tests.support.waiting import wait_for
+from tests.tools.demo.shop import Calls, Shop
+from tests.tools.plane import Plane
+from tests.tools.plane.cluster import Cluster
 
 SHOP = Shop()
 

@@ -25,7 +25,7 @@ from tests.api.samples import (
     changed,
 )
 from tests.api.tables import ACCEPTED, CHANGES_ACCEPTED, CHANGES_REFUSED, REFUSED, Accepted, Refused
-from tests.plane import Cluster, KubectlError
+from tests.tools.plane import Cluster, KubectlError
 
 pytestmark = pytest.mark.plane
 

@@ -13,11 +13,11 @@ import pytest
 from farebox.kube.names import core_path, deployment_path, lease_path
 from tests.integration.tenants import SECONDS, Tenant
 from tests.integration.test_health import samples
-from tests.plane.plane import Plane
 from tests.support.api import path_of
 from tests.support.processes import Process
 from tests.support.stack import BACKENDS, SYSTEM, Stack
 from tests.support.waiting import wait_for
+from tests.tools.plane.plane import Plane
 
 LEASE_SECONDS = 3.0
 BALANCE_MAX_AGE_SECONDS = 5.0

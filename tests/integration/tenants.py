@@ -11,10 +11,10 @@ from typing import Any
 
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import core_path, dedicated_backend_name, deployment_path, shared_backend_name
-from tests.plane import HOLD_ANNOTATION
 from tests.support.api import JSONObject, manifest, path_of
 from tests.support.stack import BACKENDS, IMAGE, Stack
 from tests.support.waiting import wait_for
+from tests.tools.plane import HOLD_ANNOTATION
 
 SECONDS = 60.0
 """How long a test waits for what takes a fraction of a second on a quiet machine."""

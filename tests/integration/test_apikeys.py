@@ -11,10 +11,10 @@ import pytest
 
 from farebox.kube.names import core_path
 from tests.integration.tenants import SECONDS, Tenant, condition_of
-from tests.plane import Plane
 from tests.support.api import Api, ApiError, JSONObject, manifest, path_of
 from tests.support.stack import SYSTEM, Stack
 from tests.support.waiting import wait_for
+from tests.tools.plane import Plane
 
 pytestmark = pytest.mark.plane
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from tests.integration.tenants import SECONDS, Tenant, condition_of, template
-from tests.plane import KubectlError
 from tests.support.waiting import wait_for
+from tests.tools.plane import KubectlError
 
 pytestmark = pytest.mark.plane
 

@@ -1,6 +1,7 @@
 """Free quotas and reservations as tenants see them: what runs on them, what happens at their end (B6, B9).
 
-What takes days is tested on the ledger itself, with a clock of the test's own (tests/ledger/test_terms.py).
+What takes days is tested on the ledger itself, with a clock of the test's own
+(tests/ledger/booking/test_entitlements.py).
 """
 
 import pytest

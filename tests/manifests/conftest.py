@@ -6,8 +6,8 @@ import pytest
 
 from tests.manifests.rights import bind_people
 from tests.manifests.trees import BASE
-from tests.plane import Plane
-from tests.plane.fixtures import pytest_collection_finish
+from tests.tools.plane import Plane
+from tests.tools.plane.fixtures import pytest_collection_finish
 
 __all__ = ["pytest_collection_finish"]
 

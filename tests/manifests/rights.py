@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.plane import Plane
+from tests.tools.plane import Plane
 
 TEAM, OTHER_TEAM, BILLING = "rbac-team", "rbac-other", "rbac-billing"
 """Namespaces of the people below."""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.manifests.trees import ROOT
-from tests.plane import Plane
+from tests.tools.plane import Plane
 
 PAGES = [ROOT / "docs" / name for name in ("install.md", "gitops.md", "autoscaling.md", "gateway.md")]
 NOT_HERE = {"Application", "Certificate", "Kustomization", "ScaledObject"}

@@ -10,7 +10,7 @@ from farebox.gateway.envoy.bootstrap import EnvoySettings, command
 from farebox.gateway.transport import TransportSettings
 from farebox.settings import GatewaySettings
 from tests.manifests.trees import BASE, COMPONENTS, ROOT, documents, kinds
-from tests.plane import Plane
+from tests.tools.plane import Plane
 
 OPTIONAL = ["valkey", "httproute", "envoy-image", "gateway-tls", "prometheus", "postgresql"]
 QUIT_SECONDS = 5.0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.manifests.trees import BASE, EXTERNAL, SAMPLES, VLLM, kinds, workloads
-from tests.plane import KubectlError, Plane
+from tests.tools.plane import KubectlError, Plane
 
 pytestmark = pytest.mark.plane
 

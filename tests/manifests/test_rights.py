@@ -23,7 +23,7 @@ from tests.manifests.rights import (
     allowed,
     rules_of,
 )
-from tests.plane import KubectlError, Plane
+from tests.tools.plane import KubectlError, Plane
 
 pytestmark = pytest.mark.plane
 

@@ -13,7 +13,7 @@ from farebox.gateway.ratelimit.quota_sync import Quotas
 from farebox.gateway.snapshot import GatewayView
 from farebox.gateway.spend.tracker import Purse
 from farebox.meterapi.client import RemoteLedger
-from tests.gateway.rules.world import api_key
+from tests.gateway.world import api_key
 from tests.ledger.support import START, binding, price, terms, topup, usage
 from tests.meter.support import TENANT, Running
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from tests.plane.cluster import Cluster
-from tests.plane.errors import KubectlError
 from tests.support.ports import free_port
+from tests.tools.plane.cluster import Cluster
+from tests.tools.plane.errors import KubectlError
 
 BASE = Path(__file__).parents[2] / "manifests/base"
 SYSTEM = "farebox-system"

@@ -17,13 +17,13 @@ from typing import Any
 
 from farebox.api import GROUP, KINDS
 from farebox.kube.names import lease_path
-from tests.plane.cluster import Cluster
 from tests.support.api import Api
 from tests.support.gateway import Gateway
 from tests.support.pods import SYSTEM, Pods
 from tests.support.ports import free_port
 from tests.support.processes import Process, get
 from tests.support.waiting import wait_for
+from tests.tools.plane.cluster import Cluster
 
 REPOSITORY = Path(__file__).parents[2]
 BACKENDS = "farebox-models"

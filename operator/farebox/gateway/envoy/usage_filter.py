@@ -5,8 +5,8 @@ must not see it: OpenAI's API sends no event without choices then, and many clie
 others add up the usage of all events.
 
 It is a script in Envoy (`usage_filter.lua`), because an answer goes through Envoy alone. The script finds
-usage and copies it as it is; `usage` says what it means. Which Hiding a stream gets is said with the decision, and
-brings it to a route of its own.
+usage and copies it as it is; `usage` says what it means. Which Hiding a stream gets is said with the
+decision, and brings it to a route of its own.
 """
 
 from importlib.resources import files

@@ -1,0 +1,349 @@
+"""The way of usage from the log to a real meter: rotation, repetition, a meter that is away."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farebox.errors import LedgerUnavailable
+from farebox.gateway.metering.log_segments import Bookmark, Position, Segments
+from farebox.gateway.metering.outbox import Outbox
+from farebox.gateway.metering.publisher import Event, Receipt, RemoteEvents
+from farebox.gateway.metering.usage import UsageLine
+from farebox.meterapi.types import Budget
+from tests.gateway.h2_client import eventually
+from tests.gateway.ledger_rows import stored
+from tests.ledger.databases import Database
+from tests.ledger.support import CHAT
+from tests.meter.support import GATEWAY, Running
+
+
+class Log:
+    """Writes lines as Envoy does, and opens the file anew when told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.written = 0
+        self.reopened = 0
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, count: int = 1, **changes: Any) -> None:
+        for _ in range(count):
+            self._file.write(self.line(self.written, **changes))
+            self.written += 1
+
+    def raw(self, data: bytes) -> None:
+        self._file.write(data)
+
+    async def reopen(self) -> None:
+        self._file.close()
+        self._file = self.path.open("ab", buffering=0)
+        self.reopened += 1
+
+    def close(self) -> None:
+        self._file.close()
+
+    def rotated(self) -> int:
+        return len(list(self.path.parent.glob("usage.log.*")))
+
+    @staticmethod
+    def line(number: int, **changes: Any) -> bytes:
+        values: dict[str, Any] = {
+            "at": f"{datetime.now(UTC).timestamp():.6f}",
+            "details": "via_upstream",
+            "flags": "-",
+            "id": f"call-{number}",
+            "labels": json.dumps({"service": str(CHAT)}),
+            "ms": 5,
+            "sent": 10,
+            "status": 200,
+            "upstream": 300,
+            "usage": {"last": '{"prompt_tokens":100,"completion_tokens":20}'},
+        }
+        return json.dumps(values | changes, separators=(",", ":")).encode() + b"\n"
+
+
+@asynccontextmanager
+async def shipping(log: Log, events: Any, **listeners: Any) -> AsyncIterator[Outbox]:
+    """An outbox that runs, and is killed (not stopped) at the end."""
+    outbox = Outbox(log.path, "gateway-0", events, log.reopen, **listeners)
+    outbox.rotate_bytes = 2000
+    task = asyncio.create_task(outbox.run(asyncio.Event()))
+    try:
+        yield outbox
+        assert not task.done(), task.exception()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def replace(token: Path, content: str) -> None:
+    token.write_text(content)
+
+
+def calls(count: int) -> list[str]:
+    return sorted(f"call-{number}" for number in range(count))
+
+
+async def test_each_line_is_charged_once_over_rotations_and_restarts(
+    tmp_path: Path, meter: Running, database: Database, token: Path
+) -> None:
+    log = Log(tmp_path / "usage.log")
+    async with RemoteEvents(meter.url, token) as events:
+        for round_ in range(4):
+            async with shipping(log, events) as outbox:
+                for _ in range(20):
+                    log.write(5)
+                    await asyncio.sleep(0.002)
+                await eventually(
+                    lambda outbox=outbox, round_=round_: outbox.counts.sent >= 20 and log.reopened > round_
+                )
+        async with shipping(log, events):
+            await eventually(lambda: len(stored(database)) == log.written)
+            await eventually(lambda: log.rotated() <= 1)  # what is done is deleted
+    assert stored(database) == calls(400)
+
+
+async def test_a_bookmark_that_is_lost_sends_again_and_charges_nothing_twice(
+    tmp_path: Path, meter: Running, database: Database, token: Path
+) -> None:
+    log, bookmark = Log(tmp_path / "usage.log"), tmp_path / "usage.done"
+    log.write(5)
+    async with RemoteEvents(meter.url, token) as events:
+        async with shipping(log, events) as outbox:
+            # A thread writes it, and outlives the outbox's task here as no thread outlives its process.
+            await eventually(lambda: outbox.counts.sent == 5 and bookmark.exists())
+        bookmark.unlink()
+        async with shipping(log, events) as outbox:
+            await eventually(lambda: outbox.counts.sent == 5)
+    assert stored(database) == calls(5)
+
+
+class Moody:
+    """The real meter, reached through a line that fails when told."""
+
+    def __init__(self, events: RemoteEvents) -> None:
+        self._events = events
+        self.away = False
+        self.lose_answers = False
+        self.tries = 0
+
+    async def post(self, events: Sequence[Event]) -> Receipt:
+        self.tries += 1
+        if self.away:
+            raise LedgerUnavailable("away")
+        receipt = await self._events.post(events)
+        if self.lose_answers:
+            raise LedgerUnavailable("the answer is lost")
+        return receipt
+
+
+async def test_a_meter_that_is_away_delays_and_loses_nothing(
+    tmp_path: Path, meter: Running, database: Database, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.gateway.metering.outbox.READ_AHEAD", 7)
+    monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
+    log = Log(tmp_path / "usage.log")
+    heard: list[UsageLine] = []
+    async with RemoteEvents(meter.url, token) as remote:
+        events = Moody(remote)
+        events.away = True
+        async with shipping(log, events, on_usage=lambda line, _: heard.append(line)) as outbox:
+            log.write(100)
+            await eventually(lambda: len(heard) == 100)
+            await eventually(lambda: events.tries > 3)
+            assert stored(database) == []
+        async with shipping(log, events) as outbox:
+            log.write(100)
+            await eventually(lambda: outbox.counts.lines == 200)
+            events.away, events.lose_answers = False, True
+            await eventually(lambda: len(stored(database)) > 0)
+            events.lose_answers = False
+            await eventually(lambda: not outbox.behind)
+    assert stored(database) == calls(200)
+
+
+async def test_what_the_meter_rejects_is_put_aside_and_holds_nothing_up(
+    tmp_path: Path, meter: Running, database: Database, token: Path
+) -> None:
+    log = Log(tmp_path / "usage.log")
+    acknowledged: list[str] = []
+
+    def hear(ids: Sequence[str], budgets: Sequence[Budget], sequence: int) -> None:
+        acknowledged.extend(ids)
+        assert sequence > 0
+
+    async with RemoteEvents(meter.url, token) as events:
+        log.write(labels=json.dumps({"service": "no name"}))
+        log.write(at="4000000000.0")
+        log.write(3)
+        async with shipping(log, events, on_acknowledged=hear) as outbox:
+            await eventually(lambda: outbox.counts.sent == 5)
+    aside = [json.loads(text) for text in (tmp_path / "usage.rejected").read_text().splitlines()]
+    assert [(item["reason"], item["event"]["data"]["requestId"]) for item in aside] == [
+        ("InvalidEvent", "call-0"),
+        ("TimeInFuture", "call-1"),
+    ]
+    assert stored(database) == ["call-2", "call-3", "call-4"]
+    assert acknowledged == [f"call-{number}" for number in range(5)]
+
+
+async def test_lines_that_cost_nothing_and_lines_that_are_none_are_passed_over(
+    tmp_path: Path, meter: Running, database: Database, token: Path
+) -> None:
+    log = Log(tmp_path / "usage.log")
+    heard: list[str] = []
+    async with RemoteEvents(meter.url, token) as events:
+        log.write(status=502, flags="UF")
+        log.raw(b"\n{broken}\n" + log.line(7)[:50])
+        log.write()
+        async with shipping(log, events, on_usage=lambda line, _: heard.append(line.request_id)) as outbox:
+            await eventually(lambda: not outbox.behind and outbox.counts.lines == 2)
+            assert outbox.counts.invalid_lines == 1
+    assert heard == ["call-0", "call-1"]
+    assert stored(database) == ["call-1"]
+
+
+async def test_a_stop_sends_what_is_in_the_log_first(
+    tmp_path: Path, meter: Running, database: Database, token: Path
+) -> None:
+    log = Log(tmp_path / "usage.log")
+    log.write(2500)
+    stop = asyncio.Event()
+    stop.set()
+    async with RemoteEvents(meter.url, token) as events:
+        await Outbox(log.path, "gateway-0", events, log.reopen).run(stop, 20)
+    assert stored(database) == calls(2500)
+
+
+async def test_a_listener_that_fails_does_not_stop_the_rest(
+    tmp_path: Path, meter: Running, database: Database, token: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    log = Log(tmp_path / "usage.log")
+    async with RemoteEvents(meter.url, token) as events:
+        log.write(3)
+        async with shipping(log, events, on_usage=fail, on_acknowledged=fail) as outbox:
+            await eventually(lambda: outbox.counts.sent == 3)
+
+
+async def test_a_wrong_token_is_tried_again_with_the_one_that_replaces_it(
+    tmp_path: Path, meter: Running, database: Database, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
+    replace(token, "wrong")
+    log = Log(tmp_path / "usage.log")
+    log.write(3)
+    async with RemoteEvents(meter.url, token) as events, shipping(log, events) as outbox:
+        await eventually(lambda: outbox.counts.retries > 2)
+        replace(token, GATEWAY)
+        await eventually(lambda: outbox.counts.sent == 3)
+
+
+def test_a_bookmark_is_whole_or_the_one_before(tmp_path: Path) -> None:
+    bookmark = Bookmark(tmp_path / "done")
+    assert bookmark.load() is None
+    bookmark.save(Position(3, 17))
+    (tmp_path / "done.new").write_text("{cut")
+    assert bookmark.load() == (3, 17)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()], ids=["emptied", "deleted"]
+)
+def test_a_log_that_somebody_emptied_is_read_from_its_beginning(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "usage.log"
+    path.write_bytes(b"a\nb\n")
+    segments = Segments(path, None)
+    piece = segments.read(segments.start)
+    assert piece.lines == (b"a", b"b")
+    damage(path)
+    with path.open("ab") as file:
+        file.write(b"c\n")
+    again = segments.read(piece.end)
+    assert segments.read(again.end).lines == (b"c",)
+    segments.close()
+
+
+def test_a_line_is_read_when_it_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "usage.log"
+    segments = Segments(path, None)
+    assert segments.read(segments.start).end == segments.start
+    path.write_bytes(b"whole\nhalf")
+    piece = segments.read(segments.start)
+    assert piece.lines == (b"whole",)
+    assert segments.read(piece.end).end == piece.end
+    with path.open("ab") as file:
+        file.write(b" and half\n")
+    assert segments.read(piece.end).lines == (b"half and half",)
+    segments.close()
+
+
+def test_a_half_line_at_the_end_of_a_finished_file_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "usage.log"
+    path.write_bytes(b"whole\nhalf")
+    segments = Segments(path, None)
+    first = segments.read(segments.start)
+    assert segments.rotate_if_over(3)
+    assert segments.awaits_envoy
+    assert segments.read(first.end).end == first.end, "Envoy may still write to the old file"
+    path.write_bytes(b"new\n")
+    half = segments.read(first.end)
+    assert half.lines == (b"half",)
+    following = segments.read(half.end)
+    assert segments.read(following.end).lines == (b"new",)
+    segments.close()
+
+
+def test_files_keep_their_order_over_a_restart_in_the_middle_of_a_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "usage.log"
+    path.write_bytes(b"1\n")
+    segments = Segments(path, None)
+    segments.rotate_if_over(0)
+    segments.close()
+    again = Segments(path, None)
+    assert again.awaits_envoy
+    assert again.read(again.start).lines == (b"1",)
+    path.write_bytes(b"2\n")
+    assert again.rotate_if_over(0)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["usage.log.00000001", "usage.log.00000002"]
+    again.close()
+    last = Segments(path, Position(2, 0))
+    assert not (tmp_path / "usage.log.00000001").exists(), "done"
+    assert last.read(last.start).lines == (b"2",)
+    last.close()
+
+
+async def test_the_backlog_is_what_the_meter_has_not_taken(
+    tmp_path: Path, meter: Running, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over files that are put away too, and after a restart."""
+    monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
+    log = Log(tmp_path / "usage.log")
+    before = datetime.now(UTC)
+    async with RemoteEvents(meter.url, token) as events:
+        moody = Moody(events)
+        async with shipping(log, moody) as outbox:
+            log.write(1)
+            await eventually(lambda: outbox.counts.sent == 1)
+            assert outbox.backlog() == (0, None)
+            moody.away = True
+            log.write(20)
+            await eventually(lambda: log.rotated() == 1 and outbox.backlog()[0] >= 20 * len(log.line(1)))
+            _, first = outbox.backlog()
+            assert first is not None
+            assert before <= first <= datetime.now(UTC)
+        async with shipping(log, moody) as outbox:
+            await eventually(lambda: outbox.backlog()[0] >= 20 * len(log.line(1)))
+            assert outbox.backlog()[1] == first
+            moody.away = False
+            await eventually(lambda: outbox.backlog() == (0, None))

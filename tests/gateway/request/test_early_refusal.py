@@ -1,0 +1,100 @@
+"""A call that its head refuses is answered before its body comes: clients read why (B14)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+
+from tests.gateway.hostile import CHUNKED, LINE
+from tests.gateway.hostile_target import Place, answer, running
+from tests.gateway.world import OTHER_TOKEN, TOKEN
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+UNKNOWN = f"Authorization: Bearer {OTHER_TOKEN}"
+LARGE: list[Any] = [{"role": "user", "content": "word " * 2_000_000}]
+"""Ten megabytes, far more than sockets hold."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+    async with running(tmp_path_factory.mktemp("early"), body_seconds=3600) as made:
+        yield made
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 10000000", "Content-Length: 1000000000", CHUNKED])
+async def test_an_unknown_key_is_refused_though_its_body_never_comes(place: Place, length: str) -> None:
+    async with place.connected() as (reader, writer):
+        writer.write(f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\n{length}\r\n\r\n".encode())
+        assert (await answer(reader)).summary == "401 invalid_api_key"
+        assert await reader.read() == b"", "nothing may follow a body that was not read"
+    await place.check(0)
+
+
+def openais(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=OTHER_TOKEN, max_retries=0) as client:
+        client.chat.completions.create(model="chat", messages=LARGE)
+
+
+def anthropics(url: str) -> None:
+    with anthropic.Anthropic(base_url=url, api_key=OTHER_TOKEN, max_retries=0) as client:
+        client.messages.create(model="chat", messages=LARGE, max_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [(openais, openai.AuthenticationError), (anthropics, anthropic.AuthenticationError)],
+    ids=["openai", "anthropic"],
+)
+async def test_clients_that_send_a_large_body_read_why(
+    place: Place, call: Callable[[str], None], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="the API key is not known"):
+        await asyncio.to_thread(call, place.envoy.url)
+    await place.check(0)
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_body_that_is_longer_than_is_read_is_refused_the_same(place: Place, http2: bool) -> None:
+    """Also of a good key."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(http1=not http2, http2=http2, base_url=place.envoy.url) as client:
+        reply = await client.post("/v1/chat/completions", content=bytes(20_000_000), headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+    await place.check(0)
+
+
+async def test_who_floods_is_refused_as_well(place: Place) -> None:
+    """More at a time than bodies of refused calls are read."""
+    request = f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\nContent-Length: 10000000\r\n\r\n".encode()
+
+    async def one() -> str:
+        async with place.connected() as (reader, writer):
+            writer.write(request)
+            return (await answer(reader)).summary
+
+    assert set(await asyncio.gather(*(one() for _ in range(100)))) == {"401 invalid_api_key"}
+    await place.check(0)
+
+
+async def test_asynchronous_clients_do_too(place: Place) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{place.envoy.url}/v1", api_key=OTHER_TOKEN, max_retries=0
+    ) as client:
+        with pytest.raises(openai.AuthenticationError, match="the API key is not known"):
+            await client.chat.completions.create(model="chat", messages=LARGE)
+    await place.check(0)
+
+
+async def test_a_connection_whose_small_body_has_come_is_kept(place: Place) -> None:
+    """The usual refusal costs no new connection."""
+    request = f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    async with place.connected() as (reader, writer):
+        for _ in range(3):
+            writer.write(request)
+            assert (await answer(reader)).summary == "401 invalid_api_key"

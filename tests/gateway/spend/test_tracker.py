@@ -1,0 +1,375 @@
+"""What an account can spend: the meter's word, less what was admitted since, and never a gap (B6, B17)."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farebox.domain.billing.money import Nano
+from farebox.domain.facts import UNKNOWN
+from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerUnavailable
+from farebox.gateway.feed import Feed
+from farebox.gateway.spend.tracker import LOST_SECONDS, Purse
+from farebox.ledger.engine import Ledger
+from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance
+from tests.domain.strategies import THOROUGH
+from tests.gateway.world import ACCOUNT, NOW, balance
+from tests.ledger.databases import SqliteDatabases
+from tests.ledger.support import ACME, CALL_CHARGE, FACTS, opened, topup, usage
+
+MODEL = "qwen3-8b"
+UNIT = 1_000_000_000
+
+
+class Time:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def purse(time: Time) -> Purse:
+    """With 100 nano-units and 1,000 free tokens."""
+    made = Purse(max_age=300, clock=time)
+    quota = QuotaBalance(ACCOUNT, MODEL, 1500, 500, NOW + timedelta(days=1), 1)
+    made.hear([balance(100)], [quota], True, time())
+    return made
+
+
+def hear(purse: Purse, nano: int, sequence: int, asked_at: float, complete: bool = True) -> None:
+    purse.hear([balance(nano, sequence)], [], complete, asked_at)
+
+
+def free(purse: Purse) -> int:
+    tokens = purse.free_tokens(ACCOUNT, MODEL)
+    assert tokens is not UNKNOWN
+    return tokens.left
+
+
+def test_a_commitment_counts_from_the_first_moment(purse: Purse) -> None:
+    purse.commit("a", ACCOUNT, 30, MODEL, 200)
+    purse.commit("b", ACCOUNT, 100, MODEL, 0)
+    assert (purse.available(ACCOUNT), free(purse)) == (-30, 800)
+    purse.release("b")
+    purse.release("b")
+    assert (purse.available(ACCOUNT), free(purse)) == (70, 800)
+
+
+def test_what_a_call_cost_replaces_what_was_committed(purse: Purse) -> None:
+    purse.commit("a", ACCOUNT, 30, MODEL, 200)
+    purse.settle("a", 45, 250)
+    purse.settle("a", 99, 999)
+    assert (purse.available(ACCOUNT), free(purse)) == (55, 750)
+
+
+def test_money_pays_no_tokens_of_the_free_quota(purse: Purse) -> None:
+    purse.commit("a", ACCOUNT, 30, MODEL, 0)
+    purse.settle("a", 45, 250)
+    assert free(purse) == 1000
+
+
+def test_a_charge_is_let_go_when_the_meters_figures_have_it(purse: Purse, time: Time) -> None:
+    purse.commit("a", ACCOUNT, 30, MODEL, 0)
+    purse.settle("a", 40, 0)
+    time.now += 1
+    purse.acknowledge(["a", "of another process"])
+    hear(purse, 60, 2, asked_at=time.now - 0.5)
+    assert purse.available(ACCOUNT) == 20, "the answer was asked for before: it may be without"
+    hear(purse, 60, 2, asked_at=time.now + 0.1, complete=False)
+    assert purse.available(ACCOUNT) == 20, "there is more to come"
+    hear(purse, 60, 2, asked_at=time.now + 0.1)
+    assert purse.available(ACCOUNT) == 60
+
+
+def test_a_charge_that_the_ledger_does_not_take_counts_for_as_long(purse: Purse, time: Time) -> None:
+    """As when its disk is full: its figures are heard all the while, and none of them has the charge."""
+    purse.commit("a", ACCOUNT, 30, MODEL, 0)
+    purse.settle("a", 40, 0)
+    for _ in range(3):
+        time.now += 10_000
+        hear(purse, 100, 1, asked_at=time.now)
+        assert purse.available(ACCOUNT) == 60
+    purse.acknowledge(["a"], 2)
+    purse.hear([balance(60, 2)], [], True, time.now, 2)
+    assert purse.available(ACCOUNT) == 60
+
+
+def test_a_call_that_never_ends_is_let_go_after_a_long_while(purse: Purse, time: Time) -> None:
+    purse.call_seconds = 100
+    purse.commit("a", ACCOUNT, 30, MODEL, 0)
+    time.now += 50
+    purse.commit("b", ACCOUNT, 5, MODEL, 0)
+    time.now += 50 + LOST_SECONDS
+    hear(purse, 100, 2, asked_at=time.now)
+    assert purse.available(ACCOUNT) == 65
+    time.now += 1
+    hear(purse, 100, 2, asked_at=time.now)
+    assert purse.available(ACCOUNT) == 95
+
+
+def test_calls_that_are_charged_or_cost_nothing_leave_nothing_behind(purse: Purse, time: Time) -> None:
+    """There may be thousands a second, and those that a reservation pays go on while the meter is away."""
+    before = kept(purse)
+    for number in range(100):
+        free, paid, failed = f"free-{number}", f"paid-{number}", f"failed-{number}"
+        for call, amount in ((free, 0), (paid, 1), (failed, 1)):
+            purse.commit(call, ACCOUNT, amount, MODEL, 0)
+        purse.settle(free, 0, 120)
+        purse.settle(paid, 2, 0)
+        purse.release(failed)
+    assert kept(purse) == before + 100 + len([ACCOUNT]), "those that are to be charged, and their sum"
+    purse.acknowledge([f"paid-{number}" for number in range(100)])
+    time.now += 1
+    hear(purse, 100, 2, asked_at=time.now)
+    assert kept(purse) == before
+
+
+def kept(purse: Purse) -> int:
+    """Entries of all that the purse keeps."""
+    return sum(len(value) for value in vars(purse).values() if isinstance(value, (dict, deque)))
+
+
+def test_older_news_change_nothing(purse: Purse, time: Time) -> None:
+    hear(purse, 50, 5, asked_at=time())
+    hear(purse, 100, 4, asked_at=time())
+    assert purse.available(ACCOUNT) == 50
+
+
+def test_silence_makes_it_stale_and_a_word_fresh(purse: Purse, time: Time) -> None:
+    assert purse.fresh
+    time.now += 300
+    assert not purse.fresh
+    assert purse.available(ACCOUNT) == 100, "what is known stays known"
+    purse.hear([], [], True, time())
+    assert purse.fresh
+
+
+def test_before_the_first_whole_reading_nothing_is_fresh(time: Time) -> None:
+    purse = Purse(max_age=300, clock=time)
+    assert not purse.fresh
+    purse.hear([balance(5)], [], False, time())
+    assert not purse.fresh
+
+
+def test_another_ledger_is_learnt_anew_and_running_calls_still_count(purse: Purse, time: Time) -> None:
+    purse.commit("a", ACCOUNT, 30, MODEL, 0)
+    purse.forget()
+    assert (purse.fresh, purse.available(ACCOUNT)) == (False, UNKNOWN)
+    hear(purse, 90, 1, asked_at=time())
+    assert purse.available(ACCOUNT) == 60
+
+
+@THOROUGH
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["commit", "settle", "release", "acknowledge", "hear"]),
+            st.integers(0, 5),
+            st.integers(0, 50),
+        ),
+        max_size=60,
+    )
+)
+def test_what_is_available_is_the_meters_figure_less_what_it_does_not_have(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    """A ledger that charges when it acknowledges; the purse never shows more than is really left."""
+    time = Time()
+    purse = Purse(max_age=300, clock=time)
+    ledger, told, sequence = 10_000, 10_000, 1
+    hear(purse, ledger, sequence, time())
+    committed: dict[str, int] = {}
+    settled: dict[str, int] = {}
+    acknowledged: dict[str, int] = {}
+    for number, (what, which, amount) in enumerate(steps):
+        time.now += 0.01
+        call = f"call-{which}"
+        if what == "commit" and call not in {**committed, **settled, **acknowledged}:
+            purse.commit(call, ACCOUNT, amount, MODEL, 0)
+            committed[call] = amount
+        elif what == "settle" and call in committed:
+            purse.settle(call, amount, 0)
+            del committed[call]
+            settled[call] = amount
+        elif what == "release" and call in committed:
+            purse.release(call)
+            del committed[call]
+        elif what == "acknowledge" and call in settled:
+            ledger, sequence = ledger - settled[call], sequence + 1
+            acknowledged[call] = settled.pop(call)
+            purse.acknowledge([call])
+        elif what == "hear":
+            time.now += 0.01
+            hear(purse, ledger, sequence, time())
+            told = ledger
+            acknowledged.clear()
+        unseen = sum(committed.values()) + sum(settled.values()) + sum(acknowledged.values())
+        assert purse.available(ACCOUNT) == told - unseen, number
+        assert purse.available(ACCOUNT) <= ledger - sum(committed.values()) - sum(settled.values())  # type: ignore
+
+
+# With a real ledger behind.
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+    with SqliteDatabases(tmp_path).ledger() as database:
+        async with opened(database) as running:
+            yield running
+
+
+async def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def test_the_feed_tells_what_the_ledger_has(ledger: Ledger) -> None:
+    purse = Purse(max_age=300)
+    feed = Feed(ledger, purse)
+    task = asyncio.create_task(feed.run())
+    await asyncio.wait_for(feed.current.wait(), 30)
+    assert purse.available(ACME) is UNKNOWN
+    await ledger.record(FACTS)
+    await ledger.post_topup(topup(amount="10"))
+    await until(lambda: purse.available(ACME) == 10 * UNIT)
+    purse.commit("1", ACME, CALL_CHARGE, MODEL, 0)
+    purse.settle("1", CALL_CHARGE, 120)
+    await ledger.ingest([usage("1")])
+    await until(lambda: purse.available(ACME) == 10 * UNIT - 2 * CALL_CHARGE)
+    purse.acknowledge(["1"])
+    await until(lambda: purse.available(ACME) == 10 * UNIT - CALL_CHARGE, seconds=5)
+    task.cancel()
+
+
+async def test_a_quiet_ledger_is_not_a_silent_one(ledger: Ledger) -> None:
+    """However short the time is after which silence counts: nothing is refused while nothing happens."""
+    purse = Purse(max_age=3)
+    feed = Feed(ledger, purse)
+    task = asyncio.create_task(feed.run())
+    await asyncio.wait_for(feed.current.wait(), 30)
+    heard: set[float | None] = set()
+
+    def look() -> bool:
+        assert purse.fresh
+        heard.add(purse.heard_at)
+        return len(heard) == 4
+
+    await until(look)
+    task.cancel()
+
+
+class Scripted:
+    """A ledger that answers what it is told to: what a real one cannot be asked for."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[int] = []
+
+    async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
+        self.asked.append(after)
+        if not self.answers:
+            await asyncio.Event().wait()
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+
+def page(ledger_id: str, head: int, nano: int, after: datetime | None = None) -> ChangePage:
+    """A page up to `head`, which was written at that second of the hour; what was asked after, at `after`."""
+    account = AccountBalance(ObjectKey("billing", "acme"), "USD", Nano(nano), Nano(0), head)
+    return ChangePage(
+        ledger_id,
+        head,
+        (account,),
+        complete=True,
+        next=head,
+        after_written_at=after,
+        next_written_at=second(head),
+    )
+
+
+def second(number: int) -> datetime:
+    return datetime(2026, 3, 1, 12, 0, number, tzinfo=UTC)
+
+
+RESTORED = {
+    "behind": [page("x", 9, 100), page("x", 3, 70), page("x", 3, 70)],
+    "ahead, by other writes": [page("x", 9, 100), page("x", 30, 70, second(29)), page("x", 30, 70)],
+    "another": [page("x", 9, 100), page("y", 9, 70, second(9)), page("y", 9, 70)],
+}
+
+
+@pytest.mark.parametrize("answers", RESTORED.values(), ids=RESTORED.keys())
+async def test_a_restored_ledger_is_read_from_the_beginning(answers: list[ChangePage]) -> None:
+    purse = Purse(max_age=300)
+    ledger = Scripted(*answers)
+    feed = Feed(ledger, purse)  # type: ignore[arg-type]
+    resets: list[bool] = []
+    feed.on_reset = lambda: resets.append(True)
+    # Charged under a number that the other history may never come to.
+    purse.commit("charged", ACCOUNT, 1, MODEL, 0)
+    purse.settle("charged", 1, 0)
+    purse.acknowledge(["charged"], 1_000)
+    task = asyncio.create_task(feed.run())
+    await until(lambda: len(ledger.asked) == 4)
+    assert ledger.asked == [0, 9, 0, answers[-1].next]
+    assert resets == [True]
+    assert purse.available(ACCOUNT) == 70
+    task.cancel()
+
+
+async def test_a_ledger_that_is_away_is_asked_again_and_nothing_is_forgotten() -> None:
+    purse = Purse(max_age=300)
+    ledger = Scripted(
+        page("x", 9, 100),
+        LedgerUnavailable("away"),
+        LedgerUnavailable("away"),
+        page("x", 10, 90, second(9)),
+    )
+    task = asyncio.create_task(Feed(ledger, purse).run())  # type: ignore[arg-type]
+    await until(lambda: len(ledger.asked) >= 2)
+    assert purse.available(ACCOUNT) == 100
+    await until(lambda: purse.available(ACCOUNT) == 90)
+    assert ledger.asked[:4] == [0, 9, 9, 9]
+    task.cancel()
+
+
+def test_a_charge_counts_once_from_the_moment_that_the_feed_has_it(time: Time) -> None:
+    purse = Purse(max_age=60, clock=time)
+
+    def page(nano: int, sequence: int) -> None:
+        purse.hear([balance(nano, sequence)], [], True, time(), sequence)
+
+    page(10 * UNIT, 5)
+    for call in ("first", "second"):
+        purse.commit(call, ACCOUNT, 2 * UNIT, MODEL, 0)
+        purse.settle(call, 2 * UNIT, 0)
+    # The answer to the usage comes first: nothing is free until the figures have the charge.
+    purse.acknowledge(["first"], 6)
+    assert purse.available(ACCOUNT) == 6 * UNIT
+    page(8 * UNIT, 6)
+    assert purse.available(ACCOUNT) == 6 * UNIT
+    # The figures come first: the answer frees at once.
+    page(6 * UNIT, 7)
+    assert purse.available(ACCOUNT) == 4 * UNIT
+    purse.acknowledge(["second"], 7)
+    assert purse.available(ACCOUNT) == 6 * UNIT

@@ -1,0 +1,327 @@
+"""What the gateway hears of a real API server: whatever happens to the connection, nothing is missed."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from farebox.domain.facts import UNKNOWN
+from farebox.domain.keys import ObjectKey
+from farebox.errors import KubeError, KubeUnreachable
+from farebox.gateway.cluster import ClusterWatch
+from farebox.gateway.convert import SecretRef
+from farebox.gateway.credentials import Credentials, CredentialsUnavailable
+from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.spend.tracker import Purse
+from farebox.kube import client as client_module
+from farebox.kube.client import KubeClient
+from farebox.kube.names import core_path, key_of, resource_path
+from farebox.kube.reflector import Informer
+from tests.gateway.world import JSONObject, api_key, model, service, serving
+from tests.tools.plane import Plane
+
+NAMESPACE = "team-a"
+
+
+@pytest.fixture(scope="module")
+def own_plane() -> Iterator[Plane]:
+    """A plane of these tests' own: they kill its API server."""
+    with Plane.start(nodes=0) as plane:
+        plane.kubectl("apply", "--server-side", "-k", "crds")
+        kinds = ("apikeys", "inferenceservices", "models", "billingaccounts")
+        names = [f"crd/{kind}.farebox.dev" for kind in kinds]
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+        for namespace in (NAMESPACE, "farebox-models"):
+            plane.kubectl("create", "namespace", namespace)
+        yield plane
+
+
+@pytest.fixture
+async def client(own_plane: Plane) -> AsyncIterator[KubeClient]:
+    async with await KubeClient.connect(own_plane.kubeconfig) as made:
+        yield made
+        for kind in ("APIKey", "InferenceService"):
+            await made.request("DELETE", resource_path(kind, NAMESPACE))
+        await made.request("DELETE", resource_path("Model"))
+
+
+class Objects:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.now: dict[ObjectKey, JSONObject] = {}
+        self.removed: list[ObjectKey] = []
+
+    def put(self, raw: JSONObject) -> None:
+        self.now[key_of(raw)] = raw
+
+    def remove(self, key: ObjectKey) -> None:
+        del self.now[key]
+        self.removed.append(key)
+
+    @property
+    def names(self) -> set[str]:
+        return {key.name for key in self.now}
+
+
+async def until(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait for a condition; the loop goes on meanwhile."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.01)
+
+
+async def create(client: KubeClient, *objects: JSONObject) -> None:
+    """Create objects, and write their status as the operator does."""
+    for each in objects:
+        namespace, name = each["metadata"].get("namespace", ""), each["metadata"]["name"]
+        body = each | {"metadata": {"name": name, "namespace": namespace}}
+        await client.create(resource_path(each["kind"], namespace), body)
+        if each.get("status"):
+            path = resource_path(each["kind"], namespace, name, "status")
+            await client.merge_patch(path, {"status": each["status"]})
+
+
+async def patch(client: KubeClient, kind: str, name: str, spec: JSONObject) -> None:
+    await client.merge_patch(resource_path(kind, NAMESPACE, name), {"spec": spec})
+
+
+@pytest.fixture
+async def followed(client: KubeClient) -> AsyncIterator[tuple[Informer, Objects]]:
+    """An informer of keys that runs."""
+    objects = Objects()
+    informer = Informer(client, resource_path("APIKey"), objects, sweep_seconds=3600)
+    await create(client, api_key("before"))
+    task = asyncio.create_task(informer.run())
+    await informer.synced.wait()
+    yield informer, objects
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_is_there_comes_and_every_change_after_it(
+    client: KubeClient, followed: tuple[Informer, Objects]
+) -> None:
+    _, objects = followed
+    assert objects.names == {"before"}
+    await create(client, api_key("after"))
+    await until("the new key is heard of", lambda: objects.names == {"before", "after"})
+    await patch(client, "APIKey", "before", {"disabled": True})
+    key = ObjectKey(NAMESPACE, "before")
+    await until("the change is heard of", lambda: objects.now[key]["spec"].get("disabled"))
+    await client.request("DELETE", resource_path("APIKey", NAMESPACE, "before"))
+    await until("the deletion is heard of", lambda: objects.names == {"after"})
+    assert objects.removed == [key]
+
+
+async def test_a_line_may_be_longer_than_any_buffer(
+    client: KubeClient, followed: tuple[Informer, Objects]
+) -> None:
+    _, objects = followed
+    await create(client, api_key("long"))
+    path = resource_path("APIKey", NAMESPACE, "long")
+    note = {"metadata": {"annotations": {"note": "x" * 250_000}}}
+    await client.merge_patch(path, note)
+    key = ObjectKey(NAMESPACE, "long")
+    await until(
+        "it is heard of", lambda: key in objects.now and "annotations" in objects.now[key]["metadata"]
+    )
+    await create(client, api_key("next"))
+    await until("so is the next", lambda: "next" in objects.names)
+
+
+async def test_an_api_server_that_comes_back_is_heard_again(
+    client: KubeClient, own_plane: Plane, followed: tuple[Informer, Objects]
+) -> None:
+    informer, objects = followed
+    await create(client, api_key("one"))
+    await until("it is heard of", lambda: "one" in objects.names)
+    await asyncio.to_thread(own_plane.kill_apiserver)
+    await asyncio.to_thread(own_plane.restart_apiserver)
+    assert objects.names == {"before", "one"}, "an API server that is away changes nothing"
+    await client.request("DELETE", resource_path("APIKey", NAMESPACE, "before"))
+    await create(client, api_key("two"))
+    await until("what happened since is heard of", lambda: objects.names == {"one", "two"})
+    assert informer.age < 3600
+
+
+async def test_a_version_that_is_too_old_leads_to_a_new_list(client: KubeClient, own_plane: Plane) -> None:
+    await create(client, api_key("a"))
+    await asyncio.to_thread(own_plane.kill_apiserver)
+    await asyncio.to_thread(own_plane.restart_apiserver)
+    await create(client, api_key("b"))
+
+    async def watch_from(version: str) -> int:
+        with pytest.raises(KubeError) as caught:
+            async for _ in client.watch(resource_path("APIKey"), version, 5):
+                pass
+        return caught.value.status
+
+    assert await watch_from("1") == 410
+    objects = Objects()
+    informer = Informer(client, resource_path("APIKey"), objects, sweep_seconds=3600)
+    versions: list[str] = []
+    compare = informer.compare
+
+    async def compare_from_long_ago() -> str:
+        versions.append(await compare())
+        return "1" if len(versions) == 1 else versions[-1]
+
+    informer.compare = compare_from_long_ago  # type: ignore[method-assign]
+    task = asyncio.create_task(informer.run())
+    await until("it was listed twice", lambda: len(versions) == 2)
+    await create(client, api_key("c"))
+    await until("and is watched again", lambda: objects.names == {"a", "b", "c"})
+    task.cancel()
+
+
+async def test_a_hung_api_server_is_waited_for(
+    client: KubeClient, own_plane: Plane, followed: tuple[Informer, Objects]
+) -> None:
+    _, objects = followed
+    await asyncio.to_thread(own_plane.pause_apiserver)
+    try:
+        with pytest.raises(KubeUnreachable):
+            await client.request("GET", resource_path("APIKey"), timeout=0.2)
+        assert objects.names == {"before"}
+    finally:
+        await asyncio.to_thread(own_plane.resume_apiserver)
+    await create(client, api_key("later"))
+    await until("it is heard of", lambda: "later" in objects.names)
+
+
+async def test_a_sweep_finds_what_no_watch_told(client: KubeClient) -> None:
+    objects = Objects()
+    informer = Informer(client, resource_path("APIKey"), objects)
+    await create(client, api_key("stays"), api_key("goes"))
+    await informer.compare()
+    await client.request("DELETE", resource_path("APIKey", NAMESPACE, "goes"))
+    await patch(client, "APIKey", "stays", {"disabled": True})
+    await informer.compare()
+    assert objects.names == {"stays"}
+    assert objects.now[ObjectKey(NAMESPACE, "stays")]["spec"]["disabled"]
+
+
+async def test_a_list_that_is_older_than_a_watch_undoes_nothing(client: KubeClient) -> None:
+    objects = Objects()
+    informer = Informer(client, resource_path("APIKey"), objects)
+    await create(client, api_key("old"), api_key("gone"))
+    page = await client.request("GET", resource_path("APIKey"))
+    old, gone = sorted(page["items"], key=lambda raw: raw["metadata"]["name"], reverse=True)
+    newest = str(int(page["metadata"]["resourceVersion"]) + 10)
+
+    def at_newest(raw: JSONObject) -> JSONObject:
+        return raw | {"metadata": raw["metadata"] | {"resourceVersion": newest}}
+
+    informer._hear("MODIFIED", at_newest(old))
+    informer._hear("DELETED", at_newest(gone))
+    await informer.compare()
+    assert objects.names == {"old"}
+    assert objects.now[ObjectKey(NAMESPACE, "old")]["metadata"]["resourceVersion"] == newest
+
+
+async def test_a_list_of_many_pages_is_whole(client: KubeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_PAGE", 2)
+    names = {f"key-{number}" for number in range(5)}
+    await create(client, *(api_key(name) for name in names))
+    objects = Objects()
+    await Informer(client, resource_path("APIKey"), objects).compare()
+    assert objects.names == names
+
+
+async def test_a_kind_that_is_not_there_yet_is_waited_for(client: KubeClient) -> None:
+    informer = Informer(client, "/apis/farebox.dev/v1alpha1/nothings", Objects())
+    task = asyncio.create_task(informer.run())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(informer.synced.wait(), 0.3)
+    assert not task.done()
+    task.cancel()
+
+
+async def test_disabling_a_key_or_a_service_is_known_at_once(client: KubeClient) -> None:
+    view = GatewayView(Purse(max_age=300))
+    watch = ClusterWatch(client, view)
+    synced = asyncio.Event()
+    task = asyncio.create_task(watch.run(synced.set))
+    await create(client, model(), service(), api_key())
+    await asyncio.wait_for(synced.wait(), 30)
+    key_hash = api_key()["status"]["keyHash"]
+    chat = (NAMESPACE, "chat")
+    await until("all is known", lambda: view.key(key_hash) and view.service(*chat) and view.model("qwen3-8b"))
+    await until("it serves", lambda: view.service(*chat).inactive == "")  # type: ignore[union-attr]
+    assert view.funds(view.service(*chat).account).available is UNKNOWN  # type: ignore[union-attr]
+
+    await patch(client, "APIKey", "ci", {"disabled": True})
+    await until("the key is disabled", lambda: view.key(key_hash).disabled)  # type: ignore[union-attr]
+    await patch(client, "InferenceService", "chat", {"postpaid": False})
+    await until("the service is switched off", lambda: not view.service(*chat).postpaid)  # type: ignore[union-attr]
+    status = {"phase": "Stopped", "stopReasons": ["Overdue"], "conditions": serving("False", "Overdue")}
+    await client.merge_patch(
+        resource_path("InferenceService", NAMESPACE, "chat", "status"), {"status": status}
+    )
+    await until("its status is known", lambda: view.service(*chat).inactive == "Overdue")  # type: ignore[union-attr]
+    await client.request("DELETE", resource_path("APIKey", NAMESPACE, "ci"))
+    await until("the key is gone", lambda: view.key(key_hash) is None)
+    assert watch.age < 3600
+    task.cancel()
+
+
+# Credentials.
+
+
+def secret(name: str, **data: str) -> JSONObject:
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_providers_token_is_read_when_needed_and_again_after_a_while(client: KubeClient) -> None:
+    time = Time()
+    credentials = Credentials(client, "farebox-models", time)
+    path = core_path("secrets", "farebox-models")
+    await client.create(path, secret("provider", token="sk-one\n"))
+    ref = SecretRef("provider", "token")
+    assert await credentials.token(ref) == "sk-one"
+    await client.merge_patch(f"{path}/provider", {"data": secret("provider", token="sk-two")["data"]})
+    assert await credentials.token(ref) == "sk-one"
+    time.now += 31
+    assert await credentials.token(ref) == "sk-two"
+    assert "sk-" not in repr(credentials)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("missing", None), ("other-key", {"x": "sk"}), ("empty", {"token": ""}), ("odd", {"token": "a b"}),
+     ("lines", {"token": "sk\r\nx-evil: 1"}), ("unicode", {"token": "sk-é"})],
+)  # fmt: skip
+async def test_a_secret_without_a_token_says_where_and_never_what(
+    client: KubeClient, name: str, data: dict[str, str] | None
+) -> None:
+    if data is not None:
+        await client.create(core_path("secrets", "farebox-models"), secret(name, **data))
+    with pytest.raises(CredentialsUnavailable, match=f"Secret farebox-models/{name}") as caught:
+        await Credentials(client, "farebox-models").token(SecretRef(name, "token"))
+    assert "sk" not in str(caught.value)
+
+
+async def test_an_api_server_that_is_away_leaves_the_token(client: KubeClient, own_plane: Plane) -> None:
+    time = Time()
+    credentials = Credentials(client, "farebox-models", time)
+    await client.create(core_path("secrets", "farebox-models"), secret("kept", token="sk-kept"))
+    ref = SecretRef("kept", "token")
+    assert await credentials.token(ref) == "sk-kept"
+    time.now += 31
+    await asyncio.to_thread(own_plane.kill_apiserver)
+    try:
+        assert await credentials.token(ref) == "sk-kept"
+    finally:
+        await asyncio.to_thread(own_plane.restart_apiserver)

@@ -1,0 +1,708 @@
+"""The handler: what goes to an upstream and how, what is refused in which words, what follows (B13-B18)."""
+
+import asyncio
+import json
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from farebox.domain.admission.addresses import parse_networks
+from farebox.domain.admission.estimates import ADDED_TOKENS
+from farebox.domain.billing.money import Nano
+from farebox.domain.keys import ObjectKey
+from farebox.gateway.interface import Forward, Hiding, Refuse
+from farebox.gateway.ratelimit.memory import MemoryCounters
+from tests.gateway.world import (
+    ACCOUNT,
+    NOW,
+    OTHER_TOKEN,
+    TOKEN,
+    UNIT,
+    World,
+    account,
+    api_key,
+    external,
+    model,
+    service,
+    serving,
+)
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def test_a_call_goes_to_the_models_shared_backend(world: World) -> None:
+    forward = await world.forwarded()
+    assert (forward.upstream, forward.tls, forward.path) == (
+        "m-qwen3-8b.test:8000",
+        False,
+        "/v1/chat/completions",
+    )
+    assert forward.body is not None
+    assert json.loads(forward.body)["model"] == "Qwen/Qwen3-8B"
+    assert {
+        "service": "team-a/chat",
+        "model": "qwen3-8b",
+        "api_key": "ci",
+        "max_output": "100",
+    }.items() <= forward.labels.items()
+    assert int(forward.labels["estimate_input"]) > 0
+
+
+async def test_a_dedicated_service_has_its_own_backend(world: World) -> None:
+    world.put(service(dedicated=True))
+    assert (await world.forwarded()).upstream.startswith("s-team-a-chat-")
+
+
+async def test_a_stream_on_our_own_backend_tells_its_usage_all_along(world: World) -> None:
+    forward = await world.forwarded({"model": "chat", "stream": True})
+    assert json.loads(forward.body or b"")["stream_options"] == {
+        "include_usage": True,
+        "continuous_usage_stats": True,
+    }
+    assert (forward.labels["stream"], forward.labels["continuous_usage"]) == ("true", "true")
+    assert forward.hiding is Hiding.ALL
+
+
+@pytest.mark.parametrize("where", ["deployment", "external"])
+@pytest.mark.parametrize("when", ["EachEvent", "LastEvent"])
+async def test_a_model_says_when_its_streams_can_tell_their_usage(
+    world: World, where: str, when: str
+) -> None:
+    template = {"spec": {"containers": [{"name": "server", "image": "tgi"}]}}
+    given = {"deployment": {"template": template}, "external": {"baseURL": "https://api.example.com/v1"}}
+    world.put(model(serving={where: {**given[where], "streamUsage": when}}))
+    asked = {"model": "chat", "stream": True, "stream_options": {"include_usage": True}}
+    forward = await world.forwarded(asked)
+    each = when == "EachEvent"
+    options = json.loads(forward.body or b"")["stream_options"]
+    assert options == {"include_usage": True} | ({"continuous_usage_stats": True} if each else {})
+    assert forward.labels.get("continuous_usage", "") == ("true" if each else "")
+    assert forward.hiding is (Hiding.EACH_EVENT if each else Hiding.NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/v1/completions", "/v1/completions"),
+        ("/v1/embeddings", "/v1/embeddings"),
+        ("/v1/responses", "/v1/responses"),
+        ("/v1/messages", "/v1/messages"),
+        ("/v1/messages?beta=true", "/v1/messages"),
+    ],
+)
+async def test_every_endpoint_is_forwarded(world: World, path: str, sent: str) -> None:
+    assert (await world.forwarded({"model": "chat", "input": "x"}, path=path)).path == sent
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/v1", "/v1/chat/completions/", "//v1/chat/completions", "/v1/chat%2fcompletions", "/v1/files",
+     "/v1/responses/r1", "/v1/messages/batches", "/V1/chat/completions", "/metrics", ""],
+)  # fmt: skip
+async def test_there_is_nothing_at_other_paths(world: World, path: str) -> None:
+    status, error, _ = await world.refused(path=path)
+    assert (status, error["type"], error["code"]) == (404, "invalid_request_error", "unknown_url")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "CONNECT"])
+async def test_other_methods_are_refused(world: World, method: str) -> None:
+    status, error, headers = await world.refused(method=method)
+    assert (status, error["code"], headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
+# Who calls.
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": None},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"authorization": TOKEN},
+        {"authorization": f"Bearer {OTHER_TOKEN}"},
+        {"authorization": f"Bearer {TOKEN}x"},
+        {"authorization": f"Bearer {TOKEN}, Bearer {TOKEN}"},
+        {"authorization": f"Bearer {TOKEN[:-1]}"},
+        {"authorization": f"Bearer {TOKEN}", "x-api-key": OTHER_TOKEN},
+        {"authorization": "Bearer ", "x-api-key": TOKEN},
+    ],
+)
+async def test_without_a_known_key_nobody_is_served(world: World, headers: dict[str, Any]) -> None:
+    status, error, answer = await world.refused(headers=headers)
+    assert (status, error["type"], error["source"]) == (401, "authentication_error", "client")
+    assert answer["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": f"bearer   {TOKEN} "},
+        {"authorization": None, "x-api-key": TOKEN},
+        {"authorization": f"Bearer {TOKEN}", "x-api-key": TOKEN},
+    ],
+)
+async def test_the_key_comes_as_either_client_sends_it(world: World, headers: dict[str, Any]) -> None:
+    assert isinstance(await world.call(headers=headers), Forward)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        (api_key(disabled=True), 401, "api_key_disabled"),
+        (api_key(expiresAt="2026-03-01T12:00:30Z"), 401, "api_key_expired"),
+        (api_key(allowedCIDRs=["192.0.2.0/24"]), 403, "address_not_allowed"),
+        (api_key(services={"names": ["other"]}), 403, "service_not_allowed"),
+        (service(access={"allowedCIDRs": ["192.0.2.0/24"]}), 403, "address_not_allowed"),
+        (api_key(allowedCIDRs=["999.0.0.0/8"]), 403, "address_not_allowed"),
+    ],
+)
+async def test_a_change_acts_on_the_next_call(
+    world: World, change: dict[str, Any], status: int, code: str
+) -> None:
+    assert isinstance(await world.call(), Forward)
+    world.put(change)
+    refused, error, _ = await world.refused()
+    assert (refused, error["code"]) == (status, code)
+    world.put(api_key(), service())
+    assert isinstance(await world.call(), Forward)
+
+
+async def test_a_deleted_key_is_unknown(world: World) -> None:
+    world.view.keys.remove(ObjectKey("team-a", "ci"))
+    assert (await world.refused())[0] == 401
+
+
+async def test_a_key_that_was_made_anew_replaces_the_old_one(world: World) -> None:
+    world.put(api_key(token=OTHER_TOKEN))
+    assert (await world.refused())[0] == 401
+    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Forward)
+
+
+async def test_one_hash_in_two_objects_is_no_key(world: World) -> None:
+    world.put(api_key("copied", "team-b"), api_key())
+    assert (await world.refused())[0] == 401
+    world.view.keys.remove(ObjectKey("team-b", "copied"))
+    assert isinstance(await world.call(), Forward)
+
+
+async def test_a_key_that_cannot_be_read_is_unknown(world: World) -> None:
+    world.put(api_key(services="everything"))
+    assert (await world.refused())[0] == 401
+
+
+async def test_x_forwarded_for_is_believed_of_trusted_proxies_alone() -> None:
+    spoofed = {"headers": {"x-forwarded-for": "192.0.2.9"}, "peer": "10.0.0.7"}
+    for trusted, admitted in (((), False), (parse_networks(["10.0.0.0/8"]) or (), True)):
+        world = World(trusted=trusted)
+        world.put(api_key(allowedCIDRs=["192.0.2.0/24"]))
+        assert isinstance(await world.call(**spoofed), Forward) is admitted
+        repeated = await world.call(**spoofed, repeated=frozenset({"x-forwarded-for"}))
+        assert isinstance(repeated, Refuse)
+
+
+# What is asked.
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b'{"model":"chat","model":"other"}', "duplicate_key"),
+        (b'{"model":"chat","stream":"yes"}', "invalid_type"),
+        (b"[]", "invalid_type"),
+        (b"{}", "missing_model"),
+        (b'{"model":"chat","max_tokens":9000}', "max_tokens_above_ceiling"),
+    ],
+)
+async def test_bad_bodies_are_the_clients_fault(world: World, body: bytes, code: str) -> None:
+    status, error, _ = await world.refused(body)
+    assert (status, error["type"], error["code"], error["source"]) == (
+        400,
+        "invalid_request_error",
+        code,
+        "client",
+    )
+
+
+async def test_a_call_without_a_body_is_refused(world: World) -> None:
+    answer = await world.decide(world.head(), None)
+    assert isinstance(answer, Refuse)
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "missing_body")
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"path": "/v1/files"}, "unknown_url"),
+        ({"method": "GET"}, "method_not_allowed"),
+        ({"headers": {"content-type": "text/plain"}}, "unsupported_type"),
+        ({"headers": {"authorization": None}}, "invalid_api_key"),
+        ({"headers": {"authorization": f"Bearer {OTHER_TOKEN}"}}, "invalid_api_key"),
+    ],
+)
+async def test_what_the_head_tells_is_said_before_the_body_comes(
+    world: World, given: dict[str, Any], code: str
+) -> None:
+    answer = world.gate.handle(world.head(**given))
+    assert isinstance(answer, Refuse)
+    assert json.loads(answer.body)["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ({"disabled": True}, "api_key_disabled"),
+        ({"expiresAt": "2026-03-01T12:00:40Z"}, "api_key_expired"),
+        ({"allowedCIDRs": ["192.0.2.0/24"]}, "address_not_allowed"),
+        ({"services": {"names": ["other"]}}, "service_not_allowed"),
+    ],
+)
+async def test_a_key_that_changes_while_the_body_comes_is_asked_again(
+    world: World, key: dict[str, Any], code: str
+) -> None:
+    """B14: within a second of the change, however long a body takes."""
+    decide = world.gate.handle(world.head())
+    assert not isinstance(decide, Refuse)
+    world.put(api_key(**key))
+    world.clock.pass_(20)
+    answer = await decide(b'{"model": "chat"}')
+    assert isinstance(answer, Refuse)
+    assert json.loads(answer.body)["error"]["code"] == code
+    assert world.purse.available(ACCOUNT) == 5 * UNIT
+
+
+async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: World) -> None:
+    decide = world.gate.handle(world.head())
+    assert not isinstance(decide, Refuse)
+    world.view.keys.remove(ObjectKey("team-a", "ci"))
+    answer = await decide(b'{"model": "chat"}')
+    assert isinstance(answer, Refuse)
+    assert answer.status == 401
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"headers": {"content-encoding": "gzip"}}, "unsupported_encoding"),
+        ({"headers": {"content-type": "text/plain"}}, "unsupported_type"),
+        ({"headers": {"content-type": "application/json; charset=utf-16"}}, "unsupported_type"),
+        ({"headers": {"content-type": "application/json, text/plain"}}, "unsupported_type"),
+        ({"repeated": frozenset({"authorization"})}, "ambiguous_header"),
+        ({"repeated": frozenset({"content-type"})}, "ambiguous_header"),
+        ({"repeated": frozenset({"content-length"})}, "ambiguous_header"),
+    ],
+)
+async def test_headers_that_make_the_body_another_are_refused(
+    world: World, given: dict[str, Any], code: str
+) -> None:
+    status, error, _ = await world.refused(**given)
+    assert (status, error["code"]) == (400, code)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON;charset=UTF-8", None])
+async def test_json_is_json_in_every_spelling(world: World, content_type: str | None) -> None:
+    assert isinstance(await world.call(headers={"content-type": content_type}), Forward)
+
+
+async def test_no_header_of_ours_or_of_the_clients_identity_passes(world: World) -> None:
+    headers = {
+        "x-gw-upstream": "evil:80",
+        "x-gw-cluster": "evil",
+        "x-envoy-upstream-rq-timeout-ms": "1",
+        "x-forwarded-for": "1.2.3.4",
+        "x-forwarded-proto": "http",
+        "x-farebox-service": "x",
+        "cookie": "c",
+        "x-api-key": TOKEN,
+        "user-agent": "openai",
+        "accept-encoding": "gzip",
+    }
+    forward = await world.forwarded(headers=headers)
+    gone = set(headers) - {"user-agent", "accept-encoding", "x-forwarded-proto"} | {"authorization"}
+    assert set(forward.remove_headers) == gone
+    assert forward.set_headers == {"accept-encoding": "identity"}
+    assert not set(forward.set_headers) & set(forward.remove_headers)
+
+
+# Services.
+
+
+@pytest.mark.parametrize("name", ["other", "qwen3-8b", "Chat", "team-a/chat", "../chat", "chat "])
+async def test_an_unknown_model_is_not_found(world: World, name: str) -> None:
+    status, error, _ = await world.refused({"model": name})
+    assert (status, error["type"], error["code"]) == (404, "model_not_found", "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [
+        ({}, "CREATING"),
+        ({"phase": "Creating", "conditions": serving("False", "Creating")}, "CREATING"),
+        (
+            {"phase": "Stopped", "stopReasons": ["Overdue"], "conditions": serving("False", "Overdue")},
+            "OVERDUE",
+        ),
+        ({"phase": "Stopped", "stopReasons": ["ModelRetired", "Overdue"]}, "MODEL_RETIRED"),
+        ({"phase": "Stopped", "conditions": serving("False", "Resuming")}, "RESUMING"),
+        ({"phase": "Stopped", "conditions": serving("True")}, "SERVING"),
+        ({"phase": "Running", "conditions": serving("False", "NoReplicaReady")}, "NO_REPLICA_READY"),
+        ({"phase": "Running", "conditions": serving("Unknown", "FactsUnknown")}, "FACTS_UNKNOWN"),
+        ({"phase": "NotEnabled", "stopReasons": ["PostpaidDisabled"]}, "POSTPAID_DISABLED"),
+    ],
+)
+async def test_a_service_that_does_not_serve_says_why(
+    world: World, status: dict[str, Any], word: str
+) -> None:
+    world.put(service(status=status))
+    refused, error, _ = await world.refused()
+    assert (refused, error["type"], error["code"]) == (402, "permission_error", "endpoint_inactive")
+    assert error["message"] == f"endpoint is inactive: {word}"
+    assert error["source"] == "gateway"
+
+
+async def test_the_spec_acts_before_the_status(world: World) -> None:
+    world.put(service(postpaid=False))
+    assert (await world.refused())[1]["message"] == "endpoint is inactive: POSTPAID_DISABLED"
+
+
+async def test_before_the_cluster_was_read_nothing_is_decided(world: World) -> None:
+    world.gate.ready.clear()
+    assert (await world.refused())[0] == 503
+
+
+# Money.
+
+
+async def test_the_first_call_after_the_balance_is_spent_is_refused(world: World) -> None:
+    world.hear(1)
+    first = await world.forwarded()
+    status, error, _ = await world.refused()
+    assert (status, error["message"]) == (402, "endpoint is inactive: OVERDUE")
+    await world.end(first, (20, 0, 100), "req-1")
+    assert (await world.refused())[0] == 402
+    world.hear(UNIT, 2)
+    assert isinstance(await world.call(), Forward)
+
+
+async def test_what_a_call_cost_counts_until_the_meter_has_it(world: World) -> None:
+    forward = await world.forwarded()
+    await world.end(forward, (1000, 400, 100), "req-1")
+    cost = 600 * 500 + 400 * 50 + 100 * 1500
+    assert world.purse.available(ACCOUNT) == 5 * UNIT - cost
+    world.settling.acknowledged(["req-1"])
+    world.clock.pass_(1)
+    world.hear(5 * UNIT - cost, 2)
+    assert world.purse.available(ACCOUNT) == 5 * UNIT - cost
+
+
+async def test_a_call_that_failed_costs_nothing(world: World) -> None:
+    forward = await world.forwarded()
+    await world.end(forward, None, "req-1")
+    assert world.purse.available(ACCOUNT) == 5 * UNIT
+
+
+async def test_64_clients_race_for_the_last_money_of_a_hard_account(world: World) -> None:
+    world.put(account("Hard"))
+    hold = int((await world.forwarded()).labels["hold"])
+    world.settling.ended("req-1", NOW, {}, None)
+    world.hear(10 * hold + 1, 2)
+    answers = await asyncio.gather(*(world.call() for _ in range(64)))
+    assert sum(isinstance(answer, Forward) for answer in answers) == 10
+    codes = {json.loads(answer.body)["error"]["code"] for answer in answers if isinstance(answer, Refuse)}
+    assert codes == {"insufficient_balance"}
+
+
+async def test_a_hard_account_tells_the_upstream_its_bound(world: World) -> None:
+    world.put(account("Hard"))
+    forward = await world.forwarded({"model": "chat", "n": 2})
+    assert json.loads(forward.body or b"")["max_tokens"] == 8192
+    assert int(forward.labels["hold"]) == (25 + ADDED_TOKENS) * 500 + 2 * 8192 * 1500
+    kept = await world.forwarded({"model": "chat", "max_tokens": 5})
+    assert json.loads(kept.body or b"")["max_tokens"] == 5
+
+
+async def test_an_upstream_keeps_to_its_context_by_itself(world: World) -> None:
+    """One that is told a bound as large as its context refuses the call: no prompt fits beside it."""
+    world.put(account("Hard"), model(limits={"contextTokens": 4096}))
+    forward = await world.forwarded({"model": "chat"})
+    assert json.loads(forward.body or b"") == {"model": "Qwen/Qwen3-8B"}
+    assert int(forward.labels["hold"]) > 4096 * 1500
+
+
+async def test_a_list_of_inputs_is_held_for_each_of_them(world: World) -> None:
+    world.put(account("Hard"), model(limits={"contextTokens": 10, "maxOutputTokens": 5}))
+    texts = ["word " * 9] * 20
+    forward = await world.forwarded({"model": "chat", "prompt": texts}, path="/v1/completions")
+    assert int(forward.labels["hold"]) == 20 * (10 * 500 + 5 * 1500)
+    forward = await world.forwarded({"model": "chat", "input": texts}, path="/v1/embeddings")
+    assert int(forward.labels["hold"]) == 20 * 10 * 500
+
+
+async def test_a_silent_meter_stops_paid_calls_after_a_while(world: World) -> None:
+    world.clock.pass_(299)
+    assert isinstance(await world.call(), Forward)
+    world.clock.pass_(1)
+    status, error, _ = await world.refused()
+    assert (status, error["type"], error["code"]) == (503, "unavailable_error", "balance_unknown")
+    world.hear(5 * UNIT)
+    assert isinstance(await world.call(), Forward)
+
+
+async def test_an_account_that_the_meter_never_named_is_not_known(world: World) -> None:
+    world.purse.forget()
+    world.purse.hear([], [], True, world.clock.monotonic())
+    assert (await world.refused())[1]["code"] == "balance_unknown"
+
+
+RESERVATION = {
+    "reservation": {"inputTPM": 100, "outputTPM": 200, "days": 30},
+    "status": {
+        "phase": "Running",
+        "conditions": serving(),
+        "reservation": {
+            "state": "Active",
+            "periodStart": (NOW - timedelta(days=1)).isoformat(),
+            "periodEnd": (NOW + timedelta(days=1)).isoformat(),
+        },
+    },
+}
+
+
+async def test_a_reservation_serves_its_minute_while_overdue(world: World) -> None:
+    world.put(service(**RESERVATION))
+    world.hear(-5, 2)
+    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Forward)
+    status, error, headers = await world.refused()
+    assert (status, error["message"]) == (429, "rate limit exceeded on dimension: reservation_output")
+    assert headers["retry-after"] == "30"
+    world.clock.pass_(30)
+    assert isinstance(await world.call(), Forward)
+    world.hear(UNIT, 3)
+    for _ in range(5):
+        assert isinstance(await world.call(), Forward), "the excess is paid"
+
+
+# Limits.
+
+
+async def test_requests_a_minute(world: World) -> None:
+    world.put(service(limits={"rpm": 2}))
+    assert isinstance(await world.call(), Forward)
+    world.clock.pass_(10)
+    assert isinstance(await world.call(), Forward)
+    status, error, headers = await world.refused()
+    assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert error["message"] == "rate limit exceeded on dimension: rpm"
+    assert headers["retry-after"] == "51"
+    assert headers["x-ratelimit-limit-requests"] == "2"
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert headers["x-ratelimit-reset-requests"] == "1m1s"
+    assert "x-ratelimit-limit-tokens" not in headers
+    world.clock.pass_(51)
+    assert isinstance(await world.call(), Forward)
+
+
+async def test_tokens_a_minute_are_corrected_by_what_was_used(world: World) -> None:
+    world.put(service(limits={"rpm": 100, "tpm": 200}))
+    first = await world.forwarded()
+    status, error, headers = await world.refused()
+    assert (status, error["message"]) == (429, "rate limit exceeded on dimension: tpm")
+    assert headers["x-ratelimit-limit-tokens"] == "200"
+    assert headers["x-ratelimit-remaining-requests"] == "99"
+    await world.end(first, (5, 0, 5), "req-1")
+    assert isinstance(await world.call(), Forward)
+
+
+async def test_a_refused_call_holds_and_counts_nothing(world: World) -> None:
+    world.put(account("Hard"), service(limits={"rpm": 1}))
+    await world.forwarded()
+    left = world.purse.available(ACCOUNT)
+    for _ in range(5):
+        assert (await world.refused())[0] == 429
+        assert not world.budgets.holds(f"req-{world.requests}")
+    assert world.purse.available(ACCOUNT) == left
+    assert world.budgets.holds("req-1")
+
+
+@pytest.mark.parametrize("period", ["Day", "Month", "Lifetime"])
+async def test_a_keys_quota(world: World, period: str) -> None:
+    world.put(api_key(quota={"tokens": 150, "period": period}))
+    await world.forwarded()
+    status, error, headers = await world.refused()
+    assert (status, error["message"]) == (
+        429,
+        f"rate limit exceeded on dimension: key_quota_{period.lower()}",
+    )
+    assert ("retry-after" in headers) is (period != "Lifetime")
+    assert headers.get("x-should-retry") == (None if period != "Lifetime" else "false")
+
+
+async def test_a_keys_quota_spans_services_and_leaves_other_keys_alone(world: World) -> None:
+    world.put(api_key(quota={"tokens": 150, "period": "Day"}), service("second"))
+    world.put(api_key("other", token=OTHER_TOKEN))
+    await world.forwarded()
+    assert (await world.refused({"model": "second", "max_tokens": 100}))[0] == 429
+    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Forward)
+
+
+async def test_services_on_one_model_have_limits_of_their_own(world: World) -> None:
+    world.put(model(limits={"rpm": 1}), service("second"))
+    await world.forwarded()
+    assert (await world.refused())[0] == 429
+    assert isinstance(await world.call({"model": "second"}), Forward)
+
+
+async def test_a_call_of_an_earlier_process_is_settled_by_its_labels() -> None:
+    counters = MemoryCounters()
+    before = World(counters=counters)
+    before.put(service(limits={"tpm": 200}))
+    forward = await before.forwarded()
+    after = World(counters=counters, clock=before.clock)
+    after.put(service(limits={"tpm": 200}))
+    assert (await after.refused())[0] == 429
+    await after.end(forward, (1, 0, 1), "req-1")
+    assert isinstance(await after.call(), Forward)
+
+
+async def test_what_ended_before_this_process_began_is_not_corrected_again() -> None:
+    counters = MemoryCounters()
+    before = World(counters=counters)
+    before.put(service(limits={"tpm": 200}))
+    forward = await before.forwarded()
+    await before.end(forward, (50, 0, 50), "req-1")
+    ended_at = before.clock()
+    before.clock.pass_(1)
+    after = World(counters=counters, clock=before.clock)
+    after.put(service(limits={"tpm": 200}))
+    after.settling.ended("req-1", ended_at, forward.labels, (50, 0, 50))
+    await after.settling.correct()
+    status, _, headers = await after.refused({"model": "chat", "max_tokens": 100, "x": "y"})
+    assert (status, headers["x-ratelimit-remaining-tokens"]) == (429, "100")
+
+
+# Providers.
+
+
+async def test_a_provider_gets_its_token_and_not_the_callers(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.tokens.known["openai"] = "sk-secret"
+    world.put(
+        external(credentialsSecretRef={"name": "openai", "key": "token"}),
+        service(modelRef={"name": "remote"}),
+    )
+    with caplog.at_level(logging.DEBUG):
+        forward = await world.forwarded({"model": "chat", "stream": True})
+    assert (forward.upstream, forward.tls, forward.path) == (
+        "api.example.com:443",
+        True,
+        "/v1/chat/completions",
+    )
+    assert forward.set_headers["authorization"] == "Bearer sk-secret"
+    assert "authorization" not in forward.remove_headers
+    assert json.loads(forward.body or b"")["stream_options"] == {"include_usage": True}
+    assert "continuous_usage" not in forward.labels
+    assert "sk-secret" not in json.dumps(dict(forward.labels)) + caplog.text
+    assert TOKEN not in repr(forward)
+
+
+async def test_anthropics_endpoint_gets_the_token_in_both_headers(world: World) -> None:
+    world.tokens.known["a"] = "sk-ant"
+    world.put(external(credentialsSecretRef={"name": "a"}), service(modelRef={"name": "remote"}))
+    forward = await world.forwarded({"model": "chat"}, path="/v1/messages")
+    assert forward.set_headers["x-api-key"] == "sk-ant"
+    assert forward.path == "/v1/messages"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "upstream", "tls", "path"),
+    [
+        ("http://10.0.0.1:8080/api/v1/", "10.0.0.1:8080", False, "/api/v1/embeddings"),
+        ("https://api.example.com", "api.example.com:443", True, "/embeddings"),
+        ("http://[2001:db8::1]/v1", "[2001:db8::1]:80", False, "/v1/embeddings"),
+    ],
+)
+async def test_a_providers_base_url(world: World, base_url: str, upstream: str, tls: bool, path: str) -> None:
+    world.put(external(base_url=base_url), service(modelRef={"name": "remote"}))
+    forward = await world.forwarded({"model": "chat", "input": "x"}, path="/v1/embeddings")
+    assert (forward.upstream, forward.tls, forward.path) == (upstream, tls, path)
+    assert "authorization" in forward.remove_headers
+
+
+async def test_without_credentials_a_provider_is_not_called_and_nothing_is_kept(world: World) -> None:
+    world.put(
+        external(credentialsSecretRef={"name": "gone"}),
+        service(modelRef={"name": "remote"}, limits={"tpm": 200}),
+        account("Hard"),
+    )
+    for _ in range(3):
+        status, error, _ = await world.refused()
+        assert (status, error["code"]) == (503, "credentials_unavailable")
+        assert "gone" not in error["message"]
+        await world.settling.correct()
+    assert world.purse.available(ACCOUNT) == 5 * UNIT
+
+
+# Models.
+
+
+async def models(world: World, path: str = "/v1/models", **given: Any) -> tuple[int, Any]:
+    answer = world.gate.handle(world.head(path, "GET", **given))
+    assert isinstance(answer, Refuse)
+    return answer.status, json.loads(answer.body)
+
+
+async def test_models_are_what_the_key_may_call(world: World) -> None:
+    world.put(
+        service("b"),
+        service("a", postpaid=False, status={"phase": "NotEnabled", "stopReasons": ["PostpaidDisabled"]}),
+        service("elsewhere", "team-b"),
+        service("closed", access={"allowedCIDRs": ["192.0.2.0/24"]}),
+    )
+    status, answer = await models(world)
+    assert status == 200
+    assert [(each["id"], each["active"]) for each in answer["data"]] == [
+        ("a", False),
+        ("b", True),
+        ("chat", True),
+    ]
+    world.put(api_key(services={"names": ["b", "no-more"]}))
+    assert [each["id"] for each in (await models(world))[1]["data"]] == ["b"]
+    assert (await models(world, "/v1/models/b"))[1]["id"] == "b"
+    assert (await models(world, "/v1/models/chat"))[0] == 403
+
+
+async def test_a_model_that_may_not_be_called_is_refused_as_a_call_of_it_is(world: World) -> None:
+    world.put(service("closed", access={"allowedCIDRs": ["192.0.2.0/24"]}), service("elsewhere", "team-b"))
+    for name in ("closed", "elsewhere", "nothing"):
+        status, error, _ = await world.refused({"model": name})
+        shown, answer = await models(world, f"/v1/models/{name}")
+        assert (shown, answer["error"]["code"]) == (status, error["code"])
+
+
+async def test_a_model_was_created_when_its_service_was(world: World) -> None:
+    made = service("chat")
+    made["metadata"]["creationTimestamp"] = "2026-02-01T00:00:00Z"
+    world.put(made)
+    assert (await models(world, "/v1/models/chat"))[1]["created"] == 1769904000
+
+
+async def test_models_ask_for_a_key(world: World) -> None:
+    assert (await models(world, headers={"authorization": None}))[0] == 401
+    answer = world.gate.handle(world.head("/v1/models", "POST"))
+    assert isinstance(answer, Refuse)
+    assert answer.status == 405
+
+
+async def test_available_is_less_what_runs(world: World) -> None:
+    forward = await world.forwarded()
+    committed = int(forward.labels["estimate_input"]) * 500
+    assert world.purse.available(ACCOUNT) == Nano(5 * UNIT - committed)

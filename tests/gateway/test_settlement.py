@@ -1,0 +1,167 @@
+"""From a line of Envoy's log to what is counted and held: nothing stays that was not used (B15, B17)."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from farebox.domain.billing.money import Nano
+from farebox.gateway import settlement
+from farebox.gateway.interface import Forward, Refuse
+from farebox.gateway.metering.outbox import Outbox
+from farebox.gateway.metering.publisher import Event, Receipt, Rejected
+from farebox.gateway.metering.usage import parse, used
+from farebox.meterapi.types import Budget
+from tests.gateway.h2_client import eventually
+from tests.gateway.world import ACCOUNT, NOW, UNIT, World, account, api_key, service
+
+
+def log_line(
+    world: World, forward: Forward, request_id: str, *, status: int = 200, output: int = 50
+) -> bytes:
+    """What Envoy writes of a call that used 20 tokens in and `output` out."""
+    usage = {"last": json.dumps({"prompt_tokens": 20, "completion_tokens": output})}
+    line = {
+        "at": str(world.clock().timestamp()),
+        "id": request_id,
+        "status": status,
+        "details": "via_upstream",
+        "flags": "-",
+        "labels": json.dumps(dict(forward.labels)),
+        "usage": usage if status == 200 else None,
+        "sent": 100,
+        "upstream": 100,
+        "ms": 5,
+    }
+    return json.dumps(line).encode()
+
+
+def hear(world: World, text: bytes) -> None:
+    line = parse(text)
+    world.settling.on_usage(line, used(line))
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def test_usage_of_the_log_settles_money_and_counts(world: World) -> None:
+    world.put(service(limits={"tpm": 1000}), api_key(quota={"tokens": 1000, "period": "Day"}))
+    forward = await world.forwarded()
+    hear(world, log_line(world, forward, "req-1"))
+    await world.settling.correct()
+    assert world.purse.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
+    _, _, headers = await world.refused({"model": "chat", "max_tokens": 8000})
+    assert headers["x-ratelimit-remaining-tokens"] == str(1000 - 70)
+
+
+async def test_an_upstreams_error_costs_nothing_and_frees_what_was_held(world: World) -> None:
+    world.put(account("Hard"), service(limits={"tpm": 200}))
+    forward = await world.forwarded()
+    assert world.budgets.holds("req-1")
+    hear(world, log_line(world, forward, "req-1", status=500))
+    await world.settling.correct()
+    assert not world.budgets.holds("req-1")
+    assert world.purse.available(ACCOUNT) == 5 * UNIT
+    assert isinstance(await world.call(), Forward), "nor does it count"
+
+
+async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it did: then the log has it by then, and it holds what it did until it is charged."""
+    monkeypatch.setattr(settlement, "UNREAD_SECONDS", 0.01)
+    world.put(account("Hard"), service(limits={"tpm": 1000}))
+    forward = await world.forwarded(request_id="went")
+    await world.forwarded(request_id="did not")
+    world.settling.unread("went")
+    world.settling.unread("did not")
+    hear(world, log_line(world, forward, "went"))
+    await eventually(lambda: not world.budgets.holds("did not"))
+    assert world.budgets.holds("went")
+    assert world.purse.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
+    await world.settling.correct()
+    _, _, headers = await world.refused({"model": "chat", "max_tokens": 8000})
+    assert headers["x-ratelimit-remaining-tokens"] == str(1000 - 70)
+
+
+async def test_a_hold_stays_until_the_ledger_has_charged_the_call(world: World) -> None:
+    world.put(account("Hard"))
+    forward = await world.forwarded()
+    hear(world, log_line(world, forward, "req-1"))
+    assert world.budgets.holds("req-1")
+    spent = Nano(20 * 500 + 50 * 1500)
+    world.settling.acknowledged(["req-1"], [Budget(ACCOUNT, Nano(UNIT), spent, NOW + timedelta(hours=1))])
+    assert not world.budgets.holds("req-1")
+
+
+async def test_corrections_of_many_calls_are_carried_out_as_they_come(world: World) -> None:
+    world.put(service(limits={"tpm": 100_000}))
+    task = asyncio.create_task(world.settling.run())
+    forwards = [await world.forwarded(request_id=f"r{number}") for number in range(200)]
+    for number, forward in enumerate(forwards):
+        world.settling.ended(f"r{number}", world.clock(), forward.labels, (0, 0, 1))
+
+    async def remaining() -> int:
+        answer = await world.call({"model": "chat", "max_tokens": 8192, "n": 128})
+        assert isinstance(answer, Refuse)
+        return int(answer.headers["x-ratelimit-remaining-tokens"])
+
+    async with asyncio.timeout(60):
+        while await remaining() != 100_000 - 200:  # noqa: ASYNC110 - only an answer tells
+            await asyncio.sleep(0.01)
+    task.cancel()
+
+
+async def test_labels_that_cannot_be_read_settle_what_they_can(world: World) -> None:
+    forward = await world.forwarded()
+    labels = {**forward.labels, "taken": "nonsense", "model": "gone"}
+    world.settling.ended("req-1", world.clock(), labels, (10**12, 0, 0))
+    await world.settling.correct()
+    assert world.purse.available(ACCOUNT) == 5 * UNIT
+
+
+class Meter:
+    """A meter that takes all but one event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    async def post(self, events: Sequence[Event]) -> Receipt:
+        self.events += events
+        spent = Nano(20 * 500 + 50 * 1500)
+        return Receipt(
+            [Rejected(event, "TimeInFuture", "") for event in events if event["id"].endswith("-req-2")],
+            [Budget(ACCOUNT, Nano(UNIT), spent, NOW + timedelta(hours=1))],
+        )
+
+
+async def test_the_outbox_tells_what_the_meter_has_taken(world: World, tmp_path: Path) -> None:
+    world.put(account("Hard"))
+    log = tmp_path / "usage.log"
+    forwards = [await world.forwarded() for _ in range(3)]
+    lines = [
+        log_line(world, forwards[0], "req-1"),
+        log_line(world, forwards[1], "req-2"),
+        log_line(world, forwards[2], "req-3", status=503),
+    ]
+    log.write_bytes(b"".join(line + b"\n" for line in lines))
+
+    async def reopen() -> None:
+        pass
+
+    meter = Meter()
+    outbox = Outbox(log, "gateway-0", meter, reopen, world.settling.on_usage, world.settling.acknowledged)
+    stop = asyncio.Event()
+    task = asyncio.create_task(outbox.run(stop))
+    await eventually(lambda: not any(world.budgets.holds(f"req-{number}") for number in (1, 2, 3)))
+    stop.set()
+    await task
+    assert [event["data"]["requestId"] for event in meter.events] == ["req-1", "req-2"]
+    world.clock.pass_(1)
+    world.hear(4 * UNIT, 2)
+    assert world.purse.available(ACCOUNT) == 4 * UNIT

@@ -1,1 +1,0 @@
-"""The transport half of the gateway, with a real Envoy, the real simulator and a real ledger."""
