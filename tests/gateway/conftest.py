@@ -1,4 +1,4 @@
-"""Two simulators and a Valkey server for the session; a meter with a ledger for each test that asks for one."""
+"""Simulators and a Valkey server for the session; a meter with a ledger for each test that asks for one."""
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
