@@ -167,13 +167,19 @@ def _compile(go: Path, target: Path, total: int, started: float) -> None:
     ]
     compiled = 0
     waiting = dict(BINARIES)
-    for line in _lines(command, subprocess.DEVNULL):
-        # With -v go names each package that it compiles; those in its own cache go unnamed.
-        compiled += " " not in line
+
+    def report() -> None:
         for name in [name for name, built_as in waiting.items() if (target / built_as).exists()]:
             del waiting[name]
             _say(f"{name} is built, {_elapsed(started)}")
+
+    for line in _lines(command, subprocess.DEVNULL):
+        # With -v go names each package that it compiles; those in its own cache go unnamed.
+        compiled += " " not in line
+        report()
         _say_sometimes(f"{compiled} of at most {total} packages compiled, {_elapsed(started)}")
+    # go writes the last binary after the last line that it prints.
+    report()
     if waiting:
         raise PlaneError(f"go build made no {', '.join(waiting)}")
 
