@@ -42,7 +42,7 @@ def operator() -> None:
     from farebox.controller.operator import Operator
     from farebox.kube.client import KubeClient
     from farebox.logs import configure
-    from farebox.meterapi.client import RemoteLedger
+    from farebox.meterapi.client import MeterClient
     from farebox.settings import OperatorSettings
 
     settings = OperatorSettings.load()
@@ -50,7 +50,7 @@ def operator() -> None:
 
     async def run() -> None:
         client = await KubeClient.connect(settings.kubeconfig)
-        ledger = RemoteLedger(settings.meter_url, settings.meter_token_file)
+        ledger = MeterClient(settings.meter_url, settings.meter_token_file)
         try:
             await Operator(settings, client, ledger).run()
         finally:

@@ -10,11 +10,11 @@ from aiohttp import web
 
 from farebox.controller.keys import Key, Kind, account_key, service_key
 from farebox.controller.operator import Operator, watches_left_open
-from farebox.controller.queue import Lane, WorkQueue
+from farebox.controller.queue import Priority, WorkQueue
 from farebox.controller.reconcile.services import reconcile_service
 from farebox.domain.keys import ObjectKey
 from farebox.errors import Invalid, KubeError
-from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.client import MeterClient
 from farebox.meterapi.types import AccountBalance, QuotaBalance
 from farebox.settings import OperatorSettings
 from tests.controller import objects
@@ -41,7 +41,7 @@ async def test_a_pass_that_met_a_lease_renewed_late_is_done_once_it_is(server: S
         return web.json_response(body | await request.json())
 
     server.trouble = patch
-    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+    async with client_of(server) as client, MeterClient("http://127.0.0.1:9") as ledger:
         operator = Operator(OperatorSettings(), client, ledger)
         account = manifest("BillingAccount", ACCOUNT.name, {"currency": "USD"}, ACCOUNT.namespace)
         account["metadata"] |= {"resourceVersion": "1", "uid": "u-1", "generation": 1}
@@ -55,7 +55,7 @@ async def test_a_pass_that_met_a_lease_renewed_late_is_done_once_it_is(server: S
 
         operator.elector.clock = clock
         operator.elector.leading.set()
-        worker = asyncio.create_task(operator.workers.work(Lane.BULK))
+        worker = asyncio.create_task(operator.workers.work(Priority.LOW))
         try:
             async with asyncio.timeout(20):
                 operator.queue.add(account_key(ACCOUNT))
@@ -77,28 +77,28 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
         identity = {"uid": "u-1", "resourceVersion": str(version), "generation": version}
         return body | {"metadata": body["metadata"] | identity}
 
-    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+    async with client_of(server) as client, MeterClient("http://127.0.0.1:9") as ledger:
         operator = Operator(OperatorSettings(), client, ledger)
         service = service_key(ObjectKey(objects.TEAM, "chat"))
         operator.cache.services.put(objects.service("chat"))
 
         def looks_at_it_after(balance: int, sequence: int) -> bool:
             heard = [AccountBalance(ACCOUNT, "USD", balance, 0, sequence)]
-            for changed in operator.balances.hear(heard, complete=True):
-                operator.intake.balance_changed(changed)
+            for changed in operator.balances.update(heard, complete=True):
+                operator.dispatcher.on_balance(changed)
             return service in taken()
 
         def taken() -> set[Key]:
             keys = set()
-            while (found := operator.queue._next(Lane.BULK)) is not None:
+            while (found := operator.queue._next(Priority.LOW)) is not None:
                 keys.add(found[0])
                 operator.queue.done(found[0])
             return keys
 
-        operator.intake.observe(Kind.ACCOUNT, "ADDED", account(1, "100"))
+        operator.dispatcher.on_watch_event(Kind.ACCOUNT, "ADDED", account(1, "100"))
         assert looks_at_it_after(-50, 1)
         assert not looks_at_it_after(-60, 2), "a figure alone"
-        operator.intake.observe(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
+        operator.dispatcher.on_watch_event(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
         assert service in taken()
         assert looks_at_it_after(+40, 3)
 
@@ -111,13 +111,13 @@ async def test_b23_a_namespace_of_backends_that_is_missing_is_named(server: Serv
         return status(404, "NotFound", 'namespaces "farebox-models" not found')
 
     server.trouble = missing
-    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+    async with client_of(server) as client, MeterClient("http://127.0.0.1:9") as ledger:
         writer = Operator(OperatorSettings(), client, ledger).context.writer
         writer.may_write = lambda: True
         body = {"metadata": {"namespace": "farebox-models", "name": "m-llm"}}
         create = writer.create_deployment if kind == "Deployment" else writer.create_endpoint
         with pytest.raises(Invalid, match=r"Namespace farebox-models, .* does not exist: create it"):
-            await create(body, Lane.FAST)
+            await create(body, Priority.HIGH)
 
 
 async def test_a_backend_that_cannot_be_made_for_now_is_told_of_meanwhile(server: Server) -> None:
@@ -140,15 +140,15 @@ async def test_a_backend_that_cannot_be_made_for_now_is_told_of_meanwhile(server
 
     server.trouble = answer
     key = service_key(ObjectKey(objects.TEAM, "own"))
-    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+    async with client_of(server) as client, MeterClient("http://127.0.0.1:9") as ledger:
         operator = Operator(OperatorSettings(), client, ledger)
         operator.context.writer.may_write = lambda: True
         operator.cache.models.put(objects.model())
         operator.cache.accounts.put(objects.account())
         operator.cache.services.put(stored)
-        operator.balances.hear([AccountBalance(ACCOUNT, "USD", 5, 0, 1)], complete=True)
+        operator.balances.update([AccountBalance(ACCOUNT, "USD", 5, 0, 1)], complete=True)
         with pytest.raises(KubeError, match="failed calling webhook"):
-            await reconcile_service(operator.context, key, Lane.BULK)
+            await reconcile_service(operator.context, key, Priority.LOW)
     said = {each["type"]: (each["status"], each["reason"]) for each in stored["status"]["conditions"]}
     assert stored["status"]["phase"] == "Running"
     assert (said["Serving"], said["Ready"]) == (("False", "NoReplicaReady"), ("False", "Progressing"))
@@ -182,7 +182,7 @@ async def test_b6_a_trial_stops_when_its_quota_ends_though_nothing_else_happens(
     server.trouble = patch
     clock, key = Clock(), service_key(ObjectKey(objects.TEAM, "chat"))
     monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
-    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+    async with client_of(server) as client, MeterClient("http://127.0.0.1:9") as ledger:
         operator = Operator(OperatorSettings(), client, ledger)
         operator.context.now = clock.utc_now
         operator.context.writer.may_write = lambda: True
@@ -190,17 +190,17 @@ async def test_b6_a_trial_stops_when_its_quota_ends_though_nothing_else_happens(
         operator.cache.accounts.put(objects.account())
         operator.cache.services.put(stored)
         ends = clock.utc_now() + timedelta(hours=1, seconds=20, microseconds=5)
-        operator.balances.hear([AccountBalance(ACCOUNT, "USD", 0, 0, 1)], complete=True)
-        list(operator.terms.hear_quotas([QuotaBalance(ACCOUNT, "qwen3-8b", 100, 0, ends, 1)]))
+        operator.balances.update([AccountBalance(ACCOUNT, "USD", 0, 0, 1)], complete=True)
+        list(operator.entitlements.update_quotas([QuotaBalance(ACCOUNT, "qwen3-8b", 100, 0, ends, 1)]))
         looks = []
 
         async def look() -> None:
             for _ in range(3):
                 await asyncio.sleep(0)
-            while (found := operator.queue._next(Lane.BULK)) is not None:
+            while (found := operator.queue._next(Priority.LOW)) is not None:
                 if found[0] == key:
                     looks.append(clock.utc_now())
-                    await reconcile_service(operator.context, key, Lane.BULK)
+                    await reconcile_service(operator.context, key, Priority.LOW)
                 operator.queue.done(found[0])
 
         operator.queue.add(key)
@@ -222,7 +222,7 @@ async def test_workers_take_turns_so_that_passes_without_a_wait_hold_nobody_up()
     queue, passes = WorkQueue(), list[Key]()
     keys = [service_key(ObjectKey("team-a", f"s{number}")) for number in range(40)]
     for each in keys:
-        queue.add(each, Lane.BULK)
+        queue.add(each, Priority.LOW)
 
     async def work() -> None:
         while True:

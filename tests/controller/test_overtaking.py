@@ -18,11 +18,11 @@ from aiohttp import web
 
 from farebox.controller.keys import Kind
 from farebox.controller.operator import Operator
-from farebox.controller.queue import Lane
+from farebox.controller.queue import Priority
 from farebox.domain.keys import ObjectKey
 from farebox.errors import KubeError, KubeUnreachable
 from farebox.kube.names import dedicated_backend_name, key_of, shared_backend_name
-from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.client import MeterClient
 from farebox.meterapi.types import AccountBalance
 from farebox.settings import OperatorSettings
 from tests.api.samples import changed
@@ -170,7 +170,7 @@ class Cluster:
         reading: asyncio.Queue[tuple[str, JSONObject]] = asyncio.Queue()
         self.soon(self._deliver(kind, operator, reading))
         if kind in BACKEND_KINDS:
-            since = int(operator.sweep.primed_at[kind])
+            since = int(operator.resync.initial_versions[kind])
         else:
             await self.while_passes()
             since = self.version
@@ -204,14 +204,14 @@ class Cluster:
             type_, raw = await reading.get()
             if kind not in BACKEND_KINDS:
                 await self.while_passes()
-            operator.intake.observe(kind, type_, raw)
+            operator.dispatcher.on_watch_event(kind, type_, raw)
 
 
 async def relisted(kind: Kind, operator: Operator) -> int:
-    """What a watch does that lost its place; see Follower."""
+    """What a watch does that lost its place; see Reflector."""
     while True:
         try:
-            return int(await operator.sweep.relist(kind))
+            return int(await operator.resync.relist(kind))
         except (KubeError, KubeUnreachable):
             await asyncio.sleep(0.001)
 
@@ -220,7 +220,7 @@ async def prime(operator: Operator) -> None:
     """The first lists; a process that cannot have them would start anew."""
     while True:
         try:
-            return await operator.sweep.prime()
+            return await operator.resync.initial_list()
         except (KubeError, KubeUnreachable):
             await asyncio.sleep(0.001)
 
@@ -280,21 +280,21 @@ async def test_whatever_overtakes_what_every_service_ends_where_it_belongs(seed:
     cluster = Cluster(random.Random(seed))
     cluster.commit(Kind.MODEL, objects.model(), spec_changed=True)
     cluster.commit(Kind.ACCOUNT, objects.account(), spec_changed=True)
-    async with serving() as server, client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as ledger:
+    async with serving() as server, client_of(server) as client, MeterClient("http://127.0.0.1:9") as ledger:
         server.trouble = cluster.answer
         operator = Operator(OperatorSettings(), client, ledger)
         operator.context.writer.may_write = lambda: True
-        operator.balances.hear([AccountBalance(ACCOUNT, "USD", 5, 0, 1)], complete=True)
+        operator.balances.update([AccountBalance(ACCOUNT, "USD", 5, 0, 1)], complete=True)
         at_work = asyncio.ensure_future(people(cluster))
         await prime(operator)
         workers = [
-            asyncio.create_task(operator.workers.work(lane))
-            for lane in (Lane.FAST, Lane.BULK, Lane.BULK, Lane.BULK)
+            asyncio.create_task(operator.workers.work(priority))
+            for priority in (Priority.HIGH, Priority.LOW, Priority.LOW, Priority.LOW)
         ]
         for kind in KINDS.values():
             cluster.soon(cluster.tell(kind, operator))
         try:
-            operator.intake.enqueue_all()
+            operator.dispatcher.enqueue_all()
             await at_work
             deadline = asyncio.get_running_loop().time() + SECONDS
             while wrong := amiss(cluster):

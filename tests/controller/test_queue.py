@@ -10,7 +10,7 @@ from typing import TypeAlias
 import pytest
 
 from farebox.controller.keys import Key, Kind
-from farebox.controller.queue import Lane, TokenBucket, WorkQueue
+from farebox.controller.queue import Priority, TokenBucket, WorkQueue
 
 
 def key(number: int) -> Key:
@@ -18,7 +18,7 @@ def key(number: int) -> Key:
 
 
 A, B, C = key(1), key(2), key(3)
-Waiting: TypeAlias = asyncio.Task[tuple[Key, Lane]]
+Waiting: TypeAlias = asyncio.Task[tuple[Key, Priority]]
 
 
 async def turn() -> None:
@@ -28,7 +28,7 @@ async def turn() -> None:
 
 
 @asynccontextmanager
-async def worker(queue: WorkQueue, slowest: Lane = Lane.BULK) -> AsyncIterator[Waiting]:
+async def worker(queue: WorkQueue, slowest: Priority = Priority.LOW) -> AsyncIterator[Waiting]:
     """A worker that waits for one key."""
     task = asyncio.create_task(queue.get(slowest))
     await turn()
@@ -37,7 +37,7 @@ async def worker(queue: WorkQueue, slowest: Lane = Lane.BULK) -> AsyncIterator[W
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def taken(queue: WorkQueue, slowest: Lane = Lane.BULK) -> Key | None:
+async def taken(queue: WorkQueue, slowest: Priority = Priority.LOW) -> Key | None:
     """The key that a worker gets now, if it need not wait."""
     async with worker(queue, slowest) as waiting:
         return waiting.result()[0] if waiting.done() else None
@@ -88,24 +88,24 @@ async def test_a_queue_that_is_worked_on_is_not_idle() -> None:
     assert queue.idle()
 
 
-# -- lanes --------------------------------------------------------------------------------------------
+# -- priorities --------------------------------------------------------------------------------------------
 
 
 async def test_a_single_edit_overtakes_bulk_work() -> None:
     queue = WorkQueue()
-    queue.add(A, Lane.BULK)
-    queue.add(B, Lane.BULK)
-    queue.add(C, Lane.FAST)
+    queue.add(A, Priority.LOW)
+    queue.add(B, Priority.LOW)
+    queue.add(C, Priority.HIGH)
     assert [await taken(queue) for _ in range(3)] == [C, A, B]
 
 
 async def test_a_key_that_waits_in_bulk_moves_to_the_front_when_it_is_edited() -> None:
     queue = WorkQueue()
-    queue.add(A, Lane.BULK)
-    queue.add(B, Lane.BULK)
-    queue.add(B, Lane.FAST)
+    queue.add(A, Priority.LOW)
+    queue.add(B, Priority.LOW)
+    queue.add(B, Priority.HIGH)
     assert len(queue) == 2
-    assert await queue.get() == (B, Lane.FAST)
+    assert await queue.get() == (B, Priority.HIGH)
     assert await taken(queue) == A
     queue.done(B)
     assert await taken(queue) is None
@@ -113,27 +113,27 @@ async def test_a_key_that_waits_in_bulk_moves_to_the_front_when_it_is_edited() -
 
 async def test_bulk_work_does_not_slow_an_edit_down() -> None:
     queue = WorkQueue()
-    queue.add(A, Lane.FAST)
-    queue.add(A, Lane.BULK)
-    assert await queue.get() == (A, Lane.FAST)
+    queue.add(A, Priority.HIGH)
+    queue.add(A, Priority.LOW)
+    assert await queue.get() == (A, Priority.HIGH)
 
 
 async def test_a_worker_of_the_fast_lane_takes_no_bulk_work() -> None:
     queue = WorkQueue()
-    queue.add(A, Lane.BULK)
-    assert await taken(queue, Lane.FAST) is None
-    queue.add(B, Lane.FAST)
-    assert await taken(queue, Lane.FAST) == B
+    queue.add(A, Priority.LOW)
+    assert await taken(queue, Priority.HIGH) is None
+    queue.add(B, Priority.HIGH)
+    assert await taken(queue, Priority.HIGH) == B
 
 
 async def test_the_fastest_lane_asked_for_meanwhile_counts() -> None:
     queue = WorkQueue()
-    queue.add(A, Lane.BULK)
+    queue.add(A, Priority.LOW)
     assert await taken(queue) == A
-    for lane in (Lane.BULK, Lane.FAST, Lane.BULK):
-        queue.add(A, lane)
+    for priority in (Priority.LOW, Priority.HIGH, Priority.LOW):
+        queue.add(A, priority)
     queue.done(A)
-    assert await queue.get() == (A, Lane.FAST)
+    assert await queue.get() == (A, Priority.HIGH)
 
 
 # -- waiting ------------------------------------------------------------------------------------------
@@ -143,32 +143,32 @@ async def test_a_waiting_worker_is_woken() -> None:
     queue = WorkQueue()
     async with worker(queue) as waiting:
         assert not waiting.done()
-        queue.add(A, Lane.BULK)
-        assert await waiting == (A, Lane.BULK)
+        queue.add(A, Priority.LOW)
+        assert await waiting == (A, Priority.LOW)
 
 
 async def test_an_edit_wakes_a_worker_of_the_fast_lane_first() -> None:
     queue = WorkQueue()
-    async with worker(queue, Lane.BULK) as bulk, worker(queue, Lane.FAST) as fast:
-        queue.add(A, Lane.FAST)
-        assert await fast == (A, Lane.FAST)
+    async with worker(queue, Priority.LOW) as bulk, worker(queue, Priority.HIGH) as fast:
+        queue.add(A, Priority.HIGH)
+        assert await fast == (A, Priority.HIGH)
         assert not bulk.done()
 
 
 async def test_an_edit_wakes_a_worker_of_the_bulk_lane_if_no_other_waits() -> None:
     queue = WorkQueue()
-    async with worker(queue, Lane.BULK) as bulk:
-        queue.add(A, Lane.FAST)
-        assert await bulk == (A, Lane.FAST)
+    async with worker(queue, Priority.LOW) as bulk:
+        queue.add(A, Priority.HIGH)
+        assert await bulk == (A, Priority.HIGH)
 
 
-@pytest.mark.parametrize("lane", Lane)
-async def test_a_cancelled_worker_passes_its_wake_up_on(lane: Lane) -> None:
+@pytest.mark.parametrize("priority", Priority)
+async def test_a_cancelled_worker_passes_its_wake_up_on(priority: Priority) -> None:
     queue = WorkQueue()
     async with worker(queue) as first, worker(queue) as second:
-        queue.add(A, lane)
+        queue.add(A, priority)
         first.cancel()  # it was woken, and has not run yet
-        assert await second == (A, lane)
+        assert await second == (A, priority)
         with pytest.raises(asyncio.CancelledError):
             await first
 
@@ -189,9 +189,9 @@ async def test_a_key_for_later_comes_when_it_is_due() -> None:
     queue = WorkQueue()
     loop = asyncio.get_running_loop()
     started = loop.time()
-    queue.add_after(B, 3600, Lane.FAST)
-    queue.add_after(A, 0.02, Lane.FAST)
-    assert await queue.get() == (A, Lane.FAST)
+    queue.add_after(B, 3600, Priority.HIGH)
+    queue.add_after(A, 0.02, Priority.HIGH)
+    assert await queue.get() == (A, Priority.HIGH)
     assert loop.time() - started >= 0.019
     assert await taken(queue) is None
 
@@ -218,30 +218,30 @@ async def test_a_key_for_later_can_be_asked_for_now() -> None:
 
 async def test_failures_wait_ever_longer_up_to_the_limit() -> None:
     queue = WorkQueue(base_delay=1.0, max_delay=10.0, jitter=lambda: 1.0)
-    assert [queue.retry(A, Lane.BULK) for _ in range(6)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
-    assert queue.retry(B, Lane.BULK) == 1.0, "each key has its own"
+    assert [queue.retry(A, Priority.LOW) for _ in range(6)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert queue.retry(B, Priority.LOW) == 1.0, "each key has its own"
     queue.forget(A)
-    assert queue.retry(A, Lane.BULK) == 1.0
+    assert queue.retry(A, Priority.LOW) == 1.0
 
 
 async def test_jitter_spreads_retries_between_half_and_the_whole() -> None:
     least = WorkQueue(base_delay=1.0, jitter=lambda: 0.0)
     middle = WorkQueue(base_delay=1.0, jitter=lambda: 0.5)
-    assert (least.retry(A, Lane.FAST), middle.retry(A, Lane.FAST)) == (0.5, 0.75)
+    assert (least.retry(A, Priority.HIGH), middle.retry(A, Priority.HIGH)) == (0.5, 0.75)
 
 
 async def test_thousands_of_failures_do_not_overflow() -> None:
     queue = WorkQueue(max_delay=60.0, jitter=lambda: 1.0)
-    assert [queue.retry(A, Lane.BULK) for _ in range(2000)][-1] == 60.0
+    assert [queue.retry(A, Priority.LOW) for _ in range(2000)][-1] == 60.0
 
 
 async def test_a_failed_key_comes_back_in_its_lane() -> None:
     queue = WorkQueue(base_delay=0.001)
     queue.add(A)
-    got, lane = await queue.get()
-    queue.retry(got, lane)
+    got, priority = await queue.get()
+    queue.retry(got, priority)
     queue.done(got)
-    assert await asyncio.wait_for(queue.get(), 60) == (A, Lane.FAST)
+    assert await asyncio.wait_for(queue.get(), 60) == (A, Priority.HIGH)
 
 
 # -- all of it at once --------------------------------------------------------------------------------
@@ -258,27 +258,27 @@ class Shop:
         self.busy: set[Key] = set()
         self.workers: list[asyncio.Task[None]] = []
 
-    def hire(self, slowest: Lane) -> None:
+    def hire(self, slowest: Priority) -> None:
         self.workers.append(asyncio.create_task(self._work(slowest)))
 
-    async def _work(self, slowest: Lane) -> None:
+    async def _work(self, slowest: Priority) -> None:
         while True:
-            key, lane = await self.queue.get(slowest)
+            key, priority = await self.queue.get(slowest)
             assert key not in self.busy, "two workers have the same key"
-            assert lane <= slowest
+            assert priority <= slowest
             self.busy.add(key)
             version = self.wanted[key]
             try:
                 for _ in range(self.random.randrange(4)):
                     await asyncio.sleep(0)
                 if self.random.random() < 0.1:
-                    self.queue.retry(key, lane)
+                    self.queue.retry(key, priority)
                 else:
                     self.seen[key] = version
                     self.queue.forget(key)
             except asyncio.CancelledError:
                 # A worker that ends in the middle leaves the key to whoever comes next.
-                self.queue.add(key, lane)
+                self.queue.add(key, priority)
                 raise
             finally:
                 self.busy.discard(key)
@@ -287,17 +287,17 @@ class Shop:
     def change(self, key: Key) -> None:
         """Something about the key is new."""
         self.wanted[key] += 1
-        lane = self.random.choice(list(Lane))
+        priority = self.random.choice(list(Priority))
         if self.random.random() < 0.1:
-            self.queue.add_after(key, self.random.random() / 1000, lane)
+            self.queue.add_after(key, self.random.random() / 1000, priority)
         else:
-            self.queue.add(key, lane)
+            self.queue.add(key, priority)
 
     def replace_a_worker(self) -> None:
         """One worker ends wherever it is; another begins."""
         gone = self.workers.pop(self.random.randrange(1, len(self.workers)))
         gone.cancel()
-        self.hire(self.random.choice(list(Lane)))
+        self.hire(self.random.choice(list(Priority)))
 
     async def until_all_is_seen(self) -> None:
         while self.seen != self.wanted or self.busy:
@@ -308,7 +308,7 @@ class Shop:
 @pytest.mark.parametrize("seed", range(12))
 async def test_whatever_happens_each_key_is_looked_at_after_its_last_change(seed: int) -> None:
     shop = Shop(seed)
-    for slowest in (Lane.BULK, Lane.FAST, Lane.BULK, Lane.FAST, Lane.BULK, Lane.BULK):
+    for slowest in (Priority.LOW, Priority.HIGH, Priority.LOW, Priority.HIGH, Priority.LOW, Priority.LOW):
         shop.hire(slowest)
     for _ in range(400):
         for _ in range(shop.random.randrange(4)):
@@ -381,7 +381,7 @@ async def test_passes_that_never_wait_let_others_have_their_turn() -> None:
             queue.done(taken_key)
 
     for number in range(1000):
-        queue.add(key(number), Lane.BULK)
+        queue.add(key(number), Priority.LOW)
     draining = asyncio.create_task(drain())
     await turn()
     assert 0 < done < 10

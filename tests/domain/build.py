@@ -26,7 +26,7 @@ from farebox.domain.facts import (
     ServiceFacts,
 )
 from farebox.domain.keys import ObjectKey
-from farebox.domain.lifecycle import Verdict
+from farebox.domain.lifecycle import ServiceVerdict
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 EARLIER = NOW - timedelta(days=3)
@@ -100,22 +100,22 @@ def facts(
     )
 
 
-def remembered(verdict: Verdict) -> Previous:
+def remembered(verdict: ServiceVerdict) -> Previous:
     """What the next decision finds in the status after this verdict was written."""
     return Previous(**{field.name: getattr(verdict, field.name) for field in fields(Previous)})
 
 
-def condition(verdict: Verdict, type_: ConditionType) -> ConditionVerdict:
+def condition(verdict: ServiceVerdict, type_: ConditionType) -> ConditionVerdict:
     """The one condition of a type."""
     (found,) = (condition for condition in verdict.conditions if condition.type is type_)
     return found
 
 
-def said(verdict: Verdict) -> dict[str, str]:
+def said(verdict: ServiceVerdict) -> dict[str, str]:
     """The conditions as a reader of `kubectl get -o wide` sees them: "Status Reason"."""
     return {c.type.value: f"{c.status.value} {c.reason}" for c in verdict.conditions}
 
 
-def is_true(verdict: Verdict, type_: ConditionType) -> bool:
+def is_true(verdict: ServiceVerdict, type_: ConditionType) -> bool:
     """Whether a condition is True."""
     return condition(verdict, type_).status is ConditionStatus.TRUE

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import AccountState, ConditionStatus, ConditionType
-from farebox.domain.account_status import AccountTermsFacts, AccountVerdict, judge_account, missing_sentence
+from farebox.domain.account_status import AccountStatusFacts, AccountVerdict, decide_account, missing_sentence
 from farebox.domain.billing.money import Nano, format_amount, parse_amount
 from farebox.domain.facts import UNKNOWN, Unknown
 from tests.domain.build import EARLIER, NOW
 from tests.domain.strategies import THOROUGH
 
-SOLVENT = AccountTermsFacts(
+SOLVENT = AccountStatusFacts(
     currency="USD", credit_limit=parse_amount("10"), low_balance=parse_amount("0"), balance=parse_amount("5")
 )
 
@@ -42,7 +42,7 @@ def test_an_account_is_overdue_when_nothing_is_left(
     balance: str, limit: str, state: AccountState, left: str
 ) -> None:
     facts = replace(SOLVENT, balance=parse_amount(balance), credit_limit=parse_amount(limit))
-    verdict = judge_account(facts, NOW)
+    verdict = decide_account(facts, NOW)
     assert (verdict.state, verdict.available) == (state, left)
     assert verdict.balance == format_amount(parse_amount(balance))
     assert verdict.overdue_since == (NOW if state is AccountState.OVERDUE else None)
@@ -53,7 +53,7 @@ def test_an_account_is_overdue_when_nothing_is_left(
 @pytest.mark.parametrize(("left", "words"), [("0", "any top-up"), ("-2.5", "more than 2.50 USD")])
 def test_an_overdue_account_says_how_much_is_missing(left: str, words: str) -> None:
     facts = replace(SOLVENT, credit_limit=Nano(0), balance=parse_amount(left))
-    assert words in message(judge_account(facts, NOW), ConditionType.READY)
+    assert words in message(decide_account(facts, NOW), ConditionType.READY)
 
 
 @THOROUGH
@@ -68,14 +68,14 @@ def test_the_missing_amount_is_the_least_that_helps(left: int, extra: int) -> No
 
 def test_overdue_since_stays_and_goes_with_the_debt() -> None:
     facts = replace(SOLVENT, balance=Nano(0), credit_limit=Nano(0), overdue_since=EARLIER)
-    assert judge_account(facts, NOW).overdue_since == EARLIER
-    assert judge_account(replace(facts, balance=Nano(1)), NOW).overdue_since is None
+    assert decide_account(facts, NOW).overdue_since == EARLIER
+    assert decide_account(replace(facts, balance=Nano(1)), NOW).overdue_since is None
 
 
 @pytest.mark.parametrize("since", [None, EARLIER])
 def test_an_unknown_balance_leaves_what_was_reported(since: object) -> None:
     facts = replace(SOLVENT, balance=UNKNOWN, overdue_since=EARLIER if since else None)
-    verdict = judge_account(facts, NOW)
+    verdict = decide_account(facts, NOW)
     assert (verdict.state, verdict.balance, verdict.available) == (None, None, None)
     assert verdict.overdue_since == since
     assert conditions(verdict) == {
@@ -88,7 +88,7 @@ def test_an_unknown_balance_leaves_what_was_reported(since: object) -> None:
 
 @pytest.mark.parametrize("balance", [UNKNOWN, Nano(5)])
 def test_refused_terms_are_stalled_in_the_ledgers_words(balance: Nano | Unknown) -> None:
-    verdict = judge_account(replace(SOLVENT, balance=balance, refusal="kept in USD since"), NOW)
+    verdict = decide_account(replace(SOLVENT, balance=balance, refusal="kept in USD since"), NOW)
     assert conditions(verdict)["Stalled"] == "True CurrencyChanged"
     assert message(verdict, ConditionType.STALLED) == "kept in USD since"
     assert verdict.state is None
@@ -104,7 +104,7 @@ def test_refused_terms_are_stalled_in_the_ledgers_words(balance: Nano | Unknown)
     ],
 )
 def test_a_low_balance_is_told_below_its_threshold(threshold: str, expected: str) -> None:
-    verdict = judge_account(replace(SOLVENT, low_balance=parse_amount(threshold)), NOW)
+    verdict = decide_account(replace(SOLVENT, low_balance=parse_amount(threshold)), NOW)
     assert conditions(verdict)["LowBalance"] == expected
 
 
@@ -114,7 +114,7 @@ amounts = st.integers(-(10**12), 10**12).map(Nano)
 @THOROUGH
 @given(
     st.builds(
-        AccountTermsFacts,
+        AccountStatusFacts,
         currency=st.just("USD"),
         credit_limit=st.integers(0, 10**12).map(Nano),
         low_balance=st.integers(0, 10**12).map(Nano),
@@ -123,10 +123,10 @@ amounts = st.integers(-(10**12), 10**12).map(Nano)
         overdue_since=st.sampled_from((None, EARLIER)),
     )
 )
-def test_a_second_look_says_the_same(facts: AccountTermsFacts) -> None:
+def test_a_second_look_says_the_same(facts: AccountStatusFacts) -> None:
     """B20: whatever time it is. Of Ready, Reconciling and Stalled just one is True."""
-    verdict = judge_account(facts, NOW)
+    verdict = decide_account(facts, NOW)
     later = NOW + timedelta(hours=1)
-    assert judge_account(replace(facts, overdue_since=verdict.overdue_since), later) == verdict
+    assert decide_account(replace(facts, overdue_since=verdict.overdue_since), later) == verdict
     true = {c.type for c in verdict.conditions if c.status is ConditionStatus.TRUE}
     assert len(true & {ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED}) == 1

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from farebox.api import ConditionStatus, ConditionType
 from farebox.domain.apikey_status import (
     RANDOM_BYTES,
-    Answer,
-    KeyFacts,
-    KeyVerdict,
-    Outcome,
+    APIKeyFacts,
+    APIKeyVerdict,
+    SecretOutcome,
+    SecretWriteResult,
     credential,
+    decide_apikey,
     hash_of,
     is_own,
-    judge_key,
 )
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
-MADE = KeyFacts(
+MADE = APIKeyFacts(
     created=NOW - timedelta(days=1),
     secret="app",
     delivered=True,
@@ -32,11 +32,11 @@ MADE = KeyFacts(
 )
 
 
-def facts(**changes: object) -> KeyFacts:
-    return KeyFacts(**{name: getattr(MADE, name) for name in MADE.__slots__} | changes)  # type: ignore[arg-type]
+def facts(**changes: object) -> APIKeyFacts:
+    return APIKeyFacts(**{name: getattr(MADE, name) for name in MADE.__slots__} | changes)  # type: ignore[arg-type]
 
 
-def told(verdict: KeyVerdict) -> dict[str, str]:
+def told(verdict: APIKeyVerdict) -> dict[str, str]:
     """Every condition that is True, with its reason; Ready in any case."""
     return {
         condition.type.value: condition.reason
@@ -59,10 +59,12 @@ def test_a_key_of_too_little_randomness_is_not_made() -> None:
         credential(b"1234")
 
 
-@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("outcome", SecretOutcome)
 @pytest.mark.parametrize("recorded", [True, False])
-def test_b20_only_a_secret_that_came_after_the_hash_is_the_keys_own(recorded: bool, outcome: Outcome) -> None:
-    assert is_own(recorded, Answer(outcome)) is (recorded and outcome is Outcome.EXISTS)
+def test_b20_only_a_secret_that_came_after_the_hash_is_the_keys_own(
+    recorded: bool, outcome: SecretOutcome
+) -> None:
+    assert is_own(recorded, SecretWriteResult(outcome)) is (recorded and outcome is SecretOutcome.EXISTS)
 
 
 @pytest.mark.parametrize(
@@ -80,20 +82,20 @@ def test_b20_only_a_secret_that_came_after_the_hash_is_the_keys_own(recorded: bo
 def test_b14_a_key_is_ready_in_every_state_that_its_owner_wants(
     changes: dict[str, object], reason: str, due: datetime | None
 ) -> None:
-    verdict = judge_key(facts(**changes), NOW)
+    verdict = decide_apikey(facts(**changes), NOW)
     assert told(verdict) == {"Ready": reason}
     assert verdict.conditions[0].status is ConditionStatus.TRUE
     assert verdict.due == due
 
 
 def test_b20_a_secret_that_was_only_found_is_said_to_be_so() -> None:
-    message = judge_key(facts(confirmed=False), NOW).conditions[0].message
+    message = decide_apikey(facts(confirmed=False), NOW).conditions[0].message
     assert "status.keyHash" in message
     assert "create the APIKey again" in message
 
 
 def test_a_key_that_is_being_made_is_on_its_way() -> None:
-    verdict = judge_key(facts(delivered=False, confirmed=False), NOW)
+    verdict = decide_apikey(facts(delivered=False, confirmed=False), NOW)
     assert told(verdict) == {"Ready": "MakingKey", "Reconciling": "MakingKey"}
 
 
@@ -101,16 +103,16 @@ def test_a_key_that_is_being_made_is_on_its_way() -> None:
     ("age", "beside", "again"), [(0, "Reconciling", True), (29, "Reconciling", True), (30, "Stalled", False)]
 )
 def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(age: int, beside: str, again: bool) -> None:
-    obstacle = Answer(Outcome.EXISTS, "already exists")
+    obstacle = SecretWriteResult(SecretOutcome.EXISTS, "already exists")
     created = NOW - timedelta(seconds=age)
-    verdict = judge_key(facts(delivered=False, created=created, obstacle=obstacle), NOW)
+    verdict = decide_apikey(facts(delivered=False, created=created, obstacle=obstacle), NOW)
     assert told(verdict) == {"Ready": "SecretExists", beside: "SecretExists"}
     assert verdict.due == (NOW + timedelta(seconds=1) if again else None)
     assert "Delete it" in verdict.conditions[0].message
 
 
 def test_a_refusal_is_told_in_the_api_servers_words() -> None:
-    obstacle = Answer(Outcome.REFUSED, "exceeded quota: few")
-    verdict = judge_key(facts(delivered=False, obstacle=obstacle), NOW)
+    obstacle = SecretWriteResult(SecretOutcome.REFUSED, "exceeded quota: few")
+    verdict = decide_apikey(facts(delivered=False, obstacle=obstacle), NOW)
     assert told(verdict) == {"Ready": "SecretRefused", "Stalled": "SecretRefused"}
     assert "exceeded quota: few" in verdict.conditions[0].message

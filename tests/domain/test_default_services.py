@@ -7,20 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import ConditionStatus, ServiceType
-from farebox.domain.default_services import Existing, Neighbour, plan_default_services, refused
+from farebox.domain.default_services import ExistingService, SiblingAccount, plan_default_services, refused
 from farebox.domain.keys import ObjectKey
 from tests.domain.build import NOW
 from tests.domain.strategies import THOROUGH
 
-ACME = Neighbour(ObjectKey("team-a", "acme"), NOW, "uid-b")
-OLDER = Neighbour(ObjectKey("team-a", "older"), NOW - timedelta(days=1), "uid-z")
-TWIN = Neighbour(ObjectKey("team-a", "twin"), NOW, "uid-a")
-YOUNGER = Neighbour(ObjectKey("team-a", "younger"), NOW + timedelta(days=1), "uid-a")
+ACME = SiblingAccount(ObjectKey("team-a", "acme"), NOW, "uid-b")
+OLDER = SiblingAccount(ObjectKey("team-a", "older"), NOW - timedelta(days=1), "uid-z")
+TWIN = SiblingAccount(ObjectKey("team-a", "twin"), NOW, "uid-a")
+YOUNGER = SiblingAccount(ObjectKey("team-a", "younger"), NOW + timedelta(days=1), "uid-a")
 
-OWN = Existing(ServiceType.DEFAULT, ACME.key, pristine=True)
-ENABLED = Existing(ServiceType.DEFAULT, ACME.key, pristine=False)
-USERS = Existing(ServiceType.CUSTOM, ACME.key, pristine=False)
-OF_OTHER = Existing(ServiceType.DEFAULT, OLDER.key, pristine=True)
+OWN = ExistingService(ServiceType.DEFAULT, ACME.key, pristine=True)
+ENABLED = ExistingService(ServiceType.DEFAULT, ACME.key, pristine=False)
+USERS = ExistingService(ServiceType.CUSTOM, ACME.key, pristine=False)
+OF_OTHER = ExistingService(ServiceType.DEFAULT, OLDER.key, pristine=True)
 
 
 def test_every_selected_model_gets_one_in_order() -> None:
@@ -30,13 +30,13 @@ def test_every_selected_model_gets_one_in_order() -> None:
 
 
 @pytest.mark.parametrize("there", [OWN, ENABLED])
-def test_one_that_is_there_is_not_made_again(there: Existing) -> None:
+def test_one_that_is_there_is_not_made_again(there: ExistingService) -> None:
     plan = plan_default_services(ACME, [ACME], ["a"], {"a": there})
     assert (plan.create, plan.delete, plan.condition.reason) == ((), (), "Ready")
 
 
 @pytest.mark.parametrize("there", [USERS, OF_OTHER])
-def test_a_service_of_somebody_elses_is_left_alone_and_reported(there: Existing) -> None:
+def test_a_service_of_somebody_elses_is_left_alone_and_reported(there: ExistingService) -> None:
     plan = plan_default_services(ACME, [ACME], ["a", "b"], {"a": there})
     assert (plan.create, plan.delete) == (("b",), ())
     assert (plan.condition.status, plan.condition.reason) == (ConditionStatus.FALSE, "NameTaken")
@@ -60,7 +60,9 @@ def test_what_the_api_server_refuses_is_told_in_its_words() -> None:
     ("neighbours", "owner"),
     [([OLDER], OLDER), ([ACME, OLDER, YOUNGER], OLDER), ([TWIN], TWIN), ([YOUNGER], ACME), ([], ACME)],
 )
-def test_of_several_accounts_the_oldest_has_them(neighbours: list[Neighbour], owner: Neighbour) -> None:
+def test_of_several_accounts_the_oldest_has_them(
+    neighbours: list[SiblingAccount], owner: SiblingAccount
+) -> None:
     """Of two made in the same second the uid decides, so that both see it alike."""
     plan = plan_default_services(ACME, neighbours, ["a"], {"a": OWN})
     if owner is ACME:
@@ -83,7 +85,7 @@ def test_what_is_not_selected_any_more_goes_unless_it_was_enabled() -> None:
 
 accounts = st.sampled_from((ACME, OLDER, TWIN, YOUNGER))
 services = st.builds(
-    Existing,
+    ExistingService,
     type=st.sampled_from(ServiceType),
     account=accounts.map(lambda account: account.key),
     pristine=st.booleans(),
@@ -95,7 +97,7 @@ services = st.builds(
     st.lists(accounts), st.lists(st.sampled_from("abcd")), st.dictionaries(st.sampled_from("abcd"), services)
 )
 def test_a_plan_carried_out_leaves_nothing_to_do(
-    neighbours: list[Neighbour], selected: list[str], existing: dict[str, Existing]
+    neighbours: list[SiblingAccount], selected: list[str], existing: dict[str, ExistingService]
 ) -> None:
     """B20; and no plan takes away what a user wrote or enabled, or what another account has."""
     plan = plan_default_services(ACME, neighbours, selected, existing)
@@ -111,6 +113,8 @@ def test_a_plan_carried_out_leaves_nothing_to_do(
 
 @THOROUGH
 @given(st.lists(accounts, min_size=1, unique=True), st.sampled_from("ab"))
-def test_exactly_one_account_of_a_namespace_makes_a_service(neighbours: list[Neighbour], model: str) -> None:
+def test_exactly_one_account_of_a_namespace_makes_a_service(
+    neighbours: list[SiblingAccount], model: str
+) -> None:
     plans = [plan_default_services(account, neighbours, [model], {}) for account in neighbours]
     assert [plan.create for plan in plans].count((model,)) == 1

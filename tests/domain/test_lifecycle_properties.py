@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from farebox.api import BillingMode, ConditionStatus, ConditionType, Phase, StopReason
 from farebox.domain.billing.money import Nano
 from farebox.domain.facts import MISSING, UNKNOWN, AccountFacts, Facts, Previous
-from farebox.domain.lifecycle import decide
+from farebox.domain.lifecycle import decide_service
 from tests.domain.build import EARLIER, NOW, condition, is_true, remembered
 from tests.domain.strategies import BRANCHING, THOROUGH, any_facts, resolutions
 from tests.domain.test_lifecycle_table import NEVER_TOGETHER
@@ -30,34 +30,34 @@ whatever = any_facts(unknown=True, history=anything_before)
 @THOROUGH
 @given(whatever)
 def test_the_same_facts_give_the_same_verdict(facts: Facts) -> None:
-    assert decide(facts, NOW) == decide(replace(facts), NOW)
+    assert decide_service(facts, NOW) == decide_service(replace(facts), NOW)
 
 
 @THOROUGH
 @given(whatever)
 def test_a_verdict_on_the_same_facts_is_final(facts: Facts) -> None:
     """B20: the second pass has nothing to write, now and later."""
-    first = decide(facts, NOW)
+    first = decide_service(facts, NOW)
     again = replace(facts, previous=remembered(first))
-    assert decide(again, NOW) == first
+    assert decide_service(again, NOW) == first
 
 
 @THOROUGH
 @given(whatever, st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=400)))
 def test_until_a_verdict_is_due_time_alone_changes_nothing(facts: Facts, passed: timedelta) -> None:
-    first = decide(facts, NOW)
+    first = decide_service(facts, NOW)
     again = replace(facts, previous=remembered(first))
     then = NOW + passed
     if first.due is not None:
         assert first.due > NOW
         then = min(then, first.due - timedelta(microseconds=1))
-    assert decide(again, then) == first
+    assert decide_service(again, then) == first
 
 
 @THOROUGH
 @given(whatever)
 def test_a_reason_to_stop_and_wanting_to_run_exclude_each_other(facts: Facts) -> None:
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     assert not (verdict.stop_reasons and verdict.wanted)
     if verdict.decided:
         assert bool(verdict.stop_reasons) is not verdict.wanted
@@ -67,7 +67,7 @@ def test_a_reason_to_stop_and_wanting_to_run_exclude_each_other(facts: Facts) ->
 @THOROUGH
 @given(whatever)
 def test_phase_agrees_with_reasons(facts: Facts) -> None:
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     if not verdict.decided:
         return
     match verdict.phase:
@@ -91,7 +91,7 @@ def test_phase_agrees_with_reasons(facts: Facts) -> None:
 @THOROUGH
 @given(whatever)
 def test_first_times_are_set_once(facts: Facts) -> None:
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     before = facts.previous
     assert verdict.enabled_at == before.enabled_at or (before.enabled_at, verdict.enabled_at) == (None, NOW)
     assert verdict.first_running_at == before.first_running_at or (
@@ -102,7 +102,7 @@ def test_first_times_are_set_once(facts: Facts) -> None:
 @THOROUGH
 @given(whatever)
 def test_conditions_follow_the_kstatus_rules(facts: Facts) -> None:
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     assert [c.type for c in verdict.conditions] == [
         ConditionType.READY,
         ConditionType.RECONCILING,
@@ -124,7 +124,7 @@ def test_conditions_follow_the_kstatus_rules(facts: Facts) -> None:
 @THOROUGH
 @given(whatever)
 def test_calls_are_accepted_only_by_a_running_service(facts: Facts) -> None:
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     if is_true(verdict, ConditionType.SERVING):
         assert (verdict.phase, verdict.wanted, verdict.stop_reasons) == (Phase.RUNNING, True, ())
 
@@ -133,8 +133,8 @@ def test_calls_are_accepted_only_by_a_running_service(facts: Facts) -> None:
 @given(any_facts(unknown=False))
 def test_known_facts_are_decided_whatever_was_before(facts: Facts) -> None:
     """The state is derived: history decides only between Creating, Resuming and Running, never up or down."""
-    verdict = decide(facts, NOW)
-    fresh = decide(replace(facts, previous=Previous()), NOW)
+    verdict = decide_service(facts, NOW)
+    fresh = decide_service(replace(facts, previous=Previous()), NOW)
     assert verdict.decided
     assert (verdict.wanted, verdict.stop_reasons, verdict.billing_mode) == (
         (fresh.wanted, fresh.stop_reasons, fresh.billing_mode)
@@ -146,8 +146,8 @@ def test_known_facts_are_decided_whatever_was_before(facts: Facts) -> None:
 @given(any_facts(unknown=True))
 def test_an_unknown_fact_neither_starts_nor_stops(facts: Facts) -> None:
     """Up or down stays as it was, unless it is the same whatever the unknown facts turn out to be."""
-    verdict = decide(facts, NOW)
-    outcomes = {decide(resolution, NOW).wanted for resolution in resolutions(facts)}
+    verdict = decide_service(facts, NOW)
+    outcomes = {decide_service(resolution, NOW).wanted for resolution in resolutions(facts)}
     assert verdict.wanted is facts.previous.wanted or outcomes == {verdict.wanted}
 
 
@@ -155,13 +155,13 @@ def test_an_unknown_fact_neither_starts_nor_stops(facts: Facts) -> None:
 @given(any_facts(unknown=True))
 def test_an_unknown_fact_changes_no_reason(facts: Facts) -> None:
     """Each reason by itself: known, or as it was. What is held is as it was in everything."""
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     before = facts.previous
     if not verdict.decided:
         held = remembered(verdict)
         assert replace(held, enabled_at=before.enabled_at) == before
         return
-    outcomes = [set(decide(resolution, NOW).stop_reasons) for resolution in resolutions(facts)]
+    outcomes = [set(decide_service(resolution, NOW).stop_reasons) for resolution in resolutions(facts)]
     for reason in StopReason:
         holds = {reason in outcome for outcome in outcomes}
         expected = holds.pop() if len(holds) == 1 else reason in before.stop_reasons
@@ -171,9 +171,9 @@ def test_an_unknown_fact_changes_no_reason(facts: Facts) -> None:
 @BRANCHING
 @given(any_facts(unknown=True))
 def test_an_unknown_fact_changes_no_phase(facts: Facts) -> None:
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     before = facts.previous
-    outcomes = {decide(resolution, NOW).phase for resolution in resolutions(facts)}
+    outcomes = {decide_service(resolution, NOW).phase for resolution in resolutions(facts)}
     if verdict.phase is before.phase or outcomes == {verdict.phase}:
         return
     # What remains is what known facts did: the backend came up or went, or an off service is off in
@@ -186,8 +186,8 @@ def test_an_unknown_fact_changes_no_phase(facts: Facts) -> None:
 @THOROUGH
 @given(any_facts(unknown=True))
 def test_an_unknown_backend_is_no_more_than_an_absent_one(facts: Facts) -> None:
-    unseen = decide(replace(facts, backend=UNKNOWN), NOW)
-    absent = decide(replace(facts, backend=MISSING), NOW)
+    unseen = decide_service(replace(facts, backend=UNKNOWN), NOW)
+    absent = decide_service(replace(facts, backend=MISSING), NOW)
     assert (unseen.phase, unseen.wanted) == (absent.phase, absent.wanted)
     assert unseen.stop_reasons == absent.stop_reasons
 
@@ -201,13 +201,13 @@ def test_a_balance_that_moves_changes_no_word(facts: Facts) -> None:
         return
     for one, other in ((-5, -7_000_000_000), (1, 7_000_000_000)):
         moved = [replace(facts, account=replace(account, available=Nano(left))) for left in (one, other)]
-        assert decide(moved[0], NOW) == decide(moved[1], NOW)
+        assert decide_service(moved[0], NOW) == decide_service(moved[1], NOW)
 
 
 @THOROUGH
 @given(any_facts(unknown=False))
 def test_serving_says_why_not(facts: Facts) -> None:
-    verdict = decide(facts, NOW)
+    verdict = decide_service(facts, NOW)
     serving = condition(verdict, ConditionType.SERVING)
     if verdict.stop_reasons:
         assert serving.reason == verdict.stop_reasons[0]

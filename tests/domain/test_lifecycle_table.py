@@ -11,7 +11,7 @@ import pytest
 from farebox.api import BillingMode, ConditionType, Phase, ReservationState, ServiceType, StopReason
 from farebox.domain.billing.money import Nano
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, Facts, Previous
-from farebox.domain.lifecycle import decide
+from farebox.domain.lifecycle import decide_service
 from farebox.domain.stop_reasons import CHECKS
 from tests.domain.build import (
     ACCOUNT,
@@ -123,7 +123,7 @@ def test_each_reason_is_tested_and_checked_once_in_its_order() -> None:
 
 @pytest.mark.parametrize("reason", StopReason)
 def test_a_reason_stops_and_reports_itself_alone(reason: StopReason) -> None:
-    verdict = decide(with_reasons(reason), NOW)
+    verdict = decide_service(with_reasons(reason), NOW)
     assert (verdict.phase, verdict.stop_reasons, verdict.wanted) == (Phase.STOPPED, (reason,), False)
     assert said(verdict)["Serving"] == f"False {reason.value}"
 
@@ -131,7 +131,7 @@ def test_a_reason_stops_and_reports_itself_alone(reason: StopReason) -> None:
 @pytest.mark.parametrize("reason", StopReason)
 def test_a_reason_that_is_gone_clears_and_the_service_resumes(reason: StopReason) -> None:
     kind = REASONS[reason].kind
-    verdict = decide(facts(previous=stopped(reason), backend=EMPTY, **kind), NOW)
+    verdict = decide_service(facts(previous=stopped(reason), backend=EMPTY, **kind), NOW)
     assert (verdict.phase, verdict.stop_reasons, verdict.wanted) == (Phase.STOPPED, (), True)
     assert said(verdict) == {
         "Ready": "False Resuming",
@@ -143,34 +143,34 @@ def test_a_reason_that_is_gone_clears_and_the_service_resumes(reason: StopReason
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_both_of_two_reasons_are_reported(pair: tuple[StopReason, StopReason]) -> None:
-    assert decide(with_reasons(*pair), NOW).stop_reasons == pair
+    assert decide_service(with_reasons(*pair), NOW).stop_reasons == pair
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_clearing_one_of_two_reasons_leaves_the_other(pair: tuple[StopReason, StopReason]) -> None:
-    both = remembered(decide(with_reasons(*pair), NOW))
+    both = remembered(decide_service(with_reasons(*pair), NOW))
     for left in pair:
-        verdict = decide(with_reasons(left, previous=both), NOW)
+        verdict = decide_service(with_reasons(left, previous=both), NOW)
         assert (verdict.stop_reasons, verdict.wanted) == ((left,), False)
 
 
 @pytest.mark.parametrize("reason", StopReason)
 def test_a_message_names_the_object_the_field_and_what_to_do(reason: StopReason) -> None:
-    message = condition(decide(with_reasons(reason), NOW), ConditionType.SERVING).message
+    message = condition(decide_service(with_reasons(reason), NOW), ConditionType.SERVING).message
     assert [word for word in REASONS[reason].names if word not in message] == []
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_a_message_speaks_of_every_reason(pair: tuple[StopReason, StopReason]) -> None:
-    message = condition(decide(with_reasons(*pair), NOW), ConditionType.SERVING).message
+    message = condition(decide_service(with_reasons(*pair), NOW), ConditionType.SERVING).message
     for reason in pair:
-        assert condition(decide(with_reasons(reason), NOW), ConditionType.SERVING).message in message
+        assert condition(decide_service(with_reasons(reason), NOW), ConditionType.SERVING).message in message
 
 
 def test_a_services_words_do_not_move_with_the_balance() -> None:
     """Or each call on an overdue account would be a write to every service on it."""
     amounts = (0, -1, -7_000_000_000)
-    verdicts = [decide(facts(account=replace(GOOD_ACCOUNT, available=Nano(n))), NOW) for n in amounts]
+    verdicts = [decide_service(facts(account=replace(GOOD_ACCOUNT, available=Nano(n))), NOW) for n in amounts]
     assert verdicts[0].stop_reasons == (R.OVERDUE,)
     assert len({verdict.conditions for verdict in verdicts}) == 1
     assert not re.search(r"\d\.\d", " ".join(c.message for c in verdicts[0].conditions))
@@ -178,7 +178,7 @@ def test_a_services_words_do_not_move_with_the_balance() -> None:
 
 @pytest.mark.parametrize(("available", "overdue"), [(-1, True), (0, True), (1, False)])
 def test_nothing_left_is_overdue(available: int, overdue: bool) -> None:
-    verdict = decide(facts(account=replace(GOOD_ACCOUNT, available=Nano(available))), NOW)
+    verdict = decide_service(facts(account=replace(GOOD_ACCOUNT, available=Nano(available))), NOW)
     assert (R.OVERDUE in verdict.stop_reasons) is overdue
 
 
@@ -196,25 +196,25 @@ def test_nothing_left_is_overdue(available: int, overdue: bool) -> None:
     ],
 )
 def test_overdue_stops_pay_as_you_go_alone(service: dict[str, Any], overdue: bool) -> None:
-    verdict = decide(facts(account=POOR_ACCOUNT, **service), NOW)
+    verdict = decide_service(facts(account=POOR_ACCOUNT, **service), NOW)
     assert verdict.stop_reasons == ((R.OVERDUE,) if overdue else ())
     assert verdict.wanted is not overdue
 
 
 @pytest.mark.parametrize("quota", [replace(QUOTA, used=1000), replace(QUOTA, expires_at=EARLIER), UNKNOWN])
 def test_postpaid_goes_on_when_the_free_quota_is_gone(quota: Any) -> None:
-    verdict = decide(facts(trial=True, quota=quota), NOW)
+    verdict = decide_service(facts(trial=True, quota=quota), NOW)
     assert (verdict.phase, verdict.billing_mode) == (Phase.RUNNING, BillingMode.PAY_AS_YOU_GO)
 
 
 @pytest.mark.parametrize("state", [ReservationState.UNPAID, ReservationState.EXPIRED])
 def test_postpaid_goes_on_when_the_reservation_ends(state: ReservationState) -> None:
-    verdict = decide(facts(reserves=True, reservation=state), NOW)
+    verdict = decide_service(facts(reserves=True, reservation=state), NOW)
     assert (verdict.phase, verdict.billing_mode) == (Phase.RUNNING, BillingMode.PAY_AS_YOU_GO)
 
 
 def test_a_quota_used_up_and_past_its_date_is_expired() -> None:
-    verdict = decide(facts(**TRIAL, quota=replace(QUOTA, used=1000, expires_at=EARLIER)), NOW)
+    verdict = decide_service(facts(**TRIAL, quota=replace(QUOTA, used=1000, expires_at=EARLIER)), NOW)
     assert verdict.stop_reasons == (R.FREE_QUOTA_EXPIRED,)
 
 
@@ -245,31 +245,31 @@ ENDS = QUOTA.expires_at
 def test_a_verdict_is_due_again_when_the_free_quota_that_pays_ends(
     given: dict[str, Any], due: datetime | None
 ) -> None:
-    verdict = decide(facts(**given), NOW)
+    verdict = decide_service(facts(**given), NOW)
     assert verdict.due == due
 
 
 @pytest.mark.parametrize("used", [10, 1000])
 def test_b6_at_its_date_a_free_quota_is_expired_and_nothing_more_is_due(used: int) -> None:
     trial = facts(**TRIAL, quota=replace(QUOTA, used=used))
-    before = decide(trial, ENDS - timedelta(microseconds=1))
+    before = decide_service(trial, ENDS - timedelta(microseconds=1))
     assert R.FREE_QUOTA_EXPIRED not in before.stop_reasons
-    at = decide(replace(trial, previous=remembered(before)), ENDS)
+    at = decide_service(replace(trial, previous=remembered(before)), ENDS)
     assert (at.stop_reasons, at.due) == ((R.FREE_QUOTA_EXPIRED,), None)
 
 
 def test_a_reservation_that_is_not_bought_yet_neither_starts_nor_stops() -> None:
-    fresh = decide(
+    fresh = decide_service(
         facts(**RESERVED, reservation=ReservationState.PENDING, previous=NEVER, backend=EMPTY), NOW
     )
     assert (fresh.phase, fresh.wanted, fresh.decided) == (None, False, False)
-    running = decide(facts(**RESERVED, reservation=ReservationState.PENDING), NOW)
+    running = decide_service(facts(**RESERVED, reservation=ReservationState.PENDING), NOW)
     assert (running.phase, running.wanted) == (Phase.RUNNING, True)
 
 
 @pytest.mark.parametrize("reason", [reason for reason in StopReason if reason is not R.POSTPAID_DISABLED])
 def test_a_standstill_is_not_ready_and_stalled_with_its_reason(reason: StopReason) -> None:
-    assert said(decide(with_reasons(reason), NOW)) == {
+    assert said(decide_service(with_reasons(reason), NOW)) == {
         "Ready": f"False {reason.value}",
         "Reconciling": "False NotReconciling",
         "Stalled": f"True {reason.value}",
@@ -280,7 +280,9 @@ def test_a_standstill_is_not_ready_and_stalled_with_its_reason(reason: StopReaso
 @pytest.mark.parametrize("backend", [EMPTY, MISSING, EXTERNAL])
 @pytest.mark.parametrize("previous", [NOT_ENABLED, RUNNING])
 def test_off_by_its_owners_wish_is_ready(previous: Previous, backend: Any) -> None:
-    verdict = decide(facts(type=ServiceType.DEFAULT, postpaid=False, previous=previous, backend=backend), NOW)
+    verdict = decide_service(
+        facts(type=ServiceType.DEFAULT, postpaid=False, previous=previous, backend=backend), NOW
+    )
     assert said(verdict) == {
         "Ready": "True NotEnabled" if previous is NOT_ENABLED else "True Disabled",
         "Reconciling": "False NotReconciling",
@@ -290,15 +292,18 @@ def test_off_by_its_owners_wish_is_ready(previous: Previous, backend: Any) -> No
 
 
 def test_off_by_its_owners_wish_is_ready_whatever_else_is_wrong() -> None:
-    verdict = decide(with_reasons(R.POSTPAID_DISABLED, R.MODEL_RETIRED), NOW)
-    assert said(decide(facts(postpaid=False, model=MISSING, backend=EMPTY), NOW))["Ready"] == "True Disabled"
+    verdict = decide_service(with_reasons(R.POSTPAID_DISABLED, R.MODEL_RETIRED), NOW)
+    assert (
+        said(decide_service(facts(postpaid=False, model=MISSING, backend=EMPTY), NOW))["Ready"]
+        == "True Disabled"
+    )
     assert verdict.stop_reasons == (R.POSTPAID_DISABLED, R.MODEL_RETIRED)
 
 
 def test_a_disabled_service_is_not_ready_before_its_pods_are_gone() -> None:
-    verdict = decide(facts(postpaid=False, backend=replace(READY, desired=0)), NOW)
+    verdict = decide_service(facts(postpaid=False, backend=replace(READY, desired=0)), NOW)
     assert said(verdict)["Reconciling"] == "True Stopping"
-    shared = decide(facts(postpaid=False, dedicated=False, backend=READY), NOW)
+    shared = decide_service(facts(postpaid=False, dedicated=False, backend=READY), NOW)
     assert said(shared)["Ready"] == "True Disabled"
 
 
@@ -309,7 +314,7 @@ def test_a_limit_above_the_ceiling_is_stalled_and_names_the_ceiling(dimension: s
     ceiling: dict[str, Any] = {f"{dimension}_ceiling": 600}
     limit: dict[str, Any] = {f"{dimension}_limit": 601}
     over = facts(model=replace(GOOD_MODEL, **ceiling), postpaid=not off, **limit)
-    verdict = decide(over, NOW)
+    verdict = decide_service(over, NOW)
     assert said(verdict)["Stalled"] == "True LimitAboveCeiling"
     message = condition(verdict, ConditionType.STALLED).message
     assert [word for word in (f"spec.limits.{dimension}", "601", "600", MODEL) if word not in message] == []
@@ -319,4 +324,4 @@ def test_a_limit_above_the_ceiling_is_stalled_and_names_the_ceiling(dimension: s
 @pytest.mark.parametrize(("limit", "ceiling"), [(600, 600), (0, 600), (601, 0)])
 def test_a_limit_up_to_the_ceiling_or_without_one_is_fine(limit: int, ceiling: int) -> None:
     model = replace(GOOD_MODEL, rpm_ceiling=ceiling)
-    assert said(decide(facts(model=model, rpm_limit=limit), NOW))["Ready"] == "True Running"
+    assert said(decide_service(facts(model=model, rpm_limit=limit), NOW))["Ready"] == "True Running"

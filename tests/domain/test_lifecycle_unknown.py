@@ -7,7 +7,7 @@ import pytest
 
 from farebox.api import BillingMode, ConditionType, Phase, ReservationState, ServiceType, StopReason
 from farebox.domain.facts import MISSING, UNKNOWN, Previous
-from farebox.domain.lifecycle import decide
+from farebox.domain.lifecycle import decide_service
 from tests.domain.build import (
     CREATING,
     EMPTY,
@@ -48,13 +48,13 @@ UNKNOWNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("previous", [CREATING, RUNNING, RESUMING], ids=["Creating", "Running", "Resuming"])
 def test_an_unknown_fact_stops_nothing(unknown: str, previous: Previous) -> None:
     backend = READY if previous is RUNNING else STARTING
-    verdict = decide(facts(previous=previous, backend=backend, **UNKNOWNS[unknown]), NOW)
+    verdict = decide_service(facts(previous=previous, backend=backend, **UNKNOWNS[unknown]), NOW)
     assert (verdict.phase, verdict.stop_reasons, verdict.wanted) == (previous.phase, (), True)
 
 
 @pytest.mark.parametrize("unknown", UNKNOWNS)
 def test_an_unknown_fact_starts_nothing_new(unknown: str) -> None:
-    verdict = decide(facts(previous=NEVER, backend=MISSING, **UNKNOWNS[unknown]), NOW)
+    verdict = decide_service(facts(previous=NEVER, backend=MISSING, **UNKNOWNS[unknown]), NOW)
     assert (verdict.phase, verdict.stop_reasons) == (None, ())
     assert (verdict.wanted, verdict.decided) == (False, False)
     assert said(verdict)["Ready"] == "Unknown FactsUnknown"
@@ -66,7 +66,7 @@ def test_an_unknown_fact_starts_nothing_new(unknown: str) -> None:
 def test_an_unknown_fact_starts_nothing_that_was_stopped(unknown: str, reason: StopReason) -> None:
     """Whatever it was stopped for, and whether that reason is gone, stays, or cannot be told."""
     previous = stopped(reason)
-    verdict = decide(facts(previous=previous, backend=EMPTY, **UNKNOWNS[unknown]), NOW)
+    verdict = decide_service(facts(previous=previous, backend=EMPTY, **UNKNOWNS[unknown]), NOW)
     assert (verdict.phase, verdict.stop_reasons) == (Phase.STOPPED, (reason,))
     assert verdict.wanted is False
 
@@ -89,31 +89,31 @@ def test_an_unknown_fact_starts_nothing_that_was_stopped(unknown: str, reason: S
 def test_a_reason_that_cannot_be_told_is_kept_and_says_what_it_waits_for(
     unknown: str, reason: StopReason
 ) -> None:
-    verdict = decide(facts(previous=stopped(reason), backend=EMPTY, **UNKNOWNS[unknown]), NOW)
+    verdict = decide_service(facts(previous=stopped(reason), backend=EMPTY, **UNKNOWNS[unknown]), NOW)
     assert (verdict.decided, said(verdict)["Stalled"]) == (True, f"True {reason.value}")
     assert f"still {reason.value}: waiting for" in condition(verdict, ConditionType.SERVING).message
 
 
 def test_a_known_reason_stops_though_other_facts_are_unknown() -> None:
-    verdict = decide(facts(account=NO_BALANCE, model=MISSING), NOW)
+    verdict = decide_service(facts(account=NO_BALANCE, model=MISSING), NOW)
     assert (verdict.phase, verdict.stop_reasons) == (Phase.STOPPED, (R.MODEL_NOT_FOUND,))
 
 
 def test_disabling_acts_while_everything_else_is_unknown() -> None:
-    verdict = decide(facts(account=UNKNOWN, model=UNKNOWN, backend=READY, postpaid=False), NOW)
+    verdict = decide_service(facts(account=UNKNOWN, model=UNKNOWN, backend=READY, postpaid=False), NOW)
     assert (verdict.phase, verdict.stop_reasons) == (Phase.STOPPED, (R.POSTPAID_DISABLED,))
 
 
 def test_enabling_while_the_balance_is_unknown_changes_nothing_until_it_is_known() -> None:
-    held = decide(facts(type=ServiceType.DEFAULT, account=NO_BALANCE, previous=NOT_ENABLED), NOW)
+    held = decide_service(facts(type=ServiceType.DEFAULT, account=NO_BALANCE, previous=NOT_ENABLED), NOW)
     assert (held.phase, held.wanted, held.decided) == (Phase.NOT_ENABLED, False, False)
-    known = decide(facts(type=ServiceType.DEFAULT, previous=remembered(held), backend=EMPTY), NOW)
+    known = decide_service(facts(type=ServiceType.DEFAULT, previous=remembered(held), backend=EMPTY), NOW)
     assert (known.phase, known.wanted) == (Phase.CREATING, True)
 
 
 def test_a_backend_that_is_not_seen_yet_changes_no_phase() -> None:
     for previous in (CREATING, RUNNING, RESUMING):
-        assert decide(facts(previous=previous, backend=UNKNOWN), NOW).phase is previous.phase
+        assert decide_service(facts(previous=previous, backend=UNKNOWN), NOW).phase is previous.phase
 
 
 ACTIVE = ReservationState.ACTIVE
@@ -137,22 +137,24 @@ ACTIVE = ReservationState.ACTIVE
     ],
 )
 def test_billing_mode(service: dict[str, Any], mode: BillingMode) -> None:
-    assert decide(facts(**service), NOW).billing_mode is mode
+    assert decide_service(facts(**service), NOW).billing_mode is mode
 
 
 @pytest.mark.parametrize("mode", [BillingMode.TPM_RESERVATION, BillingMode.PAY_AS_YOU_GO])
 def test_an_unknown_reservation_changes_no_billing_mode(mode: BillingMode) -> None:
     previous = replace(RUNNING, billing_mode=mode)
-    assert decide(facts(reserves=True, reservation=UNKNOWN, previous=previous), NOW).billing_mode is mode
+    assert (
+        decide_service(facts(reserves=True, reservation=UNKNOWN, previous=previous), NOW).billing_mode is mode
+    )
 
 
 @pytest.mark.parametrize("mode", [BillingMode.FREE_QUOTA, BillingMode.NONE])
 def test_an_unknown_quota_changes_no_billing_mode(mode: BillingMode) -> None:
     previous = replace(RUNNING, billing_mode=mode)
-    assert decide(facts(**TRIAL, quota=UNKNOWN, previous=previous), NOW).billing_mode is mode
+    assert decide_service(facts(**TRIAL, quota=UNKNOWN, previous=previous), NOW).billing_mode is mode
 
 
 @pytest.mark.parametrize("mode", BillingMode)
 def test_a_service_that_was_switched_off_bills_nothing(mode: BillingMode) -> None:
     previous = replace(RUNNING, billing_mode=mode)
-    assert decide(facts(postpaid=False, previous=previous), NOW).billing_mode is BillingMode.NONE
+    assert decide_service(facts(postpaid=False, previous=previous), NOW).billing_mode is BillingMode.NONE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from farebox.api import ConditionStatus, ConditionType
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts
-from farebox.domain.model_status import ModelVerdict, SharedBackendFacts, judge_model
+from farebox.domain.model_status import ModelVerdict, SharedBackendFacts, decide_model
 from tests.domain.build import EMPTY, READY, STARTING
 from tests.domain.strategies import THOROUGH, backends
 
@@ -36,13 +36,13 @@ def said(verdict: ModelVerdict) -> dict[str, str]:
     ],
 )
 def test_replicas_follow_demand(backend: Any, wanted: Any, replicas: int | None) -> None:
-    assert judge_model(SharedBackendFacts(backend, wanted, replicas=2)).replicas == replicas
+    assert decide_model(SharedBackendFacts(backend, wanted, replicas=2)).replicas == replicas
 
 
 @pytest.mark.parametrize("backend", [READY, EMPTY, MISSING])
 def test_a_model_scaled_to_zero_stays_there(backend: Any) -> None:
     """The Model has a scale subresource of its own; a backend is not made just to be empty."""
-    verdict = judge_model(SharedBackendFacts(backend, wanted=True, replicas=0))
+    verdict = decide_model(SharedBackendFacts(backend, wanted=True, replicas=0))
     assert verdict.replicas == (None if backend is MISSING else 0)
     if backend is not READY:
         assert said(verdict)["Ready"] == "True ScaledToZero"
@@ -67,15 +67,15 @@ def test_a_model_scaled_to_zero_stays_there(backend: Any) -> None:
     ],
 )
 def test_ready_says_what_is(backend: Any, wanted: Any, ready: str) -> None:
-    verdict = judge_model(SharedBackendFacts(backend, wanted, replicas=2))
+    verdict = decide_model(SharedBackendFacts(backend, wanted, replicas=2))
     assert said(verdict)["Ready"] == ready
 
 
 def test_refusals_are_stalled_in_the_refusers_words() -> None:
-    verdict = judge_model(replace(WANTED, refusal="spec.template.x: no"))
+    verdict = decide_model(replace(WANTED, refusal="spec.template.x: no"))
     assert said(verdict)["Stalled"] == "True BackendRejected"
     assert "spec.template.x: no" in verdict.conditions[0].message
-    priced = judge_model(replace(WANTED, refusal="x", price_refusal="the prices cannot be used"))
+    priced = decide_model(replace(WANTED, refusal="x", price_refusal="the prices cannot be used"))
     assert said(priced)["Stalled"] == "True PriceRefused"
     assert priced.conditions[0].message == "the prices cannot be used"
 
@@ -93,7 +93,7 @@ facts = st.builds(
 @THOROUGH
 @given(facts)
 def test_unknown_demand_scales_nothing_and_known_demand_comes_to_rest(facts: SharedBackendFacts) -> None:
-    verdict = judge_model(facts)
+    verdict = decide_model(facts)
     if facts.wanted is UNKNOWN or facts.backend is EXTERNAL:
         assert verdict.replicas is None
         return
@@ -102,7 +102,7 @@ def test_unknown_demand_scales_nothing_and_known_demand_comes_to_rest(facts: Sha
         return
     count = verdict.replicas
     scaled = BackendFacts(desired=count, replicas=count, ready=count, updated=count, current=True)
-    settled = judge_model(replace(facts, backend=scaled, refusal="", price_refusal=""))
+    settled = decide_model(replace(facts, backend=scaled, refusal="", price_refusal=""))
     assert settled.replicas == count
     assert settled.conditions[0].status is ConditionStatus.TRUE
 
@@ -110,7 +110,7 @@ def test_unknown_demand_scales_nothing_and_known_demand_comes_to_rest(facts: Sha
 @THOROUGH
 @given(facts)
 def test_exactly_one_of_ready_reconciling_and_stalled(facts: SharedBackendFacts) -> None:
-    verdict = judge_model(facts)
+    verdict = decide_model(facts)
     assert [c.type for c in verdict.conditions] == [
         ConditionType.READY,
         ConditionType.RECONCILING,

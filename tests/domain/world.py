@@ -20,8 +20,8 @@ from farebox.domain.facts import (
     ServiceFacts,
     Unknown,
 )
-from farebox.domain.lifecycle import Verdict, decide, desired_replicas
-from farebox.domain.model_status import SharedBackendFacts, judge_model
+from farebox.domain.lifecycle import ServiceVerdict, decide_service, desired_replicas
+from farebox.domain.model_status import SharedBackendFacts, decide_model
 from tests.domain.build import ACCOUNT, MODEL, NEVER, NOW, SERVICE, remembered
 
 
@@ -51,7 +51,7 @@ class Service:
     replicas: int = 1
     status: Previous = NEVER
     backend: Deployment | None = None
-    verdict: Verdict | None = None
+    verdict: ServiceVerdict | None = None
 
 
 @dataclass
@@ -94,16 +94,16 @@ class World:
             previous=service.status,
         )
 
-    def pass_over(self, service: Service) -> Verdict:
+    def pass_over(self, service: Service) -> ServiceVerdict:
         """One whole pass: as the operator does, up by the backend first, down by the word first (B18)."""
         verdict = self.cut_pass(service, writes=2)
         service.verdict = verdict
         return verdict
 
-    def cut_pass(self, service: Service, writes: int) -> Verdict:
+    def cut_pass(self, service: Service, writes: int) -> ServiceVerdict:
         """A pass of which only so many writes are done."""
         self.now += timedelta(seconds=1)
-        verdict = decide(self.facts(service), self.now)
+        verdict = decide_service(self.facts(service), self.now)
         steps = (self._write_status, self._write_backend)
         for step in (steps[::-1] if verdict.wanted else steps)[:writes]:
             step(service, verdict)
@@ -119,15 +119,15 @@ class World:
         wanted = any(service.verdict is not None and service.verdict.wanted for service in shared)
         backend: BackendFacts | Missing = MISSING if self.shared is None else self.shared.facts()
         facts = SharedBackendFacts(backend, UNKNOWN if undecided and not wanted else wanted, replicas=1)
-        replicas = judge_model(facts).replicas
+        replicas = decide_model(facts).replicas
         if replicas is not None:
             self.shared = self.shared or Deployment()
             self.shared.scale(replicas)
 
-    def _write_status(self, service: Service, verdict: Verdict) -> None:
+    def _write_status(self, service: Service, verdict: ServiceVerdict) -> None:
         service.status = remembered(verdict)
 
-    def _write_backend(self, service: Service, verdict: Verdict) -> None:
+    def _write_backend(self, service: Service, verdict: ServiceVerdict) -> None:
         if not service.dedicated:
             return
         replicas = desired_replicas(verdict.wanted, service.replicas)

@@ -21,7 +21,7 @@ from farebox.gateway.envoy.admin import Admin
 from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.envoy.process import EnvoyProcess
 from farebox.gateway.ext_proc.server import listening
-from farebox.gateway.interface import Forward, Handler, Head, Refuse
+from farebox.gateway.interface import HeadHandler, ImmediateResponse, RequestHead, Route
 from farebox.gateway.metering.usage import UsageLine, parse
 from tests.gateway.h2_client import eventually
 from tests.support.ports import free_port
@@ -87,17 +87,19 @@ class Mirror:
         return web.json_response({"usage": {"prompt_tokens": 1, "completion_tokens": 2}})
 
 
-def by_body(decide: Callable[[Head, bytes | None], Awaitable[Forward | Refuse]]) -> Handler:
+def by_body(
+    decide: Callable[[RequestHead, bytes | None], Awaitable[Route | ImmediateResponse]],
+) -> HeadHandler:
     """A handler that refuses nothing by the head alone."""
     return lambda head: partial(decide, head)
 
 
-def forwarding(upstream: str, **labels: str) -> Handler:
+def forwarding(upstream: str, **labels: str) -> HeadHandler:
     """A handler that forwards all calls as they are."""
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
-        return Forward(upstream, False, head.path, None, labels={"service": SERVICE, **labels})
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
+        return Route(upstream, False, head.path, None, labels={"service": SERVICE, **labels})
 
     return handler
 
@@ -174,13 +176,13 @@ async def envoy_only(directory: Path, **settings: Any) -> AsyncIterator[Gateway]
 
 
 @asynccontextmanager
-async def gateway(directory: Path, handler: Handler, **settings: Any) -> AsyncIterator[Gateway]:
+async def gateway(directory: Path, handler: HeadHandler, **settings: Any) -> AsyncIterator[Gateway]:
     """An Envoy that asks this handler. Nothing is shipped: tests read the log."""
     async with envoy_only(directory, **settings) as running, answering(running.settings, handler):
         yield running
 
 
-def answering(settings: EnvoySettings, handler: Handler) -> Any:
+def answering(settings: EnvoySettings, handler: HeadHandler) -> Any:
     """The decision process of an Envoy, inside the `async with`."""
     return listening(settings.decision_socket, handler, settings.max_body_bytes)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from farebox.gateway.metering.usage import UsageLine, used
+from farebox.gateway.metering.usage import UsageLine, billed_tokens
 from tests.gateway.envoy_gateway import Gateway, Mirror, gateway
 from tests.gateway.hostile import request
 from tests.gateway.world import TOKEN, UNIT, RealTime, World, model
@@ -64,8 +64,8 @@ class Stack:
     async def settle(self, lines: int) -> UsageLine:
         """Wait for so many lines of the log, and take the last in."""
         line = await self.envoy.line(lines)
-        self.world.settling.on_usage(line, used(line))
-        await self.world.settling.correct()
+        self.world.settlement.on_usage(line, billed_tokens(line))
+        await self.world.settlement.correct()
         return line
 
 

@@ -13,8 +13,8 @@ from farebox.errors import KubeError, KubeUnreachable
 from farebox.gateway.cluster import ClusterWatch
 from farebox.gateway.convert import SecretRef
 from farebox.gateway.credentials import Credentials, CredentialsUnavailable
-from farebox.gateway.snapshot import GatewayView
-from farebox.gateway.spend.tracker import Purse
+from farebox.gateway.snapshot import GatewaySnapshot
+from farebox.gateway.spend.tracker import SpendTracker
 from farebox.kube import client as client_module
 from farebox.kube.client import KubeClient
 from farebox.kube.names import core_path, key_of, resource_path
@@ -242,29 +242,32 @@ async def test_a_kind_that_is_not_there_yet_is_waited_for(client: KubeClient) ->
 
 
 async def test_disabling_a_key_or_a_service_is_known_at_once(client: KubeClient) -> None:
-    view = GatewayView(Purse(max_age=300))
-    watch = ClusterWatch(client, view)
+    snapshot = GatewaySnapshot(SpendTracker(max_age=300))
+    watch = ClusterWatch(client, snapshot)
     synced = asyncio.Event()
     task = asyncio.create_task(watch.run(synced.set))
     await create(client, model(), service(), api_key())
     await asyncio.wait_for(synced.wait(), 30)
     key_hash = api_key()["status"]["keyHash"]
     chat = (NAMESPACE, "chat")
-    await until("all is known", lambda: view.key(key_hash) and view.service(*chat) and view.model("qwen3-8b"))
-    await until("it serves", lambda: view.service(*chat).inactive == "")  # type: ignore[union-attr]
-    assert view.funds(view.service(*chat).account).available is UNKNOWN  # type: ignore[union-attr]
+    await until(
+        "all is known",
+        lambda: snapshot.key(key_hash) and snapshot.service(*chat) and snapshot.model("qwen3-8b"),
+    )
+    await until("it serves", lambda: snapshot.service(*chat).inactive == "")  # type: ignore[union-attr]
+    assert snapshot.funds(snapshot.service(*chat).account).available is UNKNOWN  # type: ignore[union-attr]
 
     await patch(client, "APIKey", "ci", {"disabled": True})
-    await until("the key is disabled", lambda: view.key(key_hash).disabled)  # type: ignore[union-attr]
+    await until("the key is disabled", lambda: snapshot.key(key_hash).disabled)  # type: ignore[union-attr]
     await patch(client, "InferenceService", "chat", {"postpaid": False})
-    await until("the service is switched off", lambda: not view.service(*chat).postpaid)  # type: ignore[union-attr]
+    await until("the service is switched off", lambda: not snapshot.service(*chat).postpaid)  # type: ignore[union-attr]
     status = {"phase": "Stopped", "stopReasons": ["Overdue"], "conditions": serving("False", "Overdue")}
     await client.merge_patch(
         resource_path("InferenceService", NAMESPACE, "chat", "status"), {"status": status}
     )
-    await until("its status is known", lambda: view.service(*chat).inactive == "Overdue")  # type: ignore[union-attr]
+    await until("its status is known", lambda: snapshot.service(*chat).inactive == "Overdue")  # type: ignore[union-attr]
     await client.request("DELETE", resource_path("APIKey", NAMESPACE, "ci"))
-    await until("the key is gone", lambda: view.key(key_hash) is None)
+    await until("the key is gone", lambda: snapshot.key(key_hash) is None)
     assert watch.age < 3600
     task.cancel()
 

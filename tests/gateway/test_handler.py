@@ -12,7 +12,7 @@ from farebox.domain.admission.addresses import parse_networks
 from farebox.domain.admission.estimates import ADDED_TOKENS
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
-from farebox.gateway.interface import Forward, Hiding, Refuse
+from farebox.gateway.interface import ImmediateResponse, Route, UsageRedaction
 from farebox.gateway.ratelimit.memory import MemoryCounters
 from tests.gateway.world import (
     ACCOUNT,
@@ -65,7 +65,7 @@ async def test_a_stream_on_our_own_backend_tells_its_usage_all_along(world: Worl
         "continuous_usage_stats": True,
     }
     assert (forward.labels["stream"], forward.labels["continuous_usage"]) == ("true", "true")
-    assert forward.hiding is Hiding.ALL
+    assert forward.redaction is UsageRedaction.ALL
 
 
 @pytest.mark.parametrize("where", ["deployment", "external"])
@@ -82,7 +82,7 @@ async def test_a_model_says_when_its_streams_can_tell_their_usage(
     options = json.loads(forward.body or b"")["stream_options"]
     assert options == {"include_usage": True} | ({"continuous_usage_stats": True} if each else {})
     assert forward.labels.get("continuous_usage", "") == ("true" if each else "")
-    assert forward.hiding is (Hiding.EACH_EVENT if each else Hiding.NOTHING)
+    assert forward.redaction is (UsageRedaction.EACH_EVENT if each else UsageRedaction.NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_without_a_known_key_nobody_is_served(world: World, headers: dict[
     ],
 )
 async def test_the_key_comes_as_either_client_sends_it(world: World, headers: dict[str, Any]) -> None:
-    assert isinstance(await world.call(headers=headers), Forward)
+    assert isinstance(await world.call(headers=headers), Route)
 
 
 @pytest.mark.parametrize(
@@ -166,30 +166,30 @@ async def test_the_key_comes_as_either_client_sends_it(world: World, headers: di
 async def test_a_change_acts_on_the_next_call(
     world: World, change: dict[str, Any], status: int, code: str
 ) -> None:
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
     world.put(change)
     refused, error, _ = await world.refused()
     assert (refused, error["code"]) == (status, code)
     world.put(api_key(), service())
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
 
 
 async def test_a_deleted_key_is_unknown(world: World) -> None:
-    world.view.keys.remove(ObjectKey("team-a", "ci"))
+    world.snapshot.keys.remove(ObjectKey("team-a", "ci"))
     assert (await world.refused())[0] == 401
 
 
 async def test_a_key_that_was_made_anew_replaces_the_old_one(world: World) -> None:
     world.put(api_key(token=OTHER_TOKEN))
     assert (await world.refused())[0] == 401
-    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Forward)
+    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
 
 
 async def test_one_hash_in_two_objects_is_no_key(world: World) -> None:
     world.put(api_key("copied", "team-b"), api_key())
     assert (await world.refused())[0] == 401
-    world.view.keys.remove(ObjectKey("team-b", "copied"))
-    assert isinstance(await world.call(), Forward)
+    world.snapshot.keys.remove(ObjectKey("team-b", "copied"))
+    assert isinstance(await world.call(), Route)
 
 
 async def test_a_key_that_cannot_be_read_is_unknown(world: World) -> None:
@@ -202,9 +202,9 @@ async def test_x_forwarded_for_is_believed_of_trusted_proxies_alone() -> None:
     for trusted, admitted in (((), False), (parse_networks(["10.0.0.0/8"]) or (), True)):
         world = World(trusted=trusted)
         world.put(api_key(allowedCIDRs=["192.0.2.0/24"]))
-        assert isinstance(await world.call(**spoofed), Forward) is admitted
+        assert isinstance(await world.call(**spoofed), Route) is admitted
         repeated = await world.call(**spoofed, repeated=frozenset({"x-forwarded-for"}))
-        assert isinstance(repeated, Refuse)
+        assert isinstance(repeated, ImmediateResponse)
 
 
 # What is asked.
@@ -233,7 +233,7 @@ async def test_bad_bodies_are_the_clients_fault(world: World, body: bytes, code:
 
 async def test_a_call_without_a_body_is_refused(world: World) -> None:
     answer = await world.decide(world.head(), None)
-    assert isinstance(answer, Refuse)
+    assert isinstance(answer, ImmediateResponse)
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "missing_body")
 
 
@@ -251,7 +251,7 @@ async def test_what_the_head_tells_is_said_before_the_body_comes(
     world: World, given: dict[str, Any], code: str
 ) -> None:
     answer = world.gate.handle(world.head(**given))
-    assert isinstance(answer, Refuse)
+    assert isinstance(answer, ImmediateResponse)
     assert json.loads(answer.body)["error"]["code"] == code
 
 
@@ -269,21 +269,21 @@ async def test_a_key_that_changes_while_the_body_comes_is_asked_again(
 ) -> None:
     """B14: within a second of the change, however long a body takes."""
     decide = world.gate.handle(world.head())
-    assert not isinstance(decide, Refuse)
+    assert not isinstance(decide, ImmediateResponse)
     world.put(api_key(**key))
     world.clock.pass_(20)
     answer = await decide(b'{"model": "chat"}')
-    assert isinstance(answer, Refuse)
+    assert isinstance(answer, ImmediateResponse)
     assert json.loads(answer.body)["error"]["code"] == code
-    assert world.purse.available(ACCOUNT) == 5 * UNIT
+    assert world.spend.available(ACCOUNT) == 5 * UNIT
 
 
 async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: World) -> None:
     decide = world.gate.handle(world.head())
-    assert not isinstance(decide, Refuse)
-    world.view.keys.remove(ObjectKey("team-a", "ci"))
+    assert not isinstance(decide, ImmediateResponse)
+    world.snapshot.keys.remove(ObjectKey("team-a", "ci"))
     answer = await decide(b'{"model": "chat"}')
-    assert isinstance(answer, Refuse)
+    assert isinstance(answer, ImmediateResponse)
     assert answer.status == 401
 
 
@@ -308,7 +308,7 @@ async def test_headers_that_make_the_body_another_are_refused(
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON;charset=UTF-8", None])
 async def test_json_is_json_in_every_spelling(world: World, content_type: str | None) -> None:
-    assert isinstance(await world.call(headers={"content-type": content_type}), Forward)
+    assert isinstance(await world.call(headers={"content-type": content_type}), Route)
 
 
 async def test_no_header_of_ours_or_of_the_clients_identity_passes(world: World) -> None:
@@ -388,34 +388,38 @@ async def test_the_first_call_after_the_balance_is_spent_is_refused(world: World
     await world.end(first, (20, 0, 100), "req-1")
     assert (await world.refused())[0] == 402
     world.hear(UNIT, 2)
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
 
 
 async def test_what_a_call_cost_counts_until_the_meter_has_it(world: World) -> None:
     forward = await world.forwarded()
     await world.end(forward, (1000, 400, 100), "req-1")
     cost = 600 * 500 + 400 * 50 + 100 * 1500
-    assert world.purse.available(ACCOUNT) == 5 * UNIT - cost
-    world.settling.acknowledged(["req-1"])
+    assert world.spend.available(ACCOUNT) == 5 * UNIT - cost
+    world.settlement.acknowledged(["req-1"])
     world.clock.pass_(1)
     world.hear(5 * UNIT - cost, 2)
-    assert world.purse.available(ACCOUNT) == 5 * UNIT - cost
+    assert world.spend.available(ACCOUNT) == 5 * UNIT - cost
 
 
 async def test_a_call_that_failed_costs_nothing(world: World) -> None:
     forward = await world.forwarded()
     await world.end(forward, None, "req-1")
-    assert world.purse.available(ACCOUNT) == 5 * UNIT
+    assert world.spend.available(ACCOUNT) == 5 * UNIT
 
 
 async def test_64_clients_race_for_the_last_money_of_a_hard_account(world: World) -> None:
     world.put(account("Hard"))
     hold = int((await world.forwarded()).labels["hold"])
-    world.settling.ended("req-1", NOW, {}, None)
+    world.settlement.ended("req-1", NOW, {}, None)
     world.hear(10 * hold + 1, 2)
     answers = await asyncio.gather(*(world.call() for _ in range(64)))
-    assert sum(isinstance(answer, Forward) for answer in answers) == 10
-    codes = {json.loads(answer.body)["error"]["code"] for answer in answers if isinstance(answer, Refuse)}
+    assert sum(isinstance(answer, Route) for answer in answers) == 10
+    codes = {
+        json.loads(answer.body)["error"]["code"]
+        for answer in answers
+        if isinstance(answer, ImmediateResponse)
+    }
     assert codes == {"insufficient_balance"}
 
 
@@ -447,17 +451,17 @@ async def test_a_list_of_inputs_is_held_for_each_of_them(world: World) -> None:
 
 async def test_a_silent_meter_stops_paid_calls_after_a_while(world: World) -> None:
     world.clock.pass_(299)
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
     world.clock.pass_(1)
     status, error, _ = await world.refused()
     assert (status, error["type"], error["code"]) == (503, "unavailable_error", "balance_unknown")
     world.hear(5 * UNIT)
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
 
 
 async def test_an_account_that_the_meter_never_named_is_not_known(world: World) -> None:
-    world.purse.forget()
-    world.purse.hear([], [], True, world.clock.monotonic())
+    world.spend.forget()
+    world.spend.update([], [], True, world.clock.monotonic())
     assert (await world.refused())[1]["code"] == "balance_unknown"
 
 
@@ -478,16 +482,16 @@ RESERVATION = {
 async def test_a_reservation_serves_its_minute_while_overdue(world: World) -> None:
     world.put(service(**RESERVATION))
     world.hear(-5, 2)
-    assert isinstance(await world.call(), Forward)
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
+    assert isinstance(await world.call(), Route)
     status, error, headers = await world.refused()
     assert (status, error["message"]) == (429, "rate limit exceeded on dimension: reservation_output")
     assert headers["retry-after"] == "30"
     world.clock.pass_(30)
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
     world.hear(UNIT, 3)
     for _ in range(5):
-        assert isinstance(await world.call(), Forward), "the excess is paid"
+        assert isinstance(await world.call(), Route), "the excess is paid"
 
 
 # Limits.
@@ -495,9 +499,9 @@ async def test_a_reservation_serves_its_minute_while_overdue(world: World) -> No
 
 async def test_requests_a_minute(world: World) -> None:
     world.put(service(limits={"rpm": 2}))
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
     world.clock.pass_(10)
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
     status, error, headers = await world.refused()
     assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "rate_limit_exceeded")
     assert error["message"] == "rate limit exceeded on dimension: rpm"
@@ -507,7 +511,7 @@ async def test_requests_a_minute(world: World) -> None:
     assert headers["x-ratelimit-reset-requests"] == "1m1s"
     assert "x-ratelimit-limit-tokens" not in headers
     world.clock.pass_(51)
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
 
 
 async def test_tokens_a_minute_are_corrected_by_what_was_used(world: World) -> None:
@@ -518,18 +522,18 @@ async def test_tokens_a_minute_are_corrected_by_what_was_used(world: World) -> N
     assert headers["x-ratelimit-limit-tokens"] == "200"
     assert headers["x-ratelimit-remaining-requests"] == "99"
     await world.end(first, (5, 0, 5), "req-1")
-    assert isinstance(await world.call(), Forward)
+    assert isinstance(await world.call(), Route)
 
 
 async def test_a_refused_call_holds_and_counts_nothing(world: World) -> None:
     world.put(account("Hard"), service(limits={"rpm": 1}))
     await world.forwarded()
-    left = world.purse.available(ACCOUNT)
+    left = world.spend.available(ACCOUNT)
     for _ in range(5):
         assert (await world.refused())[0] == 429
-        assert not world.budgets.holds(f"req-{world.requests}")
-    assert world.purse.available(ACCOUNT) == left
-    assert world.budgets.holds("req-1")
+        assert not world.leases.holds(f"req-{world.requests}")
+    assert world.spend.available(ACCOUNT) == left
+    assert world.leases.holds("req-1")
 
 
 @pytest.mark.parametrize("period", ["Day", "Month", "Lifetime"])
@@ -550,14 +554,14 @@ async def test_a_keys_quota_spans_services_and_leaves_other_keys_alone(world: Wo
     world.put(api_key("other", token=OTHER_TOKEN))
     await world.forwarded()
     assert (await world.refused({"model": "second", "max_tokens": 100}))[0] == 429
-    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Forward)
+    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
 
 
 async def test_services_on_one_model_have_limits_of_their_own(world: World) -> None:
     world.put(model(limits={"rpm": 1}), service("second"))
     await world.forwarded()
     assert (await world.refused())[0] == 429
-    assert isinstance(await world.call({"model": "second"}), Forward)
+    assert isinstance(await world.call({"model": "second"}), Route)
 
 
 async def test_a_call_of_an_earlier_process_is_settled_by_its_labels() -> None:
@@ -569,7 +573,7 @@ async def test_a_call_of_an_earlier_process_is_settled_by_its_labels() -> None:
     after.put(service(limits={"tpm": 200}))
     assert (await after.refused())[0] == 429
     await after.end(forward, (1, 0, 1), "req-1")
-    assert isinstance(await after.call(), Forward)
+    assert isinstance(await after.call(), Route)
 
 
 async def test_what_ended_before_this_process_began_is_not_corrected_again() -> None:
@@ -582,8 +586,8 @@ async def test_what_ended_before_this_process_began_is_not_corrected_again() -> 
     before.clock.pass_(1)
     after = World(counters=counters, clock=before.clock)
     after.put(service(limits={"tpm": 200}))
-    after.settling.ended("req-1", ended_at, forward.labels, (50, 0, 50))
-    await after.settling.correct()
+    after.settlement.ended("req-1", ended_at, forward.labels, (50, 0, 50))
+    await after.settlement.correct()
     status, _, headers = await after.refused({"model": "chat", "max_tokens": 100, "x": "y"})
     assert (status, headers["x-ratelimit-remaining-tokens"]) == (429, "100")
 
@@ -647,8 +651,8 @@ async def test_without_credentials_a_provider_is_not_called_and_nothing_is_kept(
         status, error, _ = await world.refused()
         assert (status, error["code"]) == (503, "credentials_unavailable")
         assert "gone" not in error["message"]
-        await world.settling.correct()
-    assert world.purse.available(ACCOUNT) == 5 * UNIT
+        await world.settlement.correct()
+    assert world.spend.available(ACCOUNT) == 5 * UNIT
 
 
 # Models.
@@ -656,7 +660,7 @@ async def test_without_credentials_a_provider_is_not_called_and_nothing_is_kept(
 
 async def models(world: World, path: str = "/v1/models", **given: Any) -> tuple[int, Any]:
     answer = world.gate.handle(world.head(path, "GET", **given))
-    assert isinstance(answer, Refuse)
+    assert isinstance(answer, ImmediateResponse)
     return answer.status, json.loads(answer.body)
 
 
@@ -698,11 +702,11 @@ async def test_a_model_was_created_when_its_service_was(world: World) -> None:
 async def test_models_ask_for_a_key(world: World) -> None:
     assert (await models(world, headers={"authorization": None}))[0] == 401
     answer = world.gate.handle(world.head("/v1/models", "POST"))
-    assert isinstance(answer, Refuse)
+    assert isinstance(answer, ImmediateResponse)
     assert answer.status == 405
 
 
 async def test_available_is_less_what_runs(world: World) -> None:
     forward = await world.forwarded()
     committed = int(forward.labels["estimate_input"]) * 500
-    assert world.purse.available(ACCOUNT) == Nano(5 * UNIT - committed)
+    assert world.spend.available(ACCOUNT) == Nano(5 * UNIT - committed)

@@ -10,18 +10,16 @@ import pytest
 
 from farebox.domain.billing.money import Nano
 from farebox.gateway import settlement
-from farebox.gateway.interface import Forward, Refuse
+from farebox.gateway.interface import ImmediateResponse, Route
 from farebox.gateway.metering.outbox import Outbox
-from farebox.gateway.metering.publisher import Event, Receipt, Rejected
-from farebox.gateway.metering.usage import parse, used
-from farebox.meterapi.types import Budget
+from farebox.gateway.metering.publisher import Event, PublishResult, RejectedEvent
+from farebox.gateway.metering.usage import billed_tokens, parse
+from farebox.meterapi.types import CreditLease
 from tests.gateway.h2_client import eventually
 from tests.gateway.world import ACCOUNT, NOW, UNIT, World, account, api_key, service
 
 
-def log_line(
-    world: World, forward: Forward, request_id: str, *, status: int = 200, output: int = 50
-) -> bytes:
+def log_line(world: World, forward: Route, request_id: str, *, status: int = 200, output: int = 50) -> bytes:
     """What Envoy writes of a call that used 20 tokens in and `output` out."""
     usage = {"last": json.dumps({"prompt_tokens": 20, "completion_tokens": output})}
     line = {
@@ -41,7 +39,7 @@ def log_line(
 
 def hear(world: World, text: bytes) -> None:
     line = parse(text)
-    world.settling.on_usage(line, used(line))
+    world.settlement.on_usage(line, billed_tokens(line))
 
 
 @pytest.fixture
@@ -53,8 +51,8 @@ async def test_usage_of_the_log_settles_money_and_counts(world: World) -> None:
     world.put(service(limits={"tpm": 1000}), api_key(quota={"tokens": 1000, "period": "Day"}))
     forward = await world.forwarded()
     hear(world, log_line(world, forward, "req-1"))
-    await world.settling.correct()
-    assert world.purse.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
+    await world.settlement.correct()
+    assert world.spend.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
     _, _, headers = await world.refused({"model": "chat", "max_tokens": 8000})
     assert headers["x-ratelimit-remaining-tokens"] == str(1000 - 70)
 
@@ -62,12 +60,12 @@ async def test_usage_of_the_log_settles_money_and_counts(world: World) -> None:
 async def test_an_upstreams_error_costs_nothing_and_frees_what_was_held(world: World) -> None:
     world.put(account("Hard"), service(limits={"tpm": 200}))
     forward = await world.forwarded()
-    assert world.budgets.holds("req-1")
+    assert world.leases.holds("req-1")
     hear(world, log_line(world, forward, "req-1", status=500))
-    await world.settling.correct()
-    assert not world.budgets.holds("req-1")
-    assert world.purse.available(ACCOUNT) == 5 * UNIT
-    assert isinstance(await world.call(), Forward), "nor does it count"
+    await world.settlement.correct()
+    assert not world.leases.holds("req-1")
+    assert world.spend.available(ACCOUNT) == 5 * UNIT
+    assert isinstance(await world.call(), Route), "nor does it count"
 
 
 async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_while(
@@ -78,13 +76,13 @@ async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_wh
     world.put(account("Hard"), service(limits={"tpm": 1000}))
     forward = await world.forwarded(request_id="went")
     await world.forwarded(request_id="did not")
-    world.settling.unread("went")
-    world.settling.unread("did not")
+    world.settlement.abandoned("went")
+    world.settlement.abandoned("did not")
     hear(world, log_line(world, forward, "went"))
-    await eventually(lambda: not world.budgets.holds("did not"))
-    assert world.budgets.holds("went")
-    assert world.purse.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
-    await world.settling.correct()
+    await eventually(lambda: not world.leases.holds("did not"))
+    assert world.leases.holds("went")
+    assert world.spend.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
+    await world.settlement.correct()
     _, _, headers = await world.refused({"model": "chat", "max_tokens": 8000})
     assert headers["x-ratelimit-remaining-tokens"] == str(1000 - 70)
 
@@ -93,22 +91,24 @@ async def test_a_hold_stays_until_the_ledger_has_charged_the_call(world: World) 
     world.put(account("Hard"))
     forward = await world.forwarded()
     hear(world, log_line(world, forward, "req-1"))
-    assert world.budgets.holds("req-1")
+    assert world.leases.holds("req-1")
     spent = Nano(20 * 500 + 50 * 1500)
-    world.settling.acknowledged(["req-1"], [Budget(ACCOUNT, Nano(UNIT), spent, NOW + timedelta(hours=1))])
-    assert not world.budgets.holds("req-1")
+    world.settlement.acknowledged(
+        ["req-1"], [CreditLease(ACCOUNT, Nano(UNIT), spent, NOW + timedelta(hours=1))]
+    )
+    assert not world.leases.holds("req-1")
 
 
 async def test_corrections_of_many_calls_are_carried_out_as_they_come(world: World) -> None:
     world.put(service(limits={"tpm": 100_000}))
-    task = asyncio.create_task(world.settling.run())
+    task = asyncio.create_task(world.settlement.run())
     forwards = [await world.forwarded(request_id=f"r{number}") for number in range(200)]
     for number, forward in enumerate(forwards):
-        world.settling.ended(f"r{number}", world.clock(), forward.labels, (0, 0, 1))
+        world.settlement.ended(f"r{number}", world.clock(), forward.labels, (0, 0, 1))
 
     async def remaining() -> int:
         answer = await world.call({"model": "chat", "max_tokens": 8192, "n": 128})
-        assert isinstance(answer, Refuse)
+        assert isinstance(answer, ImmediateResponse)
         return int(answer.headers["x-ratelimit-remaining-tokens"])
 
     async with asyncio.timeout(60):
@@ -120,9 +120,9 @@ async def test_corrections_of_many_calls_are_carried_out_as_they_come(world: Wor
 async def test_labels_that_cannot_be_read_settle_what_they_can(world: World) -> None:
     forward = await world.forwarded()
     labels = {**forward.labels, "taken": "nonsense", "model": "gone"}
-    world.settling.ended("req-1", world.clock(), labels, (10**12, 0, 0))
-    await world.settling.correct()
-    assert world.purse.available(ACCOUNT) == 5 * UNIT
+    world.settlement.ended("req-1", world.clock(), labels, (10**12, 0, 0))
+    await world.settlement.correct()
+    assert world.spend.available(ACCOUNT) == 5 * UNIT
 
 
 class Meter:
@@ -131,12 +131,12 @@ class Meter:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    async def post(self, events: Sequence[Event]) -> Receipt:
+    async def post(self, events: Sequence[Event]) -> PublishResult:
         self.events += events
         spent = Nano(20 * 500 + 50 * 1500)
-        return Receipt(
-            [Rejected(event, "TimeInFuture", "") for event in events if event["id"].endswith("-req-2")],
-            [Budget(ACCOUNT, Nano(UNIT), spent, NOW + timedelta(hours=1))],
+        return PublishResult(
+            [RejectedEvent(event, "TimeInFuture", "") for event in events if event["id"].endswith("-req-2")],
+            [CreditLease(ACCOUNT, Nano(UNIT), spent, NOW + timedelta(hours=1))],
         )
 
 
@@ -155,13 +155,13 @@ async def test_the_outbox_tells_what_the_meter_has_taken(world: World, tmp_path:
         pass
 
     meter = Meter()
-    outbox = Outbox(log, "gateway-0", meter, reopen, world.settling.on_usage, world.settling.acknowledged)
+    outbox = Outbox(log, "gateway-0", meter, reopen, world.settlement.on_usage, world.settlement.acknowledged)
     stop = asyncio.Event()
     task = asyncio.create_task(outbox.run(stop))
-    await eventually(lambda: not any(world.budgets.holds(f"req-{number}") for number in (1, 2, 3)))
+    await eventually(lambda: not any(world.leases.holds(f"req-{number}") for number in (1, 2, 3)))
     stop.set()
     await task
     assert [event["data"]["requestId"] for event in meter.events] == ["req-1", "req-2"]
     world.clock.pass_(1)
     world.hear(4 * UNIT, 2)
-    assert world.purse.available(ACCOUNT) == 4 * UNIT
+    assert world.spend.available(ACCOUNT) == 4 * UNIT

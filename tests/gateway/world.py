@@ -13,14 +13,14 @@ from farebox.domain.billing.money import NANO_PER_UNIT, Nano
 from farebox.domain.keys import ObjectKey
 from farebox.gateway.convert import SecretRef
 from farebox.gateway.credentials import CredentialsUnavailable
-from farebox.gateway.handler import Gate
-from farebox.gateway.interface import Forward, Head, Refuse
+from farebox.gateway.handler import Handler
+from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
 from farebox.gateway.ratelimit.memory import Counters, MemoryCounters
-from farebox.gateway.settlement import Settling
-from farebox.gateway.snapshot import GatewayView
-from farebox.gateway.spend.credit_leases import Budgets
-from farebox.gateway.spend.tracker import Purse
-from farebox.meterapi.types import AccountBalance, Budget, BudgetClaim
+from farebox.gateway.settlement import Settlement
+from farebox.gateway.snapshot import GatewaySnapshot
+from farebox.gateway.spend.credit_leases import CreditLeases
+from farebox.gateway.spend.tracker import SpendTracker
+from farebox.meterapi.types import AccountBalance, CreditLease, CreditLeaseRequest
 
 JSONObject = dict[str, Any]
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
@@ -153,16 +153,16 @@ class World:
     tokens: Tokens = field(default_factory=Tokens)
 
     def __post_init__(self) -> None:
-        self.purse = Purse(max_age=300, clock=self.clock.monotonic)
-        self.view = GatewayView(self.purse)
-        self.budgets = Budgets("gateway-0", self._claim, self.clock.monotonic)
-        self.settling = Settling(self.view, self.purse, self.budgets, self.counters, self.clock)
-        self.gate = Gate(
-            view=self.view,
-            purse=self.purse,
-            budgets=self.budgets,
+        self.spend = SpendTracker(max_age=300, clock=self.clock.monotonic)
+        self.snapshot = GatewaySnapshot(self.spend)
+        self.leases = CreditLeases("gateway-0", self._claim, self.clock.monotonic)
+        self.settlement = Settlement(self.snapshot, self.spend, self.leases, self.counters, self.clock)
+        self.gate = Handler(
+            snapshot=self.snapshot,
+            spend=self.spend,
+            leases=self.leases,
             counters=self.counters,
-            settling=self.settling,
+            settlement=self.settlement,
             credentials=self.tokens,  # type: ignore[arg-type]
             backend_address=lambda name, port: f"{name}.test:{port}",
             trusted_proxies=self.trusted,
@@ -175,32 +175,32 @@ class World:
 
     def put(self, *objects: JSONObject) -> None:
         """Objects as watches bring them."""
-        shelves = {
-            "Model": self.view.models,
-            "InferenceService": self.view.services,
-            "APIKey": self.view.keys,
-            "BillingAccount": self.view.accounts,
+        stores = {
+            "Model": self.snapshot.models,
+            "InferenceService": self.snapshot.services,
+            "APIKey": self.snapshot.keys,
+            "BillingAccount": self.snapshot.accounts,
         }
         for each in objects:
-            shelves[each["kind"]].put(each)
+            stores[each["kind"]].put(each)
 
     def hear(self, nano: int, sequence: int = 1, credit: int = 0) -> None:
         """A page of the feed."""
         self._ledger_has = nano + credit
-        self.purse.hear([balance(nano, sequence, credit)], [], True, self.clock.monotonic())
+        self.spend.update([balance(nano, sequence, credit)], [], True, self.clock.monotonic())
 
-    async def _claim(self, claim: BudgetClaim) -> Budget:
+    async def _claim(self, claim: CreditLeaseRequest) -> CreditLease:
         """The ledger's part for one gateway that is alone and is never charged."""
         granted = max(0, min(claim.amount, self._ledger_has))
-        return Budget(claim.account, Nano(granted), Nano(0), NOW + timedelta(hours=1))
+        return CreditLease(claim.account, Nano(granted), Nano(0), NOW + timedelta(hours=1))
 
-    def head(self, path: str = "/v1/chat/completions", method: str = "POST", **given: Any) -> Head:
+    def head(self, path: str = "/v1/chat/completions", method: str = "POST", **given: Any) -> RequestHead:
         """The head of a call with the key; headers by `headers`, others by name."""
         self.requests += 1
         headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
         headers |= given.pop("headers", {})
         headers = {name: value for name, value in headers.items() if value is not None}
-        return Head(
+        return RequestHead(
             method=method,
             path=path,
             headers=headers,
@@ -209,36 +209,36 @@ class World:
             request_id=given.get("request_id", f"req-{self.requests}"),
         )
 
-    async def call(self, body: Any = None, **given: Any) -> Forward | Refuse:
+    async def call(self, body: Any = None, **given: Any) -> Route | ImmediateResponse:
         """A call; `body` is a chat for "chat" unless it is given, as JSON or as bytes."""
         if body is None:
             body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self.decide(self.head(**given), raw)
 
-    async def decide(self, head: Head, body: bytes | None) -> Forward | Refuse:
+    async def decide(self, head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         """By its head, and with its body if that is asked for."""
         first = self.gate.handle(head)
-        return first if isinstance(first, Refuse) else await first(body)
+        return first if isinstance(first, ImmediateResponse) else await first(body)
 
-    async def forwarded(self, body: Any = None, **given: Any) -> Forward:
+    async def forwarded(self, body: Any = None, **given: Any) -> Route:
         """The same; fails if it is refused."""
         answer = await self.call(body, **given)
-        assert isinstance(answer, Forward), answer
+        assert isinstance(answer, Route), answer
         return answer
 
     async def refused(self, body: Any = None, **given: Any) -> tuple[int, JSONObject, Mapping[str, str]]:
         """Status, error and headers; fails if the call is forwarded."""
         answer = await self.call(body, **given)
-        assert isinstance(answer, Refuse), answer
+        assert isinstance(answer, ImmediateResponse), answer
         error = json.loads(answer.body)["error"]
         assert set(error) == {"type", "code", "message", "source", "request_id"}
         assert error["request_id"] == f"req-{self.requests}"
         return answer.status, error, answer.headers
 
-    async def end(self, forward: Forward, tokens: tuple[int, int, int] | None, request_id: str = "") -> None:
+    async def end(self, forward: Route, tokens: tuple[int, int, int] | None, request_id: str = "") -> None:
         """The call has ended, and all that follows is done."""
         request_id = request_id or f"req-{self.requests}"
-        self.settling.ended(request_id, self.clock(), forward.labels, tokens)
-        await self.settling.correct()
+        self.settlement.ended(request_id, self.clock(), forward.labels, tokens)
+        await self.settlement.correct()
         await asyncio.sleep(0)

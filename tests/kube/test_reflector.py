@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from farebox.kube.client import KubeClient
-from farebox.kube.reflector import Follower
+from farebox.kube.reflector import Reflector
 from tests.kube.server import JSONObject, Server, hang, status
 
 PATH = "/apis/apps/v1/namespaces/a/deployments"
@@ -61,7 +61,7 @@ class Heard:
 @asynccontextmanager
 async def following(client: KubeClient, script: Script, version: str = "7") -> AsyncIterator[Heard]:
     heard = Heard()
-    follower = Follower(client, PATH, heard.hear, heard.relist)
+    follower = Reflector(client, PATH, heard.hear, heard.relist)
     task = asyncio.create_task(follower.run(version))
     try:
         async with asyncio.timeout(20):

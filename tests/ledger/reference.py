@@ -14,12 +14,12 @@ from typing import TypeVar
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.usage import UsageEvent
 from farebox.meterapi.types import (
-    AccountTerms,
+    AccountRecord,
     Binding,
-    BudgetClaim,
+    CreditLeaseRequest,
     PriceVersion,
     Record,
-    Reservation,
+    ReservationRecord,
     TopUpOrder,
 )
 
@@ -54,14 +54,14 @@ class Reference:
     """The books as they must be after what they were told. Each piece of news does what it makes possible."""
 
     def __init__(self) -> None:
-        self.accounts: dict[ObjectKey, AccountTerms] = {}
+        self.accounts: dict[ObjectKey, AccountRecord] = {}
         self.lines: dict[tuple[object, ...], tuple[ObjectKey, int]] = {}  # key -> (account, amount)
         self.bindings: dict[ObjectKey, list[Binding]] = defaultdict(list)
         self.versions: dict[str, list[PriceVersion]] = defaultdict(list)
         self.orders: dict[tuple[ObjectKey, str], TopUpOrder] = {}
         self.grants: dict[tuple[ObjectKey, str], Pot] = {}
         self.budgets: dict[tuple[str, ObjectKey], Pot] = {}
-        self.reservations: dict[tuple[ObjectKey, str], Reservation] = {}
+        self.reservations: dict[tuple[ObjectKey, str], ReservationRecord] = {}
         self.terms: dict[tuple[ObjectKey, str], list[tuple[datetime, datetime]]] = defaultdict(list)
         self.minutes: dict[tuple[ObjectKey, datetime], list[int]] = defaultdict(lambda: [0, 0])
         self.events: dict[tuple[str, str], UsageEvent] = {}  # in the order of arrival
@@ -75,14 +75,14 @@ class Reference:
         refused, concerned = [], set[ObjectKey]()
         for place, fact in enumerate(facts):
             match fact:
-                case AccountTerms(account, currency):
+                case AccountRecord(account, currency):
                     known = self.accounts.get(account, fact)
                     if known.currency != currency:
                         refused.append(place)
                     elif self.accounts.get(account) != fact:
                         self.accounts[account] = fact
                         concerned.add(account)
-                case Reservation(service, uid):
+                case ReservationRecord(service, uid):
                     first = self.reservations.get((service, uid))
                     wanted = replace(first or fact, buying=fact.buying)
                     if wanted != first:
@@ -124,7 +124,7 @@ class Reference:
         self._settle()
         return "Charged" if ("usage", *key) in self.lines else "Waiting"
 
-    def claim(self, claim: BudgetClaim, now: datetime) -> object:
+    def claim(self, claim: CreditLeaseRequest, now: datetime) -> object:
         """B17: a gateway may spend what it claims, as far as no other has it; for an hour."""
         if claim.account not in self.accounts:
             return "AccountNotFound"
@@ -210,7 +210,7 @@ class Reference:
                 terms.append((start, start + length))
                 self.lines["term", *key, len(terms)] = (wanted.account, -price)
 
-    def _price(self, wanted: Reservation, now: datetime) -> int | None:
+    def _price(self, wanted: ReservationRecord, now: datetime) -> int | None:
         """What a term costs now; None if it cannot be bought."""
         account, versions = self.accounts.get(wanted.account), self.versions[wanted.model]
         version = in_force(versions, now) if versions else None

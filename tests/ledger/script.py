@@ -7,19 +7,19 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
 from farebox.domain.billing.money import Nano
-from farebox.domain.billing.reservations import Buying, Offer
+from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
 from farebox.meterapi.types import (
-    AccountTerms,
+    AccountRecord,
     Binding,
-    BudgetClaim,
+    CreditLeaseRequest,
     FreeQuota,
-    PriceTier,
     PriceVersion,
     Record,
-    Reservation,
+    ReservationRecord,
+    TokenPriceTier,
     TopUpOrder,
 )
 from tests.ledger.support import START
@@ -63,7 +63,7 @@ class Script:
         return start + [self._step() for _ in range(count)]
 
     def _start(self) -> Step:
-        self._told = [AccountTerms(account, "USD", Nano(0)) for account in ACCOUNTS]
+        self._told = [AccountRecord(account, "USD", Nano(0)) for account in ACCOUNTS]
         self._told += [
             Binding(service, ACCOUNTS[place % 2], MODELS[place // 2], START)
             for place, service in enumerate(SERVICES)
@@ -172,10 +172,10 @@ class Script:
             source="billing/topup",
         )
 
-    def _claim(self) -> BudgetClaim:
+    def _claim(self) -> CreditLeaseRequest:
         """From a gateway that holds nothing any more, to one that wants more than there is."""
         amount = self._random.choice((0, 1, 100, 40_000, 5 * UNIT, 600 * UNIT, 9_000 * UNIT))
-        return BudgetClaim(self._random.choice(GATEWAYS), self._random.choice(ACCOUNTS), Nano(amount))
+        return CreditLeaseRequest(self._random.choice(GATEWAYS), self._random.choice(ACCOUNTS), Nano(amount))
 
     def _record(self) -> Record:
         makers = (self._account, self._binding, self._binding, self._price, self._reservation)
@@ -184,7 +184,7 @@ class Script:
     def _account(self) -> Record:
         currency = "EUR" if self._random.random() < 0.03 else "USD"
         limit = Nano(self._random.choice((0, 0, 5 * UNIT, 100 * UNIT)))
-        return AccountTerms(self._random.choice(ACCOUNTS), currency, limit)
+        return AccountRecord(self._random.choice(ACCOUNTS), currency, limit)
 
     def _binding(self) -> Record:
         service = self._random.choice(SERVICES)
@@ -199,14 +199,14 @@ class Script:
 
     def _price(self, model: str | None = None) -> Record:
         price = [Nano(self._random.randint(0, 5)) for _ in range(6)]
-        tiers = (PriceTier(1_000, *price[:3]), PriceTier(None, *price[3:]))
+        tiers = (TokenPriceTier(1_000, *price[:3]), TokenPriceTier(None, *price[3:]))
         chance = self._random.random
         return PriceVersion(
             model or self._random.choice(MODELS),
             "EUR" if not model and chance() < 0.03 else "USD",
             tiers if chance() < 0.8 else tiers[1:],
             self._since(),
-            reservation=Offer(1_000, Nano(price[0] * UNIT), 100, Nano(2 * UNIT), DAYS)
+            reservation=ReservationTerms(1_000, Nano(price[0] * UNIT), 100, Nano(2 * UNIT), DAYS)
             if chance() < 0.8
             else None,
             free_quota=FreeQuota(self._random.choice((500, 3_000)), self._random.choice((1, 90)))
@@ -218,7 +218,7 @@ class Script:
         place = self._random.randint(0, 2)
         if self._random.random() < 0.1:
             place = self._random.randint(0, 2)
-        return Reservation(
+        return ReservationRecord(
             service=SERVICES[place],
             uid=f"uid-{self._random.choice((0, 0, 0, 1))}",
             account=ACCOUNTS[place % 2],

@@ -21,7 +21,7 @@ from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
 from farebox.ledger.feed import read_changes
 from farebox.ledger.reports.statement import read_statement
 from farebox.ledger.reports.usage import Group, UsageQuery, read_usage
-from farebox.meterapi.types import Budget, Posted
+from farebox.meterapi.types import CreditLease, TopUpReceipt
 from tests.ledger import reference
 from tests.ledger.faults import after_commits, before_calls, injected
 from tests.ledger.script import Work
@@ -67,9 +67,9 @@ def answer(outcome: Any) -> Any:
     match outcome:
         case list():
             return [refusal.index for refusal in outcome]
-        case Posted():
+        case TopUpReceipt():
             return "Repeated" if outcome.duplicate else "Posted"
-        case Budget():
+        case CreditLease():
             return outcome.granted, outcome.spent, outcome.expires_at
         case LedgerRefused():
             return outcome.reason

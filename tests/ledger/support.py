@@ -7,20 +7,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from farebox.domain.billing.money import Nano, parse_amount
-from farebox.domain.billing.reservations import Buying, Offer
+from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import (
-    AccountTerms,
+    AccountRecord,
     Binding,
     FreeQuota,
-    PriceTier,
     PriceVersion,
     QuotaBalance,
     Record,
-    Reservation,
     ReservationBalance,
+    ReservationRecord,
+    TokenPriceTier,
     TopUpOrder,
 )
 from tests.ledger.databases import Database
@@ -30,13 +30,13 @@ ACME = ObjectKey("billing", "acme")
 CHAT = ObjectKey("team-a", "chat")
 MODEL = "qwen3-8b"
 TIERS = (
-    PriceTier(1_000, Nano(500), Nano(50), Nano(1_500)),
-    PriceTier(None, Nano(800), Nano(80), Nano(2_400)),
+    TokenPriceTier(1_000, Nano(500), Nano(50), Nano(1_500)),
+    TokenPriceTier(None, Nano(800), Nano(80), Nano(2_400)),
 )
 CALL_CHARGE = 100 * 500 + 20 * 1_500
 """Of `usage()` without arguments: 100 tokens in and 20 out, in the first tier."""
 
-OFFER = Offer(10_000, Nano(12_000_000_000), 1_000, Nano(9_000_000_000), (1, 30))
+OFFER = ReservationTerms(10_000, Nano(12_000_000_000), 1_000, Nano(9_000_000_000), (1, 30))
 TERM_PRICE = 30 * (2 * 12 + 1 * 9) * 1_000_000_000
 QUOTA = FreeQuota(1_000, 90)
 """What the model may offer: reservations, at the price of `reserved()`'s term, and a free quota."""
@@ -56,9 +56,9 @@ class Clock:
         self.now += timedelta(**by)
 
 
-def terms(account: ObjectKey = ACME, currency: str = "USD", limit: str = "0") -> AccountTerms:
+def terms(account: ObjectKey = ACME, currency: str = "USD", limit: str = "0") -> AccountRecord:
     """An account."""
-    return AccountTerms(account, currency, parse_amount(limit))
+    return AccountRecord(account, currency, parse_amount(limit))
 
 
 def binding(
@@ -70,7 +70,7 @@ def binding(
 
 def price(
     model: str = MODEL,
-    tiers: Sequence[PriceTier] = TIERS,
+    tiers: Sequence[TokenPriceTier] = TIERS,
     at: datetime = START,
     currency: str = "USD",
 ) -> PriceVersion:
@@ -83,7 +83,7 @@ def model(**offers: object) -> PriceVersion:
     return PriceVersion(MODEL, "USD", TIERS, START, **offers)  # type: ignore[arg-type]
 
 
-def reserved(buying: Buying = Buying.ONCE, **changes: object) -> Reservation:
+def reserved(buying: Buying = Buying.ONCE, **changes: object) -> ReservationRecord:
     """The service's reservation of 20,000 tokens in and 1,000 out, for 30 days."""
     values: dict[str, object] = {
         "service": CHAT,
@@ -95,12 +95,12 @@ def reserved(buying: Buying = Buying.ONCE, **changes: object) -> Reservation:
         "days": 30,
         "buying": buying,
     }
-    return Reservation(**(values | changes))  # type: ignore[arg-type]
+    return ReservationRecord(**(values | changes))  # type: ignore[arg-type]
 
 
-def flat(nano: int) -> tuple[PriceTier, ...]:
+def flat(nano: int) -> tuple[TokenPriceTier, ...]:
     """One tier in which every token costs `nano`."""
-    return (PriceTier(None, Nano(nano), Nano(nano), Nano(nano)),)
+    return (TokenPriceTier(None, Nano(nano), Nano(nano), Nano(nano)),)
 
 
 FACTS: tuple[Record, ...] = (terms(), binding(), price())

@@ -109,7 +109,7 @@ TERM_STEPS: tuple[Step, ...] = (
     lambda ledger: ledger.record([reserved(Buying.RENEWING)]),
     lambda ledger: ledger.ingest([usage("before")]),
     lambda ledger: ledger.post_topup(topup(amount=Nano(TERM_PRICE))),
-    lambda ledger: ledger.advance(),
+    lambda ledger: ledger.process_due_renewals(),
     lambda ledger: ledger.ingest([usage("before"), usage("covered"), usage("beyond", output_tokens=1_000)]),
 )
 

@@ -9,7 +9,7 @@ import pytest
 from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.types import Reservation
+from farebox.meterapi.types import ReservationRecord
 from tests.ledger.databases import Database, Databases
 from tests.ledger.support import ACME, CHAT, FACTS, MODEL, Clock, opened, terms, topup, usage
 
@@ -139,7 +139,7 @@ async def test_every_sort_of_number_says_when_it_was_written(ledger: Ledger, clo
     changes: tuple[Callable[[], Awaitable[object]], ...] = (
         lambda: ledger.record(FACTS),
         lambda: ledger.record([terms(limit="5")]),
-        lambda: ledger.record([Reservation(CHAT, "uid", ACME, MODEL, 1_000, 1_000, 1, Buying.ONCE)]),
+        lambda: ledger.record([ReservationRecord(CHAT, "uid", ACME, MODEL, 1_000, 1_000, 1, Buying.ONCE)]),
         lambda: ledger.post_topup(topup()),
         lambda: ledger.ingest([usage()]),
     )

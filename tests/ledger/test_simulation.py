@@ -20,7 +20,7 @@ from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.ledger.audit.verify import _Verification
 from farebox.ledger.db.engine import disposing, read_engine, write_engine
 from farebox.ledger.engine import Ledger, _Advance, _Claim, _Ingest, _perform, _Records, _TopUp
-from farebox.ledger.writer import Writer, _Job
+from farebox.ledger.writer import TransactionWriter, _Job
 from tests.ledger.databases import Database, Databases, SqliteDatabases, scratch
 from tests.ledger.script import Script, Step, Work
 from tests.ledger.simulation import Books, Observer, compare
@@ -65,7 +65,7 @@ class Process:
     def __init__(self, url: str, clock: Clock) -> None:
         self._clock = clock
         self._engine = write_engine(url)
-        self._writer: Writer | None = None
+        self._writer: TransactionWriter | None = None
         self.observer = Observer(self._engine, _perform)
         self.start(Books())
 
@@ -76,7 +76,7 @@ class Process:
         self._engine.dispose()
         self.observer.books = books
         self.observer.fail_call, self.observer.fail_commit = 0, False
-        self._writer = Writer(self._engine, self._clock, self.observer.perform, lambda _: None)
+        self._writer = TransactionWriter(self._engine, self._clock, self.observer.perform, lambda _: None)
 
     def commit(self, works: Sequence[Work]) -> list[Work]:
         """Do work that is handed over together; what has to be tried again."""
@@ -187,11 +187,11 @@ async def _hand_over(ledger: Ledger, work: Work) -> object:
         case _TopUp(order):
             return await ledger.post_topup(order)
         case _Claim(order):
-            return await ledger.claim_budget(order)
+            return await ledger.lease_credit(order)
         case _Ingest(events):
             return await ledger.ingest(events)
         case _Advance():
-            return await ledger.advance()
+            return await ledger.process_due_renewals()
 
 
 def _seeds(count: int) -> list[int]:

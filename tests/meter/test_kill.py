@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from farebox.errors import LedgerUnavailable
-from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.client import MeterClient
 from tests.ledger.databases import Database
 from tests.ledger.support import CALL_CHARGE, FACTS, balance, opened, topup
 from tests.meter.support import GATEWAY, OPERATOR, Api, cloud_event
@@ -88,7 +88,7 @@ class Client:
                 self.acknowledged += BATCH
                 number, in_doubt = number + 1, False
 
-    async def post_topups(self, remote: RemoteLedger) -> None:
+    async def post_topups(self, remote: MeterClient) -> None:
         """Top-ups, one after the other."""
         in_doubt = False
         while in_doubt or not self.stopping:
@@ -112,7 +112,7 @@ async def test_kill_9_at_random_moments_loses_and_doubles_nothing(
     meter = MeterProcess(database, tmp_path / "meter.log")
     moments = random.Random(20260301)
     payer, gateways = Client(), [Client(), Client()]
-    async with aiohttp.ClientSession() as session, RemoteLedger(meter.url, token_file) as remote:
+    async with aiohttp.ClientSession() as session, MeterClient(meter.url, token_file) as remote:
         await meter.start(session)
         api = Api(meter.url, session)
         async with asyncio.TaskGroup() as tasks:
@@ -140,7 +140,7 @@ async def test_sigterm_lets_running_requests_finish_and_ends_long_polls(
     database: Database, tmp_path: Path, token_file: Path
 ) -> None:
     meter = MeterProcess(database, tmp_path / "meter.log")
-    async with aiohttp.ClientSession() as session, RemoteLedger(meter.url, token_file) as remote:
+    async with aiohttp.ClientSession() as session, MeterClient(meter.url, token_file) as remote:
         await meter.start(session)
         assert meter.process is not None
         api = Api(meter.url, session)

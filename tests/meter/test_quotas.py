@@ -9,10 +9,10 @@ import pytest_asyncio
 
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.ratelimit.memory import MemoryCounters
-from farebox.gateway.ratelimit.quota_sync import Quotas
-from farebox.gateway.snapshot import GatewayView
-from farebox.gateway.spend.tracker import Purse
-from farebox.meterapi.client import RemoteLedger
+from farebox.gateway.ratelimit.quota_sync import QuotaSync
+from farebox.gateway.snapshot import GatewaySnapshot
+from farebox.gateway.spend.tracker import SpendTracker
+from farebox.meterapi.client import MeterClient
 from tests.gateway.world import api_key
 from tests.ledger.support import START, binding, price, terms, topup, usage
 from tests.meter.support import TENANT, Running
@@ -22,11 +22,11 @@ MADE = START - timedelta(days=200)
 
 
 @pytest_asyncio.fixture
-async def remote(meter: Running, tmp_path: Path) -> AsyncIterator[RemoteLedger]:
+async def remote(meter: Running, tmp_path: Path) -> AsyncIterator[MeterClient]:
     """The ledger over HTTP."""
     token = tmp_path / "token"
     token.write_text(TENANT)
-    async with RemoteLedger(meter.url, token) as ledger:
+    async with MeterClient(meter.url, token) as ledger:
         yield ledger
 
 
@@ -42,7 +42,7 @@ def counted(counters: MemoryCounters) -> dict[str, int]:
     return {counter: period.amount for (counter, _), period in counters._periods.items()}
 
 
-async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: RemoteLedger) -> None:
+async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: MeterClient) -> None:
     await meter.ledger.record([terms(), binding(at=MADE), price(at=MADE)])
     await meter.ledger.post_topup(topup(amount="10"))
     long_ago, yesterday = START - timedelta(days=150), START - timedelta(days=1)
@@ -54,13 +54,13 @@ async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: Rem
             for number, time in times.items()
         ]
     )
-    view, counters = GatewayView(Purse(60)), MemoryCounters()
+    view, counters = GatewaySnapshot(SpendTracker(60)), MemoryCounters()
     view.keys.put(key("day", "Day"))
     view.keys.put(key("month", "Month"))
     view.keys.put(key("life", "Lifetime"))
     view.keys.put(key("young", "Lifetime", START - timedelta(minutes=1)))
     view.keys.put(api_key("other"))
-    quotas = Quotas(remote, view, counters, lambda: NOW)
+    quotas = QuotaSync(remote, view, counters, lambda: NOW)
     await quotas.compare()
     assert counted(counters) == {
         "key-day:{team-a}/day": 240,
@@ -72,12 +72,12 @@ async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: Rem
     assert counted(counters)["key-day:{team-a}/day"] == 240, "raised, not added"
 
 
-async def test_a_meter_that_is_away_is_asked_again_later(meter: Running, remote: RemoteLedger) -> None:
-    view, counters = GatewayView(Purse(60)), MemoryCounters()
+async def test_a_meter_that_is_away_is_asked_again_later(meter: Running, remote: MeterClient) -> None:
+    view, counters = GatewaySnapshot(SpendTracker(60)), MemoryCounters()
     view.keys.put(key("life", "Lifetime"))
-    async with RemoteLedger("http://127.0.0.1:1") as away:
+    async with MeterClient("http://127.0.0.1:1") as away:
         with pytest.raises(LedgerUnavailable):
-            await Quotas(away, view, counters, lambda: NOW).compare()
-    quotas = Quotas(remote, view, counters, lambda: NOW)
+            await QuotaSync(away, view, counters, lambda: NOW).compare()
+    quotas = QuotaSync(remote, view, counters, lambda: NOW)
     await quotas.compare()
     assert counted(counters) == {}

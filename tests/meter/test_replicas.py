@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from farebox.errors import LedgerUnavailable
-from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.client import MeterClient
 from tests.ledger.databases import Database
 from tests.ledger.support import CALL_CHARGE, FACTS, balance, opened, topup
 from tests.meter.support import OPERATOR, Api, cloud_event
@@ -43,7 +43,7 @@ async def post_until_taken(apis: list[Api], number: int, pick: random.Random) ->
         assert (answer.status, answer.reason) == (503, "LedgerUnavailable")
 
 
-async def pay_until_taken(remotes: list[RemoteLedger], number: int, pick: random.Random) -> None:
+async def pay_until_taken(remotes: list[MeterClient], number: int, pick: random.Random) -> None:
     """One top-up and the records, to any meter."""
     while True:
         try:
@@ -64,7 +64,7 @@ async def test_b12_three_meters_and_lost_connections_charge_all_once(
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         apis = [Api(meter.url, session) for meter in replicas]
-        remotes = [await stack.enter_async_context(RemoteLedger(meter.url, token)) for meter in replicas]
+        remotes = [await stack.enter_async_context(MeterClient(meter.url, token)) for meter in replicas]
         async with asyncio.TaskGroup() as tasks:
             for _ in range(3):
                 for number in range(TOPUPS):

@@ -1,4 +1,4 @@
-"""RemoteLedger says over HTTP what the ledger says, and knows nothing when it does not answer."""
+"""MeterClient says over HTTP what the ledger says, and knows nothing when it does not answer."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,8 +13,8 @@ from aiohttp import web
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.meterapi.client import RemoteLedger
-from farebox.meterapi.types import LedgerPort, Record
+from farebox.meterapi.client import MeterClient
+from farebox.meterapi.types import LedgerAPI, Record
 from tests.ledger.support import ACME, FACTS, START, binding, flat, price, terms, topup, usage
 from tests.meter.support import GATEWAY, OPERATOR, READER, Running
 
@@ -42,20 +42,20 @@ def token(tmp_path: Path) -> Token:
 
 
 @pytest_asyncio.fixture
-async def remote(meter: Running, token: Token) -> AsyncIterator[RemoteLedger]:
+async def remote(meter: Running, token: Token) -> AsyncIterator[MeterClient]:
     """The ledger as the operator has it."""
-    async with RemoteLedger(meter.url, token.path) as ledger:
+    async with MeterClient(meter.url, token.path) as ledger:
         yield ledger
 
 
-async def same(one: LedgerPort, other: LedgerPort, ask: Any) -> Any:
+async def same(one: LedgerAPI, other: LedgerAPI, ask: Any) -> Any:
     """What both answer, which must be the same."""
     first, second = await ask(one), await ask(other)
     assert first == second
     return first
 
 
-async def test_it_says_what_the_ledger_says(remote: RemoteLedger, meter: Running) -> None:
+async def test_it_says_what_the_ledger_says(remote: MeterClient, meter: Running) -> None:
     tiers = flat(123_456_789)
     assert await remote.record([*FACTS, price("m2", tiers), terms(limit="1.000000001")]) == []
     first = await remote.post_topup(topup(amount="0.000000001"))
@@ -68,7 +68,7 @@ async def test_it_says_what_the_ledger_says(remote: RemoteLedger, meter: Running
     await same(remote, meter.ledger, lambda ledger: ledger.changes(page.head, 0.01))
 
 
-async def test_refused_records_keep_their_places(remote: RemoteLedger, meter: Running) -> None:
+async def test_refused_records_keep_their_places(remote: MeterClient, meter: Running) -> None:
     records: list[Record] = [
         binding(),
         terms(),
@@ -87,7 +87,7 @@ async def test_refused_records_keep_their_places(remote: RemoteLedger, meter: Ru
 
 
 async def test_more_records_than_fit_in_a_request_are_taken_in_their_order(
-    remote: RemoteLedger, meter: Running
+    remote: MeterClient, meter: Running
 ) -> None:
     services = [ObjectKey("team", f"s{number}") for number in range(5_500)]
     records: list[Record] = [binding(service) for service in services]
@@ -96,7 +96,7 @@ async def test_more_records_than_fit_in_a_request_are_taken_in_their_order(
     assert (await meter.ledger.ingest([usage(service=services[-1])])).pending == 0
 
 
-async def test_refused_topups_are_refused(remote: RemoteLedger) -> None:
+async def test_refused_topups_are_refused(remote: MeterClient) -> None:
     with pytest.raises(LedgerRefused) as refused:
         await remote.post_topup(topup())
     assert refused.value.reason == "AccountNotFound"
@@ -106,14 +106,14 @@ async def test_refused_topups_are_refused(remote: RemoteLedger) -> None:
     assert refused.value.reason == "AmountOutOfRange"
 
 
-async def test_accounts_are_read_or_not_there(remote: RemoteLedger, meter: Running, token: Token) -> None:
+async def test_accounts_are_read_or_not_there(remote: MeterClient, meter: Running, token: Token) -> None:
     token.replace(READER)
     assert await remote.account(ACME) is None
     await meter.ledger.record([terms()])
     assert await remote.account(ACME) == await meter.ledger.account(ACME)
 
 
-async def test_a_replaced_token_is_used_at_once(remote: RemoteLedger, token: Token) -> None:
+async def test_a_replaced_token_is_used_at_once(remote: MeterClient, token: Token) -> None:
     token.replace(GATEWAY)
     with pytest.raises(LedgerUnavailable, match="403"):
         await remote.changes(0, 0)
@@ -127,7 +127,7 @@ async def test_a_replaced_token_is_used_at_once(remote: RemoteLedger, token: Tok
         await remote.changes(0, 0)
 
 
-async def test_a_long_poll_ends_with_the_change(remote: RemoteLedger, meter: Running) -> None:
+async def test_a_long_poll_ends_with_the_change(remote: MeterClient, meter: Running) -> None:
     waiting = asyncio.create_task(remote.changes(0, 60))
     await remote.changes(0, 0.01)
     await meter.ledger.record([terms()])
@@ -135,13 +135,13 @@ async def test_a_long_poll_ends_with_the_change(remote: RemoteLedger, meter: Run
 
 
 async def test_a_meter_that_is_away_or_not_ready_leaves_the_outcome_unknown(
-    remote: RemoteLedger, meter: Running
+    remote: MeterClient, meter: Running
 ) -> None:
     meter.meter.ledger, ledger = None, meter.meter.ledger
     with pytest.raises(LedgerUnavailable, match="503"):
         await remote.record([terms()])
     meter.meter.ledger = ledger
-    async with RemoteLedger("http://127.0.0.1:9") as nowhere:
+    async with MeterClient("http://127.0.0.1:9") as nowhere:
         for call in (nowhere.record([terms()]), nowhere.post_topup(topup()), nowhere.changes(0, 0)):
             with pytest.raises(LedgerUnavailable, match="does not answer"):
                 await call
@@ -162,7 +162,7 @@ async def test_an_answer_that_is_no_meters_leaves_the_outcome_unknown(status: in
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        async with RemoteLedger(site.name) as remote:
+        async with MeterClient(site.name) as remote:
             with pytest.raises(LedgerUnavailable):
                 await remote.post_topup(topup())
             with pytest.raises(LedgerUnavailable):
@@ -179,12 +179,12 @@ async def test_a_connection_cut_in_the_middle_leaves_the_outcome_unknown() -> No
 
     server = await asyncio.start_server(cut, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with server, RemoteLedger(f"http://127.0.0.1:{port}") as remote:
+    async with server, MeterClient(f"http://127.0.0.1:{port}") as remote:
         with pytest.raises(LedgerUnavailable, match="does not answer"):
             await remote.post_topup(topup())
 
 
-async def test_times_keep_their_microseconds(remote: RemoteLedger, meter: Running) -> None:
+async def test_times_keep_their_microseconds(remote: MeterClient, meter: Running) -> None:
     border = START + timedelta(microseconds=1)
     await remote.record([*FACTS, price(tiers=flat(7), at=border)])
     await meter.ledger.ingest([usage("before"), usage("after", time=border)])

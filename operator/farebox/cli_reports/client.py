@@ -20,7 +20,7 @@ _MAKE_TOKEN: Final = "kubectl create token NAME -n NAMESPACE --audience={audienc
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class MeterAccess:
     """Where the meter is, and where a token for it comes from."""
 
     meter: str
@@ -31,7 +31,7 @@ class Access:
     kubeconfig: Path | None
 
 
-async def token_of(access: Access) -> str:
+async def token_of(access: MeterAccess) -> str:
     """The token: given, in a file, or made for a ServiceAccount with the rights of the kubeconfig.
 
     Raises:
@@ -64,7 +64,7 @@ async def token_of(access: Access) -> str:
 class MeterReader:
     """The meter's reports. Make it inside a running event loop, as a context manager."""
 
-    def __init__(self, access: Access, token: str) -> None:
+    def __init__(self, access: MeterAccess, token: str) -> None:
         self._access = access
         self._url = access.meter.rstrip("/")
         self._session = aiohttp.ClientSession(

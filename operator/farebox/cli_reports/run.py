@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from farebox.cli_reports import tables
-from farebox.cli_reports.client import Access, MeterReader, dumped, token_of
+from farebox.cli_reports.client import MeterAccess, MeterReader, dumped, token_of
 from farebox.cli_reports.periods import period
 
 
@@ -62,7 +62,7 @@ def _json(value: Any) -> str:
 def _ask(access: dict[str, Any], run: Callable[[MeterReader], Awaitable[None]]) -> None:
     async def asking() -> None:
         # Never an option: a command line can be read by everybody on the machine.
-        chosen = Access(token=os.environ.get("FAREBOX_TOKEN", ""), **access)
+        chosen = MeterAccess(token=os.environ.get("FAREBOX_TOKEN", ""), **access)
         async with MeterReader(chosen, await token_of(chosen)) as reader:
             await run(reader)
 

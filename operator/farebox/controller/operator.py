@@ -17,25 +17,25 @@ import structlog
 from farebox.api import Phase
 from farebox.controller.keys import Kind
 from farebox.controller.queue import TokenBucket, WorkQueue
-from farebox.controller.reconcile.apply import Writer
+from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.events import Recorder
-from farebox.controller.reconcile.topups import doubt_unread, reconcile_topup
-from farebox.controller.sources.dispatcher import Intake
+from farebox.controller.reconcile.topups import mark_unread_unverified, reconcile_topup
+from farebox.controller.sources.dispatcher import Dispatcher
 from farebox.controller.sources.kopf_session import Watches
-from farebox.controller.sources.ledger_feed import Feed
-from farebox.controller.sources.resync import Sweep
+from farebox.controller.sources.ledger_feed import LedgerFeed
+from farebox.controller.sources.resync import Resync
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
-from farebox.controller.state.entitlements import Terms
-from farebox.controller.state.ledger_sync import Records
-from farebox.controller.state.shared_backend_demand import Demand
+from farebox.controller.state.entitlements import Entitlements
+from farebox.controller.state.ledger_sync import LedgerSync
+from farebox.controller.state.shared_backend_demand import SharedBackendDemand
 from farebox.controller.workers import Workers
 from farebox.errors import ConfigurationError, LedgerError, NotFound, NotLeading
 from farebox.health import serve_health
 from farebox.kube.client import KubeClient
 from farebox.kube.lease import Elector
-from farebox.meterapi.types import Bookmark, LedgerPort
+from farebox.meterapi.types import Bookmark, LedgerAPI
 from farebox.metrics import BALANCE_AGE, LEADER, SERVICES
 from farebox.settings import OperatorSettings
 
@@ -53,7 +53,7 @@ _GARBAGE_THRESHOLDS = (20_000, 20, 20)
 class Operator:
     """One replica of the operator."""
 
-    def __init__(self, settings: OperatorSettings, client: KubeClient, ledger: LedgerPort) -> None:
+    def __init__(self, settings: OperatorSettings, client: KubeClient, ledger: LedgerAPI) -> None:
         self.settings = settings
         identity = settings.identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         self.elector = Elector(
@@ -63,50 +63,50 @@ class Operator:
         self.cache = Cache()
         self.queue = WorkQueue()
         self.balances = Balances(settings.balance_max_age_seconds)
-        self.terms = Terms()
+        self.entitlements = Entitlements()
         self.recorder = Recorder(client, identity)
-        self.records = Records(ledger, self.queue.add)
-        demand = Demand()
-        self.intake = Intake(
+        self.ledger_sync = LedgerSync(ledger, self.queue.add)
+        demand = SharedBackendDemand()
+        self.dispatcher = Dispatcher(
             self.cache,
             self.queue,
             self.balances,
-            self.terms,
+            self.entitlements,
             demand,
-            self.records,
+            self.ledger_sync,
             settings.figures_seconds,
         )
         bucket = TokenBucket(settings.write_qps, settings.write_burst)
         self.context = Context(
             cache=self.cache,
             balances=self.balances,
-            terms=self.terms,
-            demand=demand,
+            entitlements=self.entitlements,
+            shared_backend_demand=demand,
             queue=self.queue,
-            writer=Writer(client, self.cache, bucket, self._may_write, self.intake.changed),
+            writer=ClusterWriter(client, self.cache, bucket, self._may_write, self.dispatcher.on_change),
             recorder=self.recorder,
-            records=self.records,
+            ledger_sync=self.ledger_sync,
             ledger=ledger,
             backend_namespace=settings.backend_namespace,
             figures_seconds=settings.figures_seconds,
-            balances_learned=self.intake.balance_learned,
-            balance_settled=self.intake.balance_settled,
+            on_receipt=self.dispatcher.on_receipt,
+            on_balance_confirmed=self.dispatcher.on_balance_confirmed,
         )
         self.workers = Workers(self.context)
-        self.feed = Feed(
+        self.feed = LedgerFeed(
             ledger,
             self.balances,
-            self.terms,
-            self.intake.balance_changed,
-            self.intake.quota_changed,
-            self.intake.reservation_changed,
-            self.intake.balances_back,
-            self.intake.ledger_reset,
+            self.entitlements,
+            self.dispatcher.on_balance,
+            self.dispatcher.on_quota,
+            self.dispatcher.on_reservation,
+            self.dispatcher.on_balances_known,
+            self.dispatcher.on_ledger_reset,
             self.workers.ledger_back,
             wait_seconds=min(_FEED_WAIT_SECONDS, settings.balance_max_age_seconds / 3),
         )
         self.watches = Watches()
-        self.sweep = Sweep(client, self.cache, settings.backend_namespace, self.intake.changed)
+        self.resync = Resync(client, self.cache, settings.backend_namespace, self.dispatcher.on_change)
         self.primed = False
         self._takes_notes = False
         self._client = client
@@ -138,7 +138,7 @@ class Operator:
                 asyncio.create_task(self.feed.run(), name="feed"),
                 asyncio.create_task(self._tick(), name="tick"),
             ]
-            tasks += self.watches.run(self._client, self.sweep, self.intake.observe, self._stop)
+            tasks += self.watches.run(self._client, self.resync, self.dispatcher.on_watch_event, self._stop)
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 log.info("operator.stopping", because=task.get_name())
@@ -156,7 +156,7 @@ class Operator:
     async def _prime(self) -> None:
         gc.set_threshold(*_GARBAGE_THRESHOLDS)
         try:
-            await self.sweep.prime()
+            await self.resync.initial_list()
             self.feed.before = Bookmark.parse(await self.elector.noted())
         except NotFound as error:
             raise ConfigurationError(
@@ -184,12 +184,12 @@ class Operator:
                 async with asyncio.timeout_at(self._patient_until):
                     await self.feed.current.wait()
             await self._confirm_receipts()
-            self.intake.enqueue_all()
+            self.dispatcher.enqueue_all()
             work = [
-                asyncio.create_task(self.records.run(), name="records"),
+                asyncio.create_task(self.ledger_sync.run(), name="records"),
                 asyncio.create_task(self.recorder.run(), name="events"),
                 asyncio.create_task(
-                    self.sweep.run(self.settings.sweep_seconds, self.intake.enqueue_all), name="sweep"
+                    self.resync.run(self.settings.sweep_seconds, self.dispatcher.enqueue_all), name="sweep"
                 ),
                 *self.workers.start(self.settings.workers),
             ]
@@ -210,17 +210,19 @@ class Operator:
 
         A ledger that is away, or slow, is asked by the workers: until then those balances are unknown.
         """
-        unread = list(doubt_unread(self.cache, self.balances, Bookmark.parse(self.elector.inherited)))
-        self.intake.enqueue(unread)
+        unread = list(
+            mark_unread_unverified(self.cache, self.balances, Bookmark.parse(self.elector.inherited))
+        )
+        self.dispatcher.enqueue(unread)
         self._takes_notes = True
         with contextlib.suppress(TimeoutError, LedgerError):
             async with asyncio.timeout(_CONFIRM_SECONDS):
                 for work in unread:
-                    await reconcile_topup(self.context, work.key, work.lane)
+                    await reconcile_topup(self.context, work.key, work.priority)
 
     def _read_to(self) -> str | None:
         """For the next operator: how far the ledger was read. Not before all is booked that it had lost."""
-        if self.balances.in_doubt or not self._takes_notes:
+        if self.balances.any_unverified or not self._takes_notes:
             return None
         return str(self.feed.bookmark) or None
 
@@ -230,7 +232,7 @@ class Operator:
         while True:
             known = self.balances.known
             if was_known and not known:
-                self.intake.balances_lost()
+                self.dispatcher.on_balances_unknown()
             was_known = known
             phases = Counter(service.status.phase for service in self.cache.services.values())
             for phase in Phase:
@@ -244,7 +246,7 @@ class Operator:
 
     def _unhealthy(self) -> list[str]:
         """What only a restart mends."""
-        problems = [f"the watch of {kind} misses changes" for kind in self.sweep.deaf]
+        problems = [f"the watch of {kind} misses changes" for kind in self.resync.stale_watches]
         problems += [f"the watch of {kind} does not connect any more" for kind in self.watches.silent()]
         if not self.elector.healthy():
             problems.append("the Lease was not renewed in time")

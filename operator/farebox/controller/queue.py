@@ -15,11 +15,11 @@ from farebox.controller.keys import Key, Kind
 from farebox.metrics import QUEUE_ADDS, QUEUE_DEPTH, QUEUE_LATENCY, QUEUE_RETRIES
 
 
-class Lane(IntEnum):
+class Priority(IntEnum):
     """The small number is served first."""
 
-    FAST = 0
-    BULK = 1
+    HIGH = 0
+    LOW = 1
 
 
 class WorkQueue:
@@ -37,10 +37,10 @@ class WorkQueue:
         max_delay: float = 60.0,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._lanes: tuple[deque[Key], deque[Key]] = (deque(), deque())
-        self._queued: dict[Key, tuple[Lane, float]] = {}
-        self._working: dict[Key, Lane] = {}
-        self._again: dict[Key, Lane] = {}
+        self._ready: tuple[deque[Key], deque[Key]] = (deque(), deque())
+        self._queued: dict[Key, tuple[Priority, float]] = {}
+        self._working: dict[Key, Priority] = {}
+        self._again: dict[Key, Priority] = {}
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, tuple[float, asyncio.TimerHandle]] = {}
         self._waiters: tuple[deque[asyncio.Future[None]], deque[asyncio.Future[None]]] = (deque(), deque())
@@ -59,22 +59,22 @@ class WorkQueue:
         """Nothing waits and nothing is being worked on; delayed keys do not count."""
         return not self._queued and not self._working
 
-    def add(self, key: Key, lane: Lane = Lane.FAST) -> None:
-        """Ask for a pass over the key; one that already waits in a slower lane overtakes."""
+    def add(self, key: Key, priority: Priority = Priority.HIGH) -> None:
+        """Ask for a pass over the key; one that already waits in a slower priority overtakes."""
         QUEUE_ADDS.labels(key.kind).inc()
         if key in self._working:
-            self._again[key] = min(lane, self._again.get(key, lane))
+            self._again[key] = min(priority, self._again.get(key, priority))
             return
         waiting = self._queued.get(key)
-        if waiting is not None and waiting[0] <= lane:
+        if waiting is not None and waiting[0] <= priority:
             return
-        # A key that moves to the fast lane leaves its old place behind; `_next` skips it there.
-        self._queued[key] = (lane, waiting[1] if waiting else time.monotonic())
-        self._lanes[lane].append(key)
+        # A key that moves to the fast priority leaves its old place behind; `_next` skips it there.
+        self._queued[key] = (priority, waiting[1] if waiting else time.monotonic())
+        self._ready[priority].append(key)
         QUEUE_DEPTH.set(len(self._queued))
-        self._wake(lane)
+        self._wake(priority)
 
-    def add_after(self, key: Key, seconds: float, lane: Lane = Lane.BULK) -> None:
+    def add_after(self, key: Key, seconds: float, priority: Priority = Priority.LOW) -> None:
         """Ask for a pass in a while; of several such requests for a key the earliest counts."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
@@ -83,28 +83,28 @@ class WorkQueue:
             if pending[0] <= due:
                 return
             pending[1].cancel()
-        self._timers[key] = (due, loop.call_at(due, self._due, key, lane))
+        self._timers[key] = (due, loop.call_at(due, self._due, key, priority))
 
-    def retry(self, key: Key, lane: Lane) -> float:
+    def retry(self, key: Key, priority: Priority) -> float:
         """Ask for a pass after the key's next backoff; returns the seconds until then."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         QUEUE_RETRIES.labels(key.kind).inc()
         delay: float = min(self._max_delay, self._base_delay * 2 ** min(failures, 30))
         delay *= 0.5 + self._jitter() / 2
-        self.add_after(key, delay, lane)
+        self.add_after(key, delay, priority)
         return delay
 
     def forget(self, key: Key) -> None:
         """The key was reconciled: its next failure starts with the shortest backoff."""
         self._failures.pop(key, None)
 
-    async def get(self, slowest: Lane = Lane.BULK) -> tuple[Key, Lane]:
-        """Wait for a key of a lane up to `slowest`; the caller must call `done` with it.
+    async def get(self, slowest: Priority = Priority.LOW) -> tuple[Key, Priority]:
+        """Wait for a key of a priority up to `slowest`; the caller must call `done` with it.
 
         Others get their turn first: passes that find nothing to write never wait for anything, and thousands
         of them in a row (a start, a sweep) would hold up watches, probes and the Lease for seconds. Workers
-        of a lane come one at a time, or a single edit would wait for a pass of each at each of its steps.
+        of a priority come one at a time, or a single edit would wait for a pass of each at each of its steps.
         """
         async with self._turns[slowest]:
             await asyncio.sleep(0)
@@ -125,35 +125,35 @@ class WorkQueue:
     def done(self, key: Key) -> None:
         """The worker is through with the key."""
         del self._working[key]
-        lane = self._again.pop(key, None)
-        if lane is not None:
-            self.add(key, lane)
+        priority = self._again.pop(key, None)
+        if priority is not None:
+            self.add(key, priority)
 
-    def _due(self, key: Key, lane: Lane) -> None:
+    def _due(self, key: Key, priority: Priority) -> None:
         self._timers.pop(key, None)
-        self.add(key, lane)
+        self.add(key, priority)
 
-    def _next(self, slowest: Lane) -> tuple[Key, Lane] | None:
-        for lane in Lane:
-            if lane > slowest:
+    def _next(self, slowest: Priority) -> tuple[Key, Priority] | None:
+        for priority in Priority:
+            if priority > slowest:
                 break
-            keys = self._lanes[lane]
+            keys = self._ready[priority]
             while keys:
                 key = keys.popleft()
                 waiting = self._queued.get(key)
-                if waiting is None or waiting[0] is not lane:
+                if waiting is None or waiting[0] is not priority:
                     continue
                 del self._queued[key]
-                self._working[key] = lane
+                self._working[key] = priority
                 QUEUE_DEPTH.set(len(self._queued))
                 QUEUE_LATENCY.observe(time.monotonic() - waiting[1])
-                return key, lane
+                return key, priority
         return None
 
-    def _wake(self, lane: Lane) -> None:
-        """Wake one worker that may take the lane; those that may take only the fast one come first."""
-        for slowest in Lane:
-            if slowest < lane:
+    def _wake(self, priority: Priority) -> None:
+        """Wake one worker that may take the priority; those that may take only the fast one come first."""
+        for slowest in Priority:
+            if slowest < priority:
                 continue
             waiters = self._waiters[slowest]
             while waiters:

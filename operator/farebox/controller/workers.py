@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 
 from farebox.controller.keys import Key, Kind
-from farebox.controller.queue import Lane
+from farebox.controller.queue import Priority
 from farebox.controller.reconcile.accounts import reconcile_account
 from farebox.controller.reconcile.apikeys import reconcile_apikey
 from farebox.controller.reconcile.context import Context
@@ -39,41 +39,44 @@ class Workers:
 
     def start(self, bulk: int) -> list[asyncio.Task[Any]]:
         """Some workers for single edits alone, and so many for everything."""
-        lanes = [Lane.FAST] * _FAST_WORKERS + [Lane.BULK] * bulk
-        return [asyncio.create_task(self.work(lane), name=f"worker {lane.name}") for lane in lanes]
+        priorities = [Priority.HIGH] * _FAST_WORKERS + [Priority.LOW] * bulk
+        return [
+            asyncio.create_task(self.work(priority), name=f"worker {priority.name}")
+            for priority in priorities
+        ]
 
     def ledger_back(self) -> None:
         """It was away: what failed for want of it is tried now, and not after a backoff of up to a minute."""
         for key in self.need_ledger:
             self._queue.forget(key)
-            self._queue.add(key, Lane.BULK)
+            self._queue.add(key, Priority.LOW)
         self.need_ledger.clear()
 
-    async def work(self, slowest: Lane) -> None:
-        """Take keys of the lanes up to `slowest`, for ever."""
+    async def work(self, slowest: Priority) -> None:
+        """Take keys of the priorities up to `slowest`, for ever."""
         while True:
-            key, lane = await self._queue.get(slowest)
+            key, priority = await self._queue.get(slowest)
             try:
                 with QUEUE_WORK.labels(key.kind).time():
-                    await _RECONCILERS[key.kind](self._context, key, lane)
+                    await _RECONCILERS[key.kind](self._context, key, priority)
                 self._queue.forget(key)
                 self.need_ledger.discard(key)
             except NotLeading:
                 # A Lease that is lost for good ends the process. One that is only renewed late does not, and
                 # then nobody else would do this.
-                delay = self._queue.retry(key, lane)
+                delay = self._queue.retry(key, priority)
                 log.warning("write.not_leading", object=str(key), retry_seconds=round(delay, 3))
             except Conflict:
-                self._queue.retry(key, lane)
+                self._queue.retry(key, priority)
             except (KubeError, KubeUnreachable, LedgerError) as error:
                 if isinstance(error, LedgerError):
                     self.need_ledger.add(key)
-                delay = self._queue.retry(key, Lane.BULK)
+                delay = self._queue.retry(key, Priority.LOW)
                 log.warning(
                     "reconcile.failed", object=str(key), error=str(error), retry_seconds=round(delay, 3)
                 )
             except Exception:
-                delay = self._queue.retry(key, Lane.BULK)
+                delay = self._queue.retry(key, Priority.LOW)
                 log.exception("reconcile.crashed", object=str(key), retry_seconds=round(delay, 3))
             finally:
                 self._queue.done(key)

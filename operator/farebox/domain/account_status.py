@@ -10,7 +10,7 @@ from farebox.domain.facts import UNKNOWN, Unknown
 
 
 @dataclass(frozen=True, slots=True)
-class AccountTermsFacts:
+class AccountStatusFacts:
     """An account as its owner declares it and the ledger has it.
 
     `refusal` is the ledger's sentence when it did not take the terms, or "".
@@ -35,7 +35,7 @@ class AccountVerdict:
     conditions: tuple[ConditionVerdict, ...]
 
 
-def judge_account(facts: AccountTermsFacts, now: datetime) -> AccountVerdict:
+def decide_account(facts: AccountStatusFacts, now: datetime) -> AccountVerdict:
     """The state of an account (B3): overdue when balance + credit limit is 0 or less."""
     if facts.refusal:
         ready = false(ConditionType.READY, "CurrencyChanged", facts.refusal)
@@ -63,7 +63,7 @@ def judge_account(facts: AccountTermsFacts, now: datetime) -> AccountVerdict:
     )
 
 
-def _without_balance(facts: AccountTermsFacts, conditions: tuple[ConditionVerdict, ...]) -> AccountVerdict:
+def _without_balance(facts: AccountStatusFacts, conditions: tuple[ConditionVerdict, ...]) -> AccountVerdict:
     low = unknown(ConditionType.LOW_BALANCE, "BalanceUnknown")
     return AccountVerdict(None, None, None, facts.overdue_since, (*conditions, low))
 

@@ -42,7 +42,7 @@ def hash_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-class Outcome(Enum):
+class SecretOutcome(Enum):
     """What the API server said to a new Secret."""
 
     TAKEN = "Taken"
@@ -52,15 +52,15 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SecretWriteResult:
     """The API server's answer, with its own words where it said no."""
 
-    outcome: Outcome
+    outcome: SecretOutcome
     message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class KeyFacts:
+class APIKeyFacts:
     """An APIKey as its owner wants it, and how far the operator has come.
 
     Args:
@@ -76,27 +76,27 @@ class KeyFacts:
     confirmed: bool
     disabled: bool
     expires_at: datetime | None
-    obstacle: Answer | None = None
+    obstacle: SecretWriteResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class KeyVerdict:
+class APIKeyVerdict:
     """What to report, and when to look again at the latest (None: only when something else changes)."""
 
     conditions: tuple[ConditionVerdict, ...]
     due: datetime | None = None
 
 
-def is_own(recorded: bool, probe: Answer) -> bool:
+def is_own(recorded: bool, probe: SecretWriteResult) -> bool:
     """Whether a Secret that was met is the key's own, from an attempt whose answer was never heard.
 
     A hash is recorded only after the name was seen to be free, so what has the name since is what was sent
     then. Without a recorded hash it is somebody else's, and never taken for a key.
     """
-    return recorded and probe.outcome is Outcome.EXISTS
+    return recorded and probe.outcome is SecretOutcome.EXISTS
 
 
-def judge_key(facts: KeyFacts, now: datetime) -> KeyVerdict:
+def decide_apikey(facts: APIKeyFacts, now: datetime) -> APIKeyVerdict:
     """State and conditions of a key. One that is disabled or expired is as its owner asks: Ready."""
     if not facts.delivered:
         return _without_secret(facts, now)
@@ -116,17 +116,17 @@ def judge_key(facts: KeyFacts, now: datetime) -> KeyVerdict:
     return _ready("Active", where, facts.expires_at)
 
 
-def _ready(reason: str, message: str, due: datetime | None = None) -> KeyVerdict:
-    return KeyVerdict(kstatus(true(ConditionType.READY, reason, message)), due)
+def _ready(reason: str, message: str, due: datetime | None = None) -> APIKeyVerdict:
+    return APIKeyVerdict(kstatus(true(ConditionType.READY, reason, message)), due)
 
 
-def _without_secret(facts: KeyFacts, now: datetime) -> KeyVerdict:
+def _without_secret(facts: APIKeyFacts, now: datetime) -> APIKeyVerdict:
     if facts.obstacle is None:
         ready = false(ConditionType.READY, "MakingKey", f"Secret {facts.secret} is being made")
-        return KeyVerdict(kstatus(ready, reconciling="MakingKey"))
-    if facts.obstacle.outcome is Outcome.REFUSED:
+        return APIKeyVerdict(kstatus(ready, reconciling="MakingKey"))
+    if facts.obstacle.outcome is SecretOutcome.REFUSED:
         message = f"Secret {facts.secret} was refused: {facts.obstacle.message}"
-        return KeyVerdict(
+        return APIKeyVerdict(
             kstatus(false(ConditionType.READY, "SecretRefused", message), stalled="SecretRefused")
         )
     message = (
@@ -135,5 +135,5 @@ def _without_secret(facts: KeyFacts, now: datetime) -> KeyVerdict:
     )
     ready = false(ConditionType.READY, "SecretExists", message)
     if now - facts.created < _SETTLING:
-        return KeyVerdict(kstatus(ready, reconciling="SecretExists"), now + _SOON)
-    return KeyVerdict(kstatus(ready, stalled="SecretExists"))
+        return APIKeyVerdict(kstatus(ready, reconciling="SecretExists"), now + _SOON)
+    return APIKeyVerdict(kstatus(ready, stalled="SecretExists"))

@@ -10,7 +10,7 @@ from farebox.domain.keys import ObjectKey
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour:
+class SiblingAccount:
     """An account in the same namespace that also wants Default services there."""
 
     key: ObjectKey
@@ -19,7 +19,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Existing:
+class ExistingService:
     """A service in the account's namespace. `pristine`: a Default one that was never enabled."""
 
     type: ServiceType
@@ -28,7 +28,7 @@ class Existing:
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogPlan:
+class DefaultServicesPlan:
     """What to make and to take away, and what to say about it."""
 
     create: tuple[str, ...]
@@ -37,11 +37,11 @@ class CatalogPlan:
 
 
 def plan_default_services(
-    account: Neighbour,
-    neighbours: Iterable[Neighbour],
+    account: SiblingAccount,
+    neighbours: Iterable[SiblingAccount],
     selected: Iterable[str],
-    services: Mapping[str, Existing],
-) -> CatalogPlan:
+    services: Mapping[str, ExistingService],
+) -> DefaultServicesPlan:
     """The Default services of an account.
 
     Args:
@@ -62,7 +62,7 @@ def plan_default_services(
         wanted = []
     else:
         condition = _condition(account.key, wanted, services)
-    return CatalogPlan(
+    return DefaultServicesPlan(
         create=tuple(name for name in wanted if name not in services),
         delete=tuple(
             sorted(
@@ -75,7 +75,9 @@ def plan_default_services(
     )
 
 
-def _condition(account: ObjectKey, wanted: list[str], services: Mapping[str, Existing]) -> ConditionVerdict:
+def _condition(
+    account: ObjectKey, wanted: list[str], services: Mapping[str, ExistingService]
+) -> ConditionVerdict:
     taken = [
         name
         for name in wanted

@@ -11,14 +11,14 @@ from typing import Final
 from farebox.api import BillingMode, ConditionType, Phase, ReservationState, ServiceType, StopReason
 from farebox.domain.conditions import ConditionVerdict, false, kstatus, true, unknown
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts, Facts, ModelFacts
-from farebox.domain.stop_reasons import Findings, evaluate, reservation_state
+from farebox.domain.stop_reasons import Evaluation, evaluate, reservation_state
 
 NO_REPLICA_READY: Final = "NoReplicaReady"
 """Reason of Serving: it runs, and nothing answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ServiceVerdict:
     """What a service is, and what it should have.
 
     `phase` is None for a new service about which too little is known. `wanted` says whether its backend
@@ -37,7 +37,7 @@ class Verdict:
     due: datetime | None
 
 
-def decide(facts: Facts, now: datetime) -> Verdict:
+def decide_service(facts: Facts, now: datetime) -> ServiceVerdict:
     """The verdict on one service at one moment (B1-B5, B8, B9; the state table of product.md).
 
     Unknown facts never change a phase, nor stop or start anything: a reason that cannot be told stays as it
@@ -48,7 +48,7 @@ def decide(facts: Facts, now: datetime) -> Verdict:
     stop_reasons = tuple(
         reason
         for reason in StopReason
-        if reason in findings.holding or (reason in findings.unsure and reason in previous.stop_reasons)
+        if reason in findings.active or (reason in findings.unknown and reason in previous.stop_reasons)
     )
     enabled_at = previous.enabled_at
     if enabled_at is None and StopReason.POSTPAID_DISABLED not in stop_reasons:
@@ -56,7 +56,7 @@ def decide(facts: Facts, now: datetime) -> Verdict:
 
     if stop_reasons:
         return _stopped(facts, findings, stop_reasons, enabled_at, now)
-    if findings.unsure and not previous.wanted:
+    if findings.unknown and not previous.wanted:
         return _held(facts, findings, enabled_at, now)
     return _wanted(facts, enabled_at, now)
 
@@ -68,11 +68,11 @@ def desired_replicas(wanted: bool, replicas: int) -> int:
 
 def _stopped(
     facts: Facts,
-    findings: Findings,
+    findings: Evaluation,
     reasons: tuple[StopReason, ...],
     enabled_at: datetime | None,
     now: datetime,
-) -> Verdict:
+) -> ServiceVerdict:
     """At least one reason to stop holds."""
     never_enabled = (
         facts.service.type is ServiceType.DEFAULT
@@ -81,10 +81,10 @@ def _stopped(
     )
     phase = Phase.NOT_ENABLED if never_enabled else Phase.STOPPED
     message = "; ".join(
-        findings.holding.get(reason) or f"still {reason.value}: waiting for {findings.unsure[reason]}"
+        findings.active.get(reason) or f"still {reason.value}: waiting for {findings.unknown[reason]}"
         for reason in reasons
     )
-    return Verdict(
+    return ServiceVerdict(
         phase=phase,
         billing_mode=_billing_mode(facts, now),
         stop_reasons=reasons,
@@ -117,12 +117,12 @@ def _stopped_conditions(
     return kstatus(true(ConditionType.READY, reason, message))
 
 
-def _held(facts: Facts, findings: Findings, enabled_at: datetime | None, now: datetime) -> Verdict:
+def _held(facts: Facts, findings: Evaluation, enabled_at: datetime | None, now: datetime) -> ServiceVerdict:
     """Nothing speaks against starting, but not everything is known: it stays exactly as it was."""
     previous = facts.previous
-    missing = ", ".join(dict.fromkeys(findings.unsure.values()))
+    missing = ", ".join(dict.fromkeys(findings.unknown.values()))
     message = f"waiting for {missing}; until it is known the service stays as it is"
-    return Verdict(
+    return ServiceVerdict(
         phase=previous.phase,
         billing_mode=previous.billing_mode,
         stop_reasons=previous.stop_reasons,
@@ -138,7 +138,7 @@ def _held(facts: Facts, findings: Findings, enabled_at: datetime | None, now: da
     )
 
 
-def _wanted(facts: Facts, enabled_at: datetime | None, now: datetime) -> Verdict:
+def _wanted(facts: Facts, enabled_at: datetime | None, now: datetime) -> ServiceVerdict:
     """Nothing speaks against running."""
     previous = facts.previous
     serving = _serves(facts)
@@ -146,7 +146,7 @@ def _wanted(facts: Facts, enabled_at: datetime | None, now: datetime) -> Verdict
     if first_running_at is None and serving:
         first_running_at = now
     phase = _running_phase(facts, serving, first_running_at)
-    return Verdict(
+    return ServiceVerdict(
         phase=phase,
         billing_mode=_billing_mode(facts, now),
         stop_reasons=(),

@@ -27,7 +27,7 @@ class ModelVerdict:
     conditions: tuple[ConditionVerdict, ...]
 
 
-def judge_model(facts: SharedBackendFacts) -> ModelVerdict:
+def decide_model(facts: SharedBackendFacts) -> ModelVerdict:
     """What the shared backend should have, and what to report of the model."""
     replicas = None
     if facts.wanted is not UNKNOWN and facts.backend is not EXTERNAL:

@@ -1,9 +1,9 @@
-"""Follows the kinds that the gateway goes by, into its view, for ever."""
+"""Follows the kinds that the gateway goes by, into its snapshot, for ever."""
 
 import asyncio
 from collections.abc import Callable
 
-from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.kube.client import KubeClient
 from farebox.kube.names import resource_path
 from farebox.kube.reflector import Informer, Sink
@@ -12,16 +12,16 @@ from farebox.kube.reflector import Informer, Sink
 class ClusterWatch:
     """Informers of keys, services, models and accounts, in all namespaces."""
 
-    def __init__(self, client: KubeClient, view: GatewayView, sweep_seconds: float = 30.0) -> None:
-        shelves: dict[str, Sink] = {
-            "APIKey": view.keys,
-            "InferenceService": view.services,
-            "Model": view.models,
-            "BillingAccount": view.accounts,
+    def __init__(self, client: KubeClient, snapshot: GatewaySnapshot, sweep_seconds: float = 30.0) -> None:
+        stores: dict[str, Sink] = {
+            "APIKey": snapshot.keys,
+            "InferenceService": snapshot.services,
+            "Model": snapshot.models,
+            "BillingAccount": snapshot.accounts,
         }
         self.informers = {
-            kind: Informer(client, resource_path(kind), shelf, sweep_seconds)
-            for kind, shelf in shelves.items()
+            kind: Informer(client, resource_path(kind), store, sweep_seconds)
+            for kind, store in stores.items()
         }
 
     @property

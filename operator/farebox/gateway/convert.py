@@ -15,17 +15,23 @@ from farebox.api import (
     StreamUsage,
 )
 from farebox.domain.admission.addresses import parse_networks
-from farebox.domain.admission.rate_limits import Span
-from farebox.domain.admission.types import KeyQuota, KeyTerms, ModelTerms, ReservationTerms, ServiceTerms
+from farebox.domain.admission.rate_limits import Window
+from farebox.domain.admission.types import (
+    KeyAllowance,
+    KeyPolicy,
+    ModelPolicy,
+    ReservedThroughput,
+    ServicePolicy,
+)
 from farebox.domain.billing.pricing import parse_price
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import shared_backend_name
-from farebox.meterapi.types import PriceTier
+from farebox.meterapi.types import TokenPriceTier
 
 _SPANS = {
-    QuotaPeriod.DAY: Span.DAY,
-    QuotaPeriod.MONTH: Span.MONTH,
-    QuotaPeriod.LIFETIME: Span.LIFETIME,
+    QuotaPeriod.DAY: Window.DAY,
+    QuotaPeriod.MONTH: Window.MONTH,
+    QuotaPeriod.LIFETIME: Window.LIFETIME,
 }
 
 
@@ -53,7 +59,7 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRoute:
+class ModelUpstream:
     """Where a model is served: at a provider, or on a port of backends of our own.
 
     Args:
@@ -68,25 +74,25 @@ class ModelRoute:
     provider: Provider | None = None
 
 
-def key_terms(key: APIKey) -> KeyTerms:
+def key_policy(key: APIKey) -> KeyPolicy:
     """An APIKey as admission sees it."""
     spec = key.spec
     quota = spec.quota
-    return KeyTerms(
+    return KeyPolicy(
         key=ObjectKey(key.namespace, key.name),
         disabled=spec.disabled,
         expires_at=spec.expires_at,
         services=None if spec.services.all else frozenset(spec.services.names or ()),
         networks=parse_networks(spec.allowed_cidrs),
-        quota=None if quota is None else KeyQuota(quota.tokens, _SPANS[quota.period]),
+        quota=None if quota is None else KeyAllowance(quota.tokens, _SPANS[quota.period]),
         created_at=key.metadata.creation_timestamp,
     )
 
 
-def service_terms(service: InferenceService) -> ServiceTerms:
+def service_policy(service: InferenceService) -> ServicePolicy:
     """An InferenceService as admission sees it."""
     spec = service.spec
-    return ServiceTerms(
+    return ServicePolicy(
         key=ObjectKey(service.namespace, service.name),
         model=service.model_name,
         account=ObjectKey(service.billing_account_namespace, service.billing_account_name),
@@ -119,19 +125,19 @@ def why_inactive(service: InferenceService) -> str:
     return serving.reason
 
 
-def _reservation(service: InferenceService) -> ReservationTerms | None:
+def _reservation(service: InferenceService) -> ReservedThroughput | None:
     spec, status = service.spec.reservation, service.status.reservation
     if spec is None or status is None or status.state is not ReservationState.ACTIVE:
         return None
     if status.period_start is None or status.period_end is None:
         return None
-    return ReservationTerms(spec.input_tpm, spec.output_tpm, status.period_start, status.period_end)
+    return ReservedThroughput(spec.input_tpm, spec.output_tpm, status.period_start, status.period_end)
 
 
-def model_terms(model: Model) -> ModelTerms:
+def model_policy(model: Model) -> ModelPolicy:
     """A Model as admission sees it."""
     limits = model.spec.limits
-    return ModelTerms(
+    return ModelPolicy(
         name=model.name,
         retired=model.spec.retired,
         rpm=limits.rpm,
@@ -139,7 +145,7 @@ def model_terms(model: Model) -> ModelTerms:
         context_tokens=limits.context_tokens,
         max_output_tokens=limits.max_output_tokens,
         tiers=tuple(
-            PriceTier(
+            TokenPriceTier(
                 tier.up_to_input_tokens,
                 parse_price(tier.input),
                 parse_price(tier.cached_input),
@@ -150,7 +156,7 @@ def model_terms(model: Model) -> ModelTerms:
     )
 
 
-def model_route(model: Model) -> ModelRoute:
+def model_upstream(model: Model) -> ModelUpstream:
     """Where a Model is served.
 
     Raises:
@@ -161,7 +167,7 @@ def model_route(model: Model) -> ModelRoute:
         external = serving.external
         ref = external.credentials_secret_ref
         secret = None if ref is None else SecretRef(ref.name, ref.key)
-        return ModelRoute(
+        return ModelUpstream(
             model.served_name,
             external.stream_usage is StreamUsage.EACH_EVENT,
             provider=_provider(external.base_url, secret),
@@ -169,7 +175,7 @@ def model_route(model: Model) -> ModelRoute:
     deployment = serving.deployment
     if deployment is None:
         raise ValueError(f"{model.name} is served nowhere: it has neither a deployment nor external")
-    return ModelRoute(
+    return ModelUpstream(
         model.served_name,
         deployment.stream_usage is StreamUsage.EACH_EVENT,
         shared_backend_name(model.name),

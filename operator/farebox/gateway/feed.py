@@ -1,4 +1,4 @@
-"""Reads the meter's feed of changes into the purse, for ever. Decides nothing."""
+"""Reads the meter's feed of changes into the spend, for ever. Decides nothing."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from farebox.errors import LedgerError
-from farebox.gateway.spend.tracker import Purse
-from farebox.meterapi.types import Bookmark, LedgerPort
+from farebox.gateway.spend.tracker import SpendTracker
+from farebox.meterapi.types import Bookmark, LedgerAPI
 
 log = structlog.get_logger(__name__)
 _PAGE = 1000
@@ -17,15 +17,15 @@ _CONFIRM_SECONDS = 0.2
 
 
 @dataclass
-class Feed:
+class GatewayFeed:
     """The reader of the feed.
 
     Args:
         on_reset: called when the ledger is another one, or was restored from an older copy.
     """
 
-    ledger: LedgerPort
-    purse: Purse
+    ledger: LedgerAPI
+    spend: SpendTracker
     on_reset: Callable[[], None] = lambda: None
     bookmark: Bookmark = field(default_factory=Bookmark)
     current: asyncio.Event = field(default_factory=asyncio.Event)
@@ -40,7 +40,7 @@ class Feed:
     async def _follow(self) -> None:
         """Read pages as they come; a ledger that is away is asked again, ever more slowly."""
         # A quiet ledger keeps a request open so long, and must not be taken for one that is silent.
-        wait_seconds, pause = min(_WAIT_SECONDS, self.purse.max_age / 3), 0.1
+        wait_seconds, pause = min(_WAIT_SECONDS, self.spend.max_age / 3), 0.1
         while True:
             try:
                 await self._read_page(wait_seconds)
@@ -53,7 +53,7 @@ class Feed:
     async def _confirm(self) -> None:
         """Ask at once when usage was acknowledged, or it would count twice until the open request returns."""
         acknowledged = asyncio.Event()
-        self.purse.on_acknowledged = acknowledged.set
+        self.spend.on_acknowledged = acknowledged.set
         while True:
             await acknowledged.wait()
             await asyncio.sleep(_CONFIRM_SECONDS)
@@ -64,7 +64,7 @@ class Feed:
                 log.warning("feed.unavailable", error=str(error))
 
     async def _read_page(self, wait_seconds: float) -> None:
-        asked_at, after, resets = self.purse.clock(), self.bookmark, self._resets
+        asked_at, after, resets = self.spend.clock(), self.bookmark, self._resets
         page = await self.ledger.changes(after.sequence, wait_seconds, _PAGE)
         if self._resets != resets:
             # The other request found that the ledger is another one: this page may be of the old one.
@@ -73,12 +73,12 @@ class Feed:
             log.error("feed.reset", ledger=page.ledger_id, head=page.head, sequence=after.sequence)
             self.bookmark = Bookmark()
             self._resets += 1
-            self.purse.forget()
+            self.spend.forget()
             self.on_reset()
             return
         if page.next >= self.bookmark.sequence:
             self.bookmark = page.bookmark
-        self.purse.hear(page.accounts, page.quotas, page.complete, asked_at, page.next)
+        self.spend.update(page.accounts, page.quotas, page.complete, asked_at, page.next)
         if page.complete and not self.current.is_set():
             log.info("feed.current", sequence=page.next)
             self.current.set()

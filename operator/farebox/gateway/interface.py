@@ -10,11 +10,11 @@ from typing import Final
 
 from msgspec import Struct, field
 
-NO: Final = frozenset({"", "0", "false", "no"})
+FALSE_VALUES: Final = frozenset({"", "0", "false", "no"})
 """Values of a label that mean no, as its absence does."""
 
 
-class Head(Struct, frozen=True):
+class RequestHead(Struct, frozen=True):
     """A call without its body.
 
     Args:
@@ -35,7 +35,7 @@ class Head(Struct, frozen=True):
     request_id: str
 
 
-class Hiding(StrEnum):
+class UsageRedaction(StrEnum):
     """Which usage of a stream its caller does not see, because it did not ask for it."""
 
     NOTHING = ""
@@ -44,7 +44,7 @@ class Hiding(StrEnum):
     ALL = "all"
 
 
-class Forward(Struct, frozen=True):
+class Route(Struct, frozen=True):
     """The call goes to an upstream.
 
     Args:
@@ -58,7 +58,7 @@ class Forward(Struct, frozen=True):
             reads "service" ("namespace/name"), "model" and "api_key", which the meter is told; "stream" and
             "continuous_usage" (each event of the stream has the usage so far), on unless NO has the value;
             "estimate_input" and "max_output", whole numbers of tokens, for calls that end early.
-        hiding: applies to an answer that is a stream of events.
+        redaction: applies to an answer that is a stream of events.
     """
 
     upstream: str
@@ -68,11 +68,11 @@ class Forward(Struct, frozen=True):
     set_headers: Mapping[str, str] = field(default_factory=dict)
     remove_headers: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    hiding: Hiding = Hiding.NOTHING
+    redaction: UsageRedaction = UsageRedaction.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class ImmediateResponse:
     """The call is answered here, with this."""
 
     status: int
@@ -80,14 +80,14 @@ class Refuse:
     body: bytes
 
 
-Decide = Callable[[bytes | None], Awaitable[Forward | Refuse]]
+BodyHandler = Callable[[bytes | None], Awaitable[Route | ImmediateResponse]]
 """Decides a call whose head is known. The body is None when the request has none, and is whole otherwise."""
 
-OnUnread = Callable[[str], None]
+OnAbandoned = Callable[[str], None]
 """Hears of the id of a call that was to go on its way, and whose client had left by then. If it went it
 will be in the log within moments; if not, nothing will be heard of it."""
 
-Handler = Callable[[Head], Refuse | Decide]
+HeadHandler = Callable[[RequestHead], ImmediateResponse | BodyHandler]
 """Decides a call by its head: it is refused before its body is read, or this is who decides it with the body.
 
 It answers at once, and may be asked about a call that never gets a body. When either raises, Envoy answers

@@ -1,6 +1,6 @@
 """`farebox gateway`: puts the parts together, starts them, and ends them without losing a call.
 
-cluster and meter -> view, purse -> Gate.handle <- Envoy;  Envoy's log -> settling and the meter.
+cluster and meter -> snapshot, spend -> Handler.handle <- Envoy;  Envoy's log -> settlement and the meter.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from farebox.gateway.cluster import ClusterWatch
 from farebox.gateway.credentials import Credentials
 from farebox.gateway.envoy import process as envoy_process
 from farebox.gateway.envoy.bootstrap import DECISION_SOCKET, EnvoySettings
-from farebox.gateway.feed import Feed
-from farebox.gateway.handler import Gate, service_address, utc_now
-from farebox.gateway.ratelimit.fallback import DegradingCounters, DividedCounters
+from farebox.gateway.feed import GatewayFeed
+from farebox.gateway.handler import Handler, service_address, utc_now
+from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
 from farebox.gateway.ratelimit.memory import Counters
-from farebox.gateway.ratelimit.quota_sync import Quotas
+from farebox.gateway.ratelimit.quota_sync import QuotaSync
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
-from farebox.gateway.settlement import Settling
-from farebox.gateway.snapshot import GatewayView
-from farebox.gateway.spend.credit_leases import Budgets
-from farebox.gateway.spend.tracker import Purse
+from farebox.gateway.settlement import Settlement
+from farebox.gateway.snapshot import GatewaySnapshot
+from farebox.gateway.spend.credit_leases import CreditLeases
+from farebox.gateway.spend.tracker import SpendTracker
 from farebox.health import serve_health
 from farebox.kube.client import KubeClient
-from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.client import MeterClient
 from farebox.settings import GatewaySettings
 
 log = structlog.get_logger(__name__)
@@ -87,21 +87,21 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         client = await KubeClient.connect(settings.kubeconfig)
         stack.push_async_callback(client.close)
-        ledger = await stack.enter_async_context(RemoteLedger(settings.meter_url, settings.meter_token_file))
+        ledger = await stack.enter_async_context(MeterClient(settings.meter_url, settings.meter_token_file))
         counters = _counters(settings)
         stack.push_async_callback(counters.close)
         gate = assembled(
-            Budgets(source, ledger.claim_budget, call_seconds=settings.call_seconds),
+            CreditLeases(source, ledger.lease_credit, call_seconds=settings.call_seconds),
             counters,
             Credentials(client, settings.backend_namespace),
             _backend_address(settings),
             balance_max_age_seconds=settings.balance_max_age_seconds,
             trusted_proxies=_trusted(settings.trusted_proxies),
         )
-        view, purse, budgets, settling = gate.view, gate.purse, gate.budgets, gate.settling
-        watch, feed = ClusterWatch(client, view), Feed(ledger, purse, budgets.forget)
-        quotas = Quotas(ledger, view, counters, utc_now)
-        _show(purse, budgets, watch, counters)
+        snapshot, spend, leases, settlement = gate.snapshot, gate.spend, gate.leases, gate.settlement
+        watch, feed = ClusterWatch(client, snapshot), GatewayFeed(ledger, spend, leases.forget)
+        quotas = QuotaSync(ledger, snapshot, counters, utc_now)
+        _show(spend, leases, watch, counters)
         health = await serve_health(
             settings.listen_host,
             settings.health_port,
@@ -115,8 +115,8 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
         works = (
             watch.run(lambda: primed(gate)),
             feed.run(),
-            settling.run(),
-            budgets.run(),
+            settlement.run(),
+            leases.run(),
             quotas.run(gate.ready),
         )
         async with _working(*works, stop=stop):
@@ -125,32 +125,32 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
                 gate.handle,
                 _transport_settings(settings, identity),
                 stop,
-                on_usage=settling.on_usage,
-                on_acknowledged=settling.acknowledged,
-                on_unread=settling.unread,
+                on_usage=settlement.on_usage,
+                on_acknowledged=settlement.acknowledged,
+                on_unread=settlement.abandoned,
             )
-            await budgets.close()
+            await leases.close()
     log.info("gateway.stopped")
 
 
 def assembled(
-    budgets: Budgets,
+    leases: CreditLeases,
     counters: Counters,
     credentials: Credentials,
     backend_address: Callable[[str, int], str],
     *,
     balance_max_age_seconds: float,
     trusted_proxies: Sequence[Network] = (),
-) -> Gate:
-    """A gate with what it decides by, knowing nothing yet. Arguments: see Gate and GatewaySettings."""
-    purse = Purse(balance_max_age_seconds, call_seconds=budgets.call_seconds)
-    view = GatewayView(purse)
-    return Gate(
-        view=view,
-        purse=purse,
-        budgets=budgets,
+) -> Handler:
+    """A gate with what it decides by, knowing nothing yet. Arguments: see Handler and GatewaySettings."""
+    spend = SpendTracker(balance_max_age_seconds, call_seconds=leases.call_seconds)
+    snapshot = GatewaySnapshot(spend)
+    return Handler(
+        snapshot=snapshot,
+        spend=spend,
+        leases=leases,
         counters=counters,
-        settling=Settling(view, purse, budgets, counters, utc_now),
+        settlement=Settlement(snapshot, spend, leases, counters, utc_now),
         credentials=credentials,
         backend_address=backend_address,
         trusted_proxies=trusted_proxies,
@@ -168,7 +168,7 @@ def _transport_settings(settings: GatewaySettings, identity: str) -> transport.T
     )
 
 
-def primed(gate: Gate) -> None:
+def primed(gate: Handler) -> None:
     """The cluster was read. What is known now stays, and need not be looked at by the garbage collector."""
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
     gc.collect()
@@ -193,21 +193,21 @@ async def _working(*works: Any, stop: asyncio.Event) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _show(purse: Purse, budgets: Budgets, watch: ClusterWatch, counters: Counters) -> None:
+def _show(spend: SpendTracker, leases: CreditLeases, watch: ClusterWatch, counters: Counters) -> None:
     """Let /metrics ask what this process holds, and how old is what it knows."""
 
     def feed_age() -> float:
-        return -1.0 if purse.heard_at is None else purse.clock() - purse.heard_at
+        return -1.0 if spend.updated_at is None else spend.clock() - spend.updated_at
 
-    metrics.GATEWAY_HOLDS.set_function(lambda: budgets.open_holds)
+    metrics.GATEWAY_HOLDS.set_function(lambda: leases.open_holds)
     metrics.GATEWAY_FEED_AGE.set_function(feed_age)
     metrics.GATEWAY_WATCH_AGE.set_function(lambda: watch.age)
     metrics.GATEWAY_COUNTERS_AWAY.set_function(
-        lambda: float(isinstance(counters, DegradingCounters) and counters.away)
+        lambda: float(isinstance(counters, FallbackCounters) and counters.away)
     )
 
 
-def _unready(gate: Gate, feed: Feed, watch: ClusterWatch) -> list[str]:
+def _unready(gate: Handler, feed: GatewayFeed, watch: ClusterWatch) -> list[str]:
     """What keeps this replica from deciding calls as it should; others are better then."""
     problems = []
     if not gate.ready.is_set():
@@ -221,9 +221,9 @@ def _unready(gate: Gate, feed: Feed, watch: ClusterWatch) -> list[str]:
 
 def _counters(settings: GatewaySettings) -> Counters:
     if not settings.valkey_url:
-        return DividedCounters(settings.replicas)
+        return EvenShareCounters(settings.replicas)
     shared = ValkeyCounters(settings.valkey_url, settings.valkey_timeout_seconds)
-    return DegradingCounters(shared, settings.replicas)
+    return FallbackCounters(shared, settings.replicas)
 
 
 def _backend_address(settings: GatewaySettings) -> Callable[[str, int], str]:

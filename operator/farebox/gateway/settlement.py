@@ -12,30 +12,30 @@ from typing import Final
 import msgspec
 import structlog
 
-from farebox.domain.admission.cases import Grant
-from farebox.domain.admission.demands import used_of
-from farebox.domain.admission.rate_limits import Adjustment, Taken, corrections, returned
+from farebox.domain.admission.cases import Allow
+from farebox.domain.admission.demands import amount_used
+from farebox.domain.admission.rate_limits import Adjustment, Consumption, corrections, refunds
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge, usage_fault
 from farebox.errors import FareboxError
-from farebox.gateway.metering.usage import UsageLine, Used
+from farebox.gateway.metering.usage import BilledTokens, UsageLine
 from farebox.gateway.ratelimit.memory import Counters
-from farebox.gateway.request.body import Body
-from farebox.gateway.snapshot import GatewayView
-from farebox.gateway.spend.credit_leases import Budgets
-from farebox.gateway.spend.tracker import Purse
-from farebox.meterapi.types import Budget
+from farebox.gateway.request.body import RequestBody
+from farebox.gateway.snapshot import GatewaySnapshot
+from farebox.gateway.spend.credit_leases import CreditLeases
+from farebox.gateway.spend.tracker import SpendTracker
+from farebox.meterapi.types import CreditLease
 
 log = structlog.get_logger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
-_TAKEN: Final = msgspec.json.Decoder(tuple[Taken, ...])
+_TAKEN: Final = msgspec.json.Decoder(tuple[Consumption, ...])
 _BATCH: Final = 500
 _REST_SECONDS: Final = 0.02
 UNREAD_SECONDS: Final = 10.0
 """The log has a call a few hundredths of a second after its end."""
 
 
-class Settling:
+class Settlement:
     """Settles calls.
 
     Args:
@@ -44,40 +44,40 @@ class Settling:
 
     def __init__(
         self,
-        view: GatewayView,
-        purse: Purse,
-        budgets: Budgets,
+        snapshot: GatewaySnapshot,
+        spend: SpendTracker,
+        leases: CreditLeases,
         counters: Counters,
         clock: Callable[[], datetime],
     ) -> None:
-        self._view = view
-        self._purse = purse
-        self._budgets = budgets
+        self._snapshot = snapshot
+        self._spend = spend
+        self._leases = leases
         self._counters = counters
         self._clock = clock
         self._started_at = clock()
-        self._admitted: dict[str, tuple[Taken, ...]] = {}
+        self._admitted: dict[str, tuple[Consumption, ...]] = {}
         self._changes: list[Adjustment] = []
         self._news = asyncio.Event()
 
-    def admitted(self, request_id: str, taken: tuple[Taken, ...]) -> None:
+    def admitted(self, request_id: str, taken: tuple[Consumption, ...]) -> None:
         """A call is on its way, and has taken this."""
         if taken:
             self._admitted[request_id] = taken
 
-    def give_back(self, taken: Sequence[Taken], now: int) -> None:
+    def give_back(self, taken: Sequence[Consumption], now: int) -> None:
         """A call that had taken this does not go on its way."""
-        self._correct(returned(taken, now))
+        self._correct(refunds(taken, now))
 
-    def unread(self, request_id: str) -> None:
+    def abandoned(self, request_id: str) -> None:
         """A call may not have gone on its way: what is not in the log in UNREAD_SECONDS did not."""
         asyncio.get_running_loop().call_later(UNREAD_SECONDS, self._not_made, request_id)
 
     def _not_made(self, request_id: str) -> None:
-        if self._purse.runs(request_id):
+        if self._spend.is_authorized(request_id):
             self.ended(request_id, self._clock(), {}, None)
 
-    def on_usage(self, line: UsageLine, paid: Used | None) -> None:
+    def on_usage(self, line: UsageLine, paid: BilledTokens | None) -> None:
         """A line of the log: a call has ended."""
         tokens = None if paid is None else (paid.input_tokens, paid.cached_tokens, paid.output_tokens)
         self.ended(line.request_id, line.time, line.labels, tokens)
@@ -89,7 +89,7 @@ class Settling:
 
         Args:
             at: its end.
-            labels: of its Forward.
+            labels: of its Route.
             tokens: input (cached included), cached and output; None: it costs nothing.
 
         Of a call of an earlier process, counts are corrected if it ended after this process began: what ended
@@ -97,30 +97,30 @@ class Settling:
         """
         inputs, cached, outputs = tokens or (0, 0, 0)
         if tokens is None:
-            self._purse.release(request_id)
-            self._budgets.settle([request_id])
+            self._spend.void(request_id)
+            self._leases.release([request_id])
         else:
-            self._budgets.ended(request_id)
-            self._purse.settle(request_id, self._cost(labels, inputs, cached, outputs), inputs + outputs)
+            self._leases.ended(request_id)
+            self._spend.capture(request_id, self._cost(labels, inputs, cached, outputs), inputs + outputs)
         taken = self._admitted.pop(request_id, None)
         if taken is None:
-            taken = taken_of(labels) if at >= self._started_at else ()
+            taken = consumption_of(labels) if at >= self._started_at else ()
         for each in taken:
-            actual = used_of(each.counter, inputs, outputs)
+            actual = amount_used(each.counter, inputs, outputs)
             if actual is not None:
                 self._correct(corrections(each, actual, milliseconds(at)))
 
     def acknowledged(
-        self, request_ids: Sequence[str], budgets: Iterable[Budget] = (), sequence: int = 0
+        self, request_ids: Sequence[str], leases: Iterable[CreditLease] = (), sequence: int = 0
     ) -> None:
         """The ledger has charged these calls, or never will: what was held for them is free again.
 
         Args:
-            budgets: as its answer told them.
+            leases: as its answer told them.
             sequence: the feed has the charges when it was read so far; 0: nobody said.
         """
-        self._budgets.settle(request_ids, budgets)
-        self._purse.acknowledge(request_ids, sequence)
+        self._leases.release(request_ids, leases)
+        self._spend.acknowledge(request_ids, sequence)
 
     async def run(self) -> None:
         """Correct counts as calls end, those of many at once, for ever."""
@@ -148,7 +148,7 @@ class Settling:
 
     def _forget(self) -> None:
         """Calls that never tell their end are lost; their counts stay as they were estimated."""
-        before = milliseconds(self._clock() - timedelta(seconds=self._purse.lost_after))
+        before = milliseconds(self._clock() - timedelta(seconds=self._spend.lost_after))
         for request_id, taken in list(self._admitted.items()):
             if taken[0].at >= before:
                 return
@@ -156,7 +156,7 @@ class Settling:
 
     def _cost(self, labels: Mapping[str, str], inputs: int, cached: int, outputs: int) -> int:
         """What the ledger is going to charge, by the prices of now; nothing where something else pays."""
-        model = self._view.model(labels.get("model", ""))
+        model = self._snapshot.model(labels.get("model", ""))
         if model is None or labels.get("paid_by") != "money" or usage_fault(inputs, cached, outputs):
             return 0
         try:
@@ -165,7 +165,9 @@ class Settling:
             return MAX_NANO
 
 
-def labels_of(grant: Grant, request: Body, taken: Sequence[Taken], *, continuous: bool) -> dict[str, str]:
+def labels_of(
+    grant: Allow, request: RequestBody, taken: Sequence[Consumption], *, continuous: bool
+) -> dict[str, str]:
     """What a call carries to its end: for the meter, estimates and settlement. What is not so is left out."""
     labels = {
         "service": str(grant.service.key),
@@ -188,7 +190,7 @@ def labels_of(grant: Grant, request: Body, taken: Sequence[Taken], *, continuous
     return labels
 
 
-def taken_of(labels: Mapping[str, str]) -> tuple[Taken, ...]:
+def consumption_of(labels: Mapping[str, str]) -> tuple[Consumption, ...]:
     """What a call took, by its labels."""
     try:
         return _TAKEN.decode(labels.get("taken", "[]"))

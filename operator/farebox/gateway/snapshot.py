@@ -1,6 +1,6 @@
-"""All that the gateway knows now: keys, services, models and accounts from the cluster, money from the purse.
+"""All that the gateway knows now: keys, services, models and accounts from the cluster, money from the spend.
 
-It is the `View` of admission. Informers put objects in; what cannot be read is left out and logged, and
+It is the `Snapshot` of admission. Informers put objects in; what cannot be read is left out and logged, and
 counts as absent. No I/O.
 """
 
@@ -11,20 +11,20 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from farebox.api import APIKey, BillingAccount, Enforcement, InferenceService, Model
-from farebox.domain.admission.types import FreeTokens, Funds, KeyTerms, ModelTerms, ServiceTerms
+from farebox.domain.admission.types import AvailableFunds, FreeTokens, KeyPolicy, ModelPolicy, ServicePolicy
 from farebox.domain.facts import Unknown
 from farebox.domain.keys import ObjectKey
-from farebox.gateway.convert import ModelRoute, key_terms, model_route, model_terms, service_terms
-from farebox.gateway.spend.tracker import Purse
+from farebox.gateway.convert import ModelUpstream, key_policy, model_policy, model_upstream, service_policy
+from farebox.gateway.spend.tracker import SpendTracker
 from farebox.kube.names import key_of
 
 log = structlog.get_logger(__name__)
 JSONObject = dict[str, Any]
 T = TypeVar("T")
-_Model = tuple[ModelTerms, ModelRoute]
+_Model = tuple[ModelPolicy, ModelUpstream]
 
 
-class Shelf(Generic[T]):
+class Store(Generic[T]):
     """The objects of one kind, as what they mean here. A sink of an informer."""
 
     def __init__(
@@ -58,57 +58,59 @@ class Shelf(Generic[T]):
             self._on_change(old, None)
 
 
-class GatewayView:
-    """The view of admission."""
+class GatewaySnapshot:
+    """The snapshot of admission."""
 
-    def __init__(self, purse: Purse) -> None:
-        self._purse = purse
-        self._by_hash: dict[str, dict[ObjectKey, KeyTerms]] = defaultdict(dict)
-        self._usable: dict[str, KeyTerms] = {}
-        self._in_namespace: dict[str, dict[str, ServiceTerms]] = defaultdict(dict)
+    def __init__(self, spend: SpendTracker) -> None:
+        self._spend = spend
+        self._by_hash: dict[str, dict[ObjectKey, KeyPolicy]] = defaultdict(dict)
+        self._usable: dict[str, KeyPolicy] = {}
+        self._in_namespace: dict[str, dict[str, ServicePolicy]] = defaultdict(dict)
         self._models: dict[str, _Model] = {}
-        self.keys = Shelf(_read_key, self._index_key)
-        self.services = Shelf(_read_service, self._index_service)
-        self.models = Shelf(_read_model, self._index_model)
-        self.accounts = Shelf(_read_account, _no_index)
+        self.keys = Store(_read_key, self._index_key)
+        self.services = Store(_read_service, self._index_service)
+        self.models = Store(_read_model, self._index_model)
+        self.accounts = Store(_read_account, _no_index)
 
-    def key(self, key_hash: str) -> KeyTerms | None:
+    def key(self, key_hash: str) -> KeyPolicy | None:
         """The key with this hash. Two objects with one hash are no key at all: neither owner may pay."""
         return self._usable.get(key_hash)
 
-    def service(self, namespace: str, name: str) -> ServiceTerms | None:
-        """See View."""
+    def service(self, namespace: str, name: str) -> ServicePolicy | None:
+        """See Snapshot."""
         found = self._in_namespace.get(namespace)
         return None if found is None else found.get(name)
 
-    def model(self, name: str) -> ModelTerms | None:
-        """See View."""
+    def model(self, name: str) -> ModelPolicy | None:
+        """See Snapshot."""
         found = self._models.get(name)
         return None if found is None else found[0]
 
-    def route(self, model: str) -> ModelRoute | None:
+    def route(self, model: str) -> ModelUpstream | None:
         """Where a model is served."""
         found = self._models.get(model)
         return None if found is None else found[1]
 
-    def funds(self, account: ObjectKey) -> Funds:
-        """See View. An account that is not there is Soft; the operator says that it is not there."""
-        return Funds(self._purse.available(account), self.accounts.get(account) or False, self._purse.fresh)
+    def funds(self, account: ObjectKey) -> AvailableFunds:
+        """See Snapshot. An account that is not there is Soft; the operator says that it is not there."""
+        return AvailableFunds(
+            self._spend.available(account), self.accounts.get(account) or False, self._spend.fresh
+        )
 
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown:
-        """See View."""
-        return self._purse.free_tokens(account, model)
+        """See Snapshot."""
+        return self._spend.free_tokens(account, model)
 
-    def services_in(self, namespace: str) -> Iterator[ServiceTerms]:
+    def services_in(self, namespace: str) -> Iterator[ServicePolicy]:
         """All services of a namespace, by name."""
         yield from (service for _, service in sorted(self._in_namespace.get(namespace, {}).items()))
 
-    def keys_with_quota(self) -> Iterator[KeyTerms]:
+    def keys_with_quota(self) -> Iterator[KeyPolicy]:
         """All keys that have a quota."""
         for keys in list(self._by_hash.values()):
             yield from (key for key in list(keys.values()) if key.quota is not None)
 
-    def _index_key(self, old: tuple[str, KeyTerms] | None, new: tuple[str, KeyTerms] | None) -> None:
+    def _index_key(self, old: tuple[str, KeyPolicy] | None, new: tuple[str, KeyPolicy] | None) -> None:
         if old is not None:
             key_hash, terms = old
             self._by_hash[key_hash].pop(terms.key, None)
@@ -128,7 +130,7 @@ class GatewayView:
         if not found:
             del self._by_hash[key_hash]
 
-    def _index_service(self, old: ServiceTerms | None, new: ServiceTerms | None) -> None:
+    def _index_service(self, old: ServicePolicy | None, new: ServicePolicy | None) -> None:
         if new is not None:
             self._in_namespace[new.key.namespace][new.key.name] = new
         elif old is not None:
@@ -144,19 +146,19 @@ class GatewayView:
             self._models.pop(old[0].name, None)
 
 
-def _read_key(raw: JSONObject) -> tuple[str, KeyTerms]:
+def _read_key(raw: JSONObject) -> tuple[str, KeyPolicy]:
     """A key with its hash; "" for one that has none yet, which nobody can send."""
     key = APIKey.model_validate(raw)
-    return key.status.key_hash or "", key_terms(key)
+    return key.status.key_hash or "", key_policy(key)
 
 
-def _read_service(raw: JSONObject) -> ServiceTerms:
-    return service_terms(InferenceService.model_validate(raw))
+def _read_service(raw: JSONObject) -> ServicePolicy:
+    return service_policy(InferenceService.model_validate(raw))
 
 
 def _read_model(raw: JSONObject) -> _Model:
     model = Model.model_validate(raw)
-    return model_terms(model), model_route(model)
+    return model_policy(model), model_upstream(model)
 
 
 def _read_account(raw: JSONObject) -> bool:

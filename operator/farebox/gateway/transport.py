@@ -15,10 +15,10 @@ import structlog
 from farebox.gateway.envoy.admin import Admin
 from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.ext_proc.server import listening
-from farebox.gateway.interface import Handler, OnUnread
+from farebox.gateway.interface import HeadHandler, OnAbandoned
 from farebox.gateway.metering.log_segments import may_be_written
 from farebox.gateway.metering.outbox import ROTATE_BYTES, OnAcknowledged, OnUsage, Outbox
-from farebox.gateway.metering.publisher import RemoteEvents
+from farebox.gateway.metering.publisher import UsagePublisher
 from farebox.metrics import GATEWAY_USAGE_BACKLOG, GATEWAY_USAGE_BACKLOG_AGE
 
 _LAST_LINES_SECONDS: Final = 5.0
@@ -55,13 +55,13 @@ class TransportSettings:
 
 
 async def serve(
-    handler: Handler,
+    handler: HeadHandler,
     settings: TransportSettings,
     stop: asyncio.Event,
     *,
     on_usage: OnUsage = lambda _line, _paid: None,
-    on_acknowledged: OnAcknowledged = lambda _calls, _budgets, _sequence: None,
-    on_unread: OnUnread = lambda _: None,
+    on_acknowledged: OnAcknowledged = lambda _calls, _leases, _sequence: None,
+    on_unread: OnAbandoned = lambda _: None,
 ) -> None:
     """Serve the Envoy of `settings` until `stop` is set, then drain and end it.
 
@@ -77,7 +77,7 @@ async def serve(
     envoy = settings.envoy
     async with (
         Admin(envoy.admin_socket) as admin,
-        RemoteEvents(settings.meter_url, settings.meter_token_file) as events,
+        UsagePublisher(settings.meter_url, settings.meter_token_file) as events,
         listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_unread),
     ):
         outbox = Outbox(envoy.log_file, settings.source, events, admin.reopen_log, on_usage, on_acknowledged)

@@ -1,8 +1,8 @@
 """What a process hears of one collection of objects: a list, then its changes, for ever. It keeps no objects.
 
-`Follower` is the watch alone, for those who list and compare by themselves (the operator's sweep). `Informer`
-does both: watches lose deletions now and then, and a connection can be dead for a while without a sign, so
-every `sweep_seconds` a list is compared with what was heard. An API server that is away changes nothing:
+`Reflector` is the watch alone, for those who list and compare by themselves (the operator's resync).
+`Informer` does both: watches lose deletions now and then, and a connection can be dead for a while without a
+sign, so every `sweep_seconds` a list is compared with what was heard. An API server that is away changes nothing:
 whoever listens goes on with what it knows.
 """
 
@@ -28,7 +28,7 @@ _MAX_PAUSE: Final = 5.0
 
 
 @dataclass
-class Follower:
+class Reflector:
     """Watches one collection, and starts anew whenever the watch ends.
 
     Args:
@@ -41,7 +41,7 @@ class Follower:
 
     client: KubeClient
     path: str
-    hear: Callable[[str, JSONObject], None]
+    on_event: Callable[[str, JSONObject], None]
     relist: Callable[[], Awaitable[str]]
     alive: Callable[[], None] = lambda: None
     _pause: float = _MIN_PAUSE
@@ -56,7 +56,7 @@ class Follower:
                     self.alive()
                     type_, raw = event["type"], event["object"]
                     if type_ != "BOOKMARK":
-                        self.hear(type_, raw)
+                        self.on_event(type_, raw)
                     version = str(raw["metadata"]["resourceVersion"])
                 # A server that ends every watch at once is not asked as fast as it can answer.
                 await asyncio.sleep(_MIN_PAUSE)
@@ -101,18 +101,18 @@ class Informer:
     sweep_seconds: float = 30.0
     clock: Callable[[], float] = time.monotonic
     synced: asyncio.Event = field(default_factory=asyncio.Event)
-    heard_at: float | None = None
+    updated_at: float | None = None
     _versions: dict[ObjectKey, int] = field(default_factory=dict)
     _gone: dict[ObjectKey, int] = field(default_factory=dict)
 
     @property
     def age(self) -> float:
         """Seconds since the API server was heard; infinite before the first time."""
-        return float("inf") if self.heard_at is None else self.clock() - self.heard_at
+        return float("inf") if self.updated_at is None else self.clock() - self.updated_at
 
     async def run(self) -> None:
         """Follow for ever."""
-        follower = Follower(self.client, self.path, self._hear, self.compare, self._alive)
+        follower = Reflector(self.client, self.path, self._hear, self.compare, self._alive)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
             tasks.create_task(self._sweep())
@@ -143,7 +143,7 @@ class Informer:
         return version
 
     def _alive(self) -> None:
-        self.heard_at = self.clock()
+        self.updated_at = self.clock()
 
     def _hear(self, type_: str, raw: JSONObject) -> None:
         if type_ == "DELETED":

@@ -1,4 +1,4 @@
-"""The ledger on a database: `LedgerPort`, and what the meter needs beyond it.
+"""The ledger on a database: `LedgerAPI`, and what the meter needs beyond it.
 
 It joins the parts (writer, usage, top-ups, records, feed) and holds no rule of its own. One process writes
 to an SQLite file; on PostgreSQL several may.
@@ -17,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.ledger.booking.credit_leases import claim
-from farebox.ledger.booking.entitlements import advance
+from farebox.ledger.booking.credit_leases import grant_lease
+from farebox.ledger.booking.entitlements import process_due_renewals
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.records import record
 from farebox.ledger.booking.topups import post_topup
@@ -33,18 +33,18 @@ from farebox.ledger.booking.usage import (
 from farebox.ledger.db import tables
 from farebox.ledger.db.engine import limited, read_engine, write_engine
 from farebox.ledger.db.migrate import is_current, upgrade
-from farebox.ledger.db.notify import OtherWriters
-from farebox.ledger.feed import POLL_SECONDS, Bell, read_account, read_changes
-from farebox.ledger.writer import Writer
+from farebox.ledger.db.notify import CommitListener
+from farebox.ledger.feed import POLL_SECONDS, Notifier, read_account, read_changes
+from farebox.ledger.writer import TransactionWriter
 from farebox.meterapi.types import (
     AccountBalance,
-    Budget,
-    BudgetClaim,
     ChangePage,
-    Posted,
+    CreditLease,
+    CreditLeaseRequest,
     Record,
     RecordRefusal,
     TopUpOrder,
+    TopUpReceipt,
 )
 
 ADVANCE_SECONDS: Final = 5.0
@@ -77,7 +77,7 @@ class _Records:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    order: BudgetClaim
+    order: CreditLeaseRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +109,15 @@ class Ledger:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-reader")
         self._reporters = ThreadPoolExecutor(_REPORTERS, thread_name_prefix="ledger-reports")
         self._reports = 0
-        self._bell = Bell()
+        self._bell = Notifier()
         self._on_commit = on_commit
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._others: OtherWriters | None = None
+        self._others: CommitListener | None = None
         if self._write_engine.dialect.name == "postgresql":
-            self._others = OtherWriters(self._write_engine, self._bell.ring)
+            self._others = CommitListener(self._write_engine, self._bell.notify)
         announces = self._others.may_listen if self._others is not None else lambda: False
-        self._writer = Writer(self._write_engine, clock, _perform, self._committed, announces)
+        self._writer = TransactionWriter(self._write_engine, clock, _perform, self._committed, announces)
 
     @classmethod
     async def open(
@@ -170,33 +170,33 @@ class Ledger:
     def drain(self) -> None:
         """Let nobody wait for changes any more: those who do get what there is."""
         self._draining = True
-        self._bell.ring()
+        self._bell.notify()
 
     def _committed(self, seconds: float) -> None:
         self._on_commit(seconds)
-        self._bell.ring()
+        self._bell.notify()
 
     async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
-        """See LedgerPort. Usage that waited for the records is charged in the same transaction (B12)."""
+        """See LedgerAPI. Usage that waited for the records is charged in the same transaction (B12)."""
         return cast("Sequence[RecordRefusal]", await self._writer.run(_Records(records)))
 
-    async def post_topup(self, order: TopUpOrder) -> Posted:
-        """See LedgerPort (B10)."""
-        return cast("Posted", await self._writer.run(_TopUp(order)))
+    async def post_topup(self, order: TopUpOrder) -> TopUpReceipt:
+        """See LedgerAPI (B10)."""
+        return cast("TopUpReceipt", await self._writer.run(_TopUp(order)))
 
     async def ingest(self, events: Sequence[UsageEvent]) -> IngestResult:
         """Store usage and charge it, each event once by (source, id) (B12). Durable when it returns."""
         return cast("IngestResult", await self._writer.run(_Ingest(events)))
 
-    async def claim_budget(self, order: BudgetClaim) -> Budget:
+    async def lease_credit(self, order: CreditLeaseRequest) -> CreditLease:
         """Set what a gateway may spend of an account, as far as there is (B17).
 
         Raises:
             LedgerRefused: AccountNotFound, AmountOutOfRange.
         """
-        return cast("Budget", await self._writer.run(_Claim(order)))
+        return cast("CreditLease", await self._writer.run(_Claim(order)))
 
-    async def advance(self) -> None:
+    async def process_due_renewals(self) -> None:
         """Do what time alone brings: renew reservations a day ahead, end those whose term is over (B9).
 
         Several meters that do so buy each term once.
@@ -206,17 +206,17 @@ class Ledger:
     async def _keep_advancing(self, seconds: float) -> None:
         while True:
             try:
-                await self.advance()
+                await self.process_due_renewals()
             except LedgerUnavailable as error:
                 _log.warning("reservations were not looked at; will try again", error=str(error))
             await asyncio.sleep(seconds)
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
-        """See LedgerPort."""
+        """See LedgerAPI."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         while True:
-            bell = self._bell.listen()
+            bell = self._bell.subscribe()
             try:
                 page = await self._read(lambda connection: read_changes(connection, after, limit))
                 left = deadline - loop.time()
@@ -224,7 +224,7 @@ class Ledger:
                     return page
                 await asyncio.wait((bell,), timeout=min(left, POLL_SECONDS))
             finally:
-                self._bell.leave(bell)
+                self._bell.unsubscribe(bell)
 
     async def account(self, key: ObjectKey) -> AccountBalance | None:
         """The account as it is now, or None if it was never recorded."""
@@ -306,9 +306,9 @@ def _perform(journal: Journal, works: Sequence[Any]) -> Sequence[Any]:
             case _TopUp(order):
                 outcomes[place] = _refusable(journal, post_topup, order)
             case _Claim(order):
-                outcomes[place] = _refusable(journal, claim, order)
+                outcomes[place] = _refusable(journal, grant_lease, order)
             case _Advance():
-                advance(journal)
+                process_due_renewals(journal)
     if ingests:
         results = ingest(journal, [works[place].events for place in ingests])
         for place, result in zip(ingests, results, strict=True):

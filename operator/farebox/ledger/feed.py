@@ -96,26 +96,26 @@ def _reservation(row: Row[*tuple[Any, ...]]) -> ReservationBalance:
     )
 
 
-class Bell:
+class Notifier:
     """Wakes those who wait, from any thread, in whatever event loop they wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: set[asyncio.Future[None]] = set()
 
-    def listen(self) -> "asyncio.Future[None]":
+    def subscribe(self) -> "asyncio.Future[None]":
         """A future that is done at the next `ring`. Pass it to `leave` at the end."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._lock:
             self._waiting.add(future)
         return future
 
-    def leave(self, future: "asyncio.Future[None]") -> None:
+    def unsubscribe(self, future: "asyncio.Future[None]") -> None:
         """Stop to wait."""
         with self._lock:
             self._waiting.discard(future)
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake everybody."""
         with self._lock:
             waiting, self._waiting = self._waiting, set()

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from farebox.errors import LedgerUnavailable
 from farebox.ledger.booking.journal import Journal
-from farebox.ledger.booking.state import Catalog
+from farebox.ledger.booking.state import LedgerState
 from farebox.ledger.db.prepared import one_trip
 
 MAX_SHARED: Final = 256
@@ -41,7 +41,7 @@ class _Job:
     future: "asyncio.Future[Any]"
 
 
-class Writer:
+class TransactionWriter:
     """Runs work on the database, in its own thread, from `start` to `stop`."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Writer:
         self._after_commit = after_commit
         self._announces = announces
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._catalog = Catalog()
+        self._catalog = LedgerState()
         self._connection: Connection | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
@@ -114,7 +114,7 @@ class Writer:
                     journal.finish()
         except Exception as error:
             # What was remembered may be of a transaction that never happened.
-            self._catalog = Catalog()
+            self._catalog = LedgerState()
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
@@ -139,7 +139,7 @@ class Writer:
                 if not error.connection_invalidated:
                     raise
                 self.disconnect()
-                self._catalog = Catalog()
+                self._catalog = LedgerState()
                 begun = self._begin()
             yield begun
         except BaseException:

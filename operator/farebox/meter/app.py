@@ -77,7 +77,7 @@ async def post_events(request: web.Request) -> web.Response:
     result = await ledger.ingest(parsed.events)
     late = [(parsed.indexes[item.index], item) for item in result.rejected]
     rejected = sorted([(item.index, item) for item in parsed.rejected] + late, key=lambda indexed: indexed[0])
-    budgets = [WireBudget.of(budget).dump() for budget in result.budgets]
+    budgets = [WireBudget.of(budget).dump() for budget in result.leases]
     counts = request.app[METER].metrics.events
     counts.labels("charged").inc(result.accepted - result.pending)
     counts.labels("pending").inc(result.pending)
@@ -162,7 +162,7 @@ async def post_budget(request: web.Request) -> web.Response:
         claim = WireBudgetClaim.model_validate_json(payload).value()
     except ValidationError as invalid:
         raise _invalid_body(invalid) from invalid
-    return web.json_response(WireBudget.of(await ledger.claim_budget(claim)).dump())
+    return web.json_response(WireBudget.of(await ledger.lease_credit(claim)).dump())
 
 
 async def get_changes(request: web.Request) -> web.Response:

@@ -17,13 +17,13 @@ from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.meterapi.types import (
     AccountBalance,
-    Budget,
-    BudgetClaim,
     ChangePage,
-    Posted,
+    CreditLease,
+    CreditLeaseRequest,
     Record,
     RecordRefusal,
     TopUpOrder,
+    TopUpReceipt,
 )
 from farebox.meterapi.wire_answers import (
     WireAccount,
@@ -74,8 +74,8 @@ class TokenFile:
         return self._token
 
 
-class RemoteLedger:
-    """`LedgerPort` over HTTP. Make it inside a running event loop; end it with `close`."""
+class MeterClient:
+    """`LedgerAPI` over HTTP. Make it inside a running event loop; end it with `close`."""
 
     def __init__(self, url: str, token_file: Path | None = None) -> None:
         """`url` is the meter's, without a path; without `token_file` no token is sent."""
@@ -90,14 +90,14 @@ class RemoteLedger:
         """Close all connections."""
         await self._session.close()
 
-    async def __aenter__(self) -> "RemoteLedger":
+    async def __aenter__(self) -> "MeterClient":
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
-        """See LedgerPort. Many records go in several requests, in their order."""
+        """See LedgerAPI. Many records go in several requests, in their order."""
         refusals: list[RecordRefusal] = []
         for start in range(0, len(records), MAX_RECORDS):
             page = list(islice(records, start, start + MAX_RECORDS))
@@ -110,19 +110,19 @@ class RemoteLedger:
             )
         return refusals
 
-    async def post_topup(self, order: TopUpOrder) -> Posted:
-        """See LedgerPort."""
+    async def post_topup(self, order: TopUpOrder) -> TopUpReceipt:
+        """See LedgerAPI."""
         body = WireTopUp.of(order).dump()
         answer = await self._call(WirePosted, "POST", "/v1/topups", body=body, refusals=_REFUSALS)
         return answer.value()
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
-        """See LedgerPort."""
+        """See LedgerAPI."""
         params = {"after": str(after), "wait": f"{wait_seconds:g}", "limit": str(limit)}
         seconds = wait_seconds + _WAIT_SLACK_SECONDS
         return (await self._call(WireChanges, "GET", "/v1/changes", params=params, seconds=seconds)).value()
 
-    async def claim_budget(self, claim: BudgetClaim) -> Budget:
+    async def lease_credit(self, claim: CreditLeaseRequest) -> CreditLease:
         """Set what a gateway may spend of an account, as far as there is (B17).
 
         Raises:
@@ -241,8 +241,8 @@ def _places(records: Sequence[Record]) -> dict[tuple[RecordSort, int], int]:
 
 
 _SORTS: Final[dict[str, RecordSort]] = {
-    "AccountTerms": "accounts",
+    "AccountRecord": "accounts",
     "Binding": "bindings",
     "PriceVersion": "prices",
-    "Reservation": "reservations",
+    "ReservationRecord": "reservations",
 }

@@ -1,6 +1,6 @@
 """What the rest of Farebox asks of the ledger, and in which words.
 
-Two implementations say the same: `ledger.engine.Ledger` on a database, `ledger.remote.RemoteLedger` over
+Two implementations say the same: `ledger.engine.Ledger` on a database, `meterapi.client.MeterClient` over
 the meter's HTTP API. All amounts are nano-units of the account's currency, all times are aware UTC.
 """
 
@@ -11,12 +11,12 @@ from typing import Literal, Protocol
 
 from farebox.api import ReservationState
 from farebox.domain.billing.money import Nano
-from farebox.domain.billing.reservations import Buying, Offer
+from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 
 
 @dataclass(frozen=True, slots=True)
-class AccountTerms:
+class AccountRecord:
     """An account as its owner declares it. The currency is fixed by the first record of the key (B11)."""
 
     account: ObjectKey
@@ -39,7 +39,7 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
-class PriceTier:
+class TokenPriceTier:
     """Prices of a token in nano-units, for calls with at most `up_to_input_tokens` (None: any number)."""
 
     up_to_input_tokens: int | None
@@ -66,9 +66,9 @@ class PriceVersion:
 
     model: str
     currency: str
-    tiers: tuple[PriceTier, ...]
+    tiers: tuple[TokenPriceTier, ...]
     effective_at: datetime
-    reservation: Offer | None = None
+    reservation: ReservationTerms | None = None
     free_quota: FreeQuota | None = None
 
     def same_terms(self, other: "PriceVersion") -> bool:
@@ -77,7 +77,7 @@ class PriceVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class ReservationRecord:
     """Throughput that a service wants to buy from its account (B9). (service, uid) names it for ever."""
 
     service: ObjectKey
@@ -90,7 +90,7 @@ class Reservation:
     buying: Buying
 
 
-Record = AccountTerms | Binding | PriceVersion | Reservation
+Record = AccountRecord | Binding | PriceVersion | ReservationRecord
 """A fact that the operator tells the ledger. Recording the same again changes nothing."""
 
 
@@ -126,7 +126,7 @@ class AccountBalance:
 
 
 @dataclass(frozen=True, slots=True)
-class Posted:
+class TopUpReceipt:
     """The receipt of a TopUp. A repetition gets the first one's receipt, with `duplicate` set.
 
     `balance_after` is the balance just after this top-up was booked; `account` is the account as it is now.
@@ -139,7 +139,7 @@ class Posted:
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetClaim:
+class CreditLeaseRequest:
     """What a gateway, the `source` of its usage events, wants to be sure of: `amount` is all that its running
     calls hold, that it has not reported yet, and that it wants to spare."""
 
@@ -149,7 +149,7 @@ class BudgetClaim:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class CreditLease:
     """A gateway's budget: `granted` in all, of which `spent` is charged already, until `expires_at`."""
 
     account: ObjectKey
@@ -260,7 +260,7 @@ class ChangePage:
         )
 
 
-class LedgerPort(Protocol):
+class LedgerAPI(Protocol):
     """The ledger as the operator sees it.
 
     Every method raises LedgerUnavailable when nothing is known of the outcome; all are safe to repeat.
@@ -269,7 +269,7 @@ class LedgerPort(Protocol):
     async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
         """Record facts; those already known change nothing. Bad ones are refused one by one."""
 
-    async def post_topup(self, order: TopUpOrder) -> Posted:
+    async def post_topup(self, order: TopUpOrder) -> TopUpReceipt:
         """Book a top-up.
 
         Raises:

@@ -14,13 +14,13 @@ from farebox.domain.billing.reservations import Buying
 from farebox.meterapi.schema import Amount, Key, Name, Text, Wire
 from farebox.meterapi.types import (
     AccountBalance,
-    Budget,
-    BudgetClaim,
     ChangePage,
-    Posted,
+    CreditLease,
+    CreditLeaseRequest,
     QuotaBalance,
     ReservationBalance,
     TopUpOrder,
+    TopUpReceipt,
 )
 
 
@@ -76,12 +76,12 @@ class WirePosted(Wire):
     duplicate: bool
     account: WireAccount
 
-    def value(self) -> Posted:
+    def value(self) -> TopUpReceipt:
         """As the ledger's value."""
-        return self.into(Posted, account=self.account.value())
+        return self.into(TopUpReceipt, account=self.account.value())
 
     @classmethod
-    def of(cls, posted: Posted) -> "WirePosted":
+    def of(cls, posted: TopUpReceipt) -> "WirePosted":
         """The receipt on the wire."""
         return cls.copied(posted, account=WireAccount.of(posted.account))
 
@@ -93,12 +93,12 @@ class WireBudgetClaim(Wire):
     account: Key
     amount: Amount
 
-    def value(self) -> BudgetClaim:
+    def value(self) -> CreditLeaseRequest:
         """As the ledger's value."""
-        return self.into(BudgetClaim)
+        return self.into(CreditLeaseRequest)
 
     @classmethod
-    def of(cls, claim: BudgetClaim) -> "WireBudgetClaim":
+    def of(cls, claim: CreditLeaseRequest) -> "WireBudgetClaim":
         """The body for this claim."""
         return cls.copied(claim)
 
@@ -111,12 +111,12 @@ class WireBudget(Wire):
     spent: Amount
     expires_at: AwareDatetime
 
-    def value(self) -> Budget:
+    def value(self) -> CreditLease:
         """As the ledger's value."""
-        return self.into(Budget)
+        return self.into(CreditLease)
 
     @classmethod
-    def of(cls, budget: Budget) -> "WireBudget":
+    def of(cls, budget: CreditLease) -> "WireBudget":
         """The budget on the wire."""
         return cls.copied(budget)
 

@@ -11,17 +11,17 @@ from pydantic import (
 from pydantic_core import from_json, to_json
 
 from farebox.domain.billing.money import MAX_NANO
-from farebox.domain.billing.reservations import Buying, Offer
+from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.meterapi.schema import Amount, Key, Name, Price, Wire
 from farebox.meterapi.types import (
-    AccountTerms,
+    AccountRecord,
     Binding,
     FreeQuota,
-    PriceTier,
     PriceVersion,
     Record,
     RecordRefusal,
-    Reservation,
+    ReservationRecord,
+    TokenPriceTier,
 )
 
 MAX_DAYS: Final = 36_500
@@ -37,9 +37,9 @@ class WireAccountTerms(Wire):
     currency: Name
     credit_limit: Amount
 
-    def value(self) -> AccountTerms:
+    def value(self) -> AccountRecord:
         """As the ledger's value."""
-        return self.into(AccountTerms)
+        return self.into(AccountRecord)
 
 
 class WireBinding(Wire):
@@ -101,8 +101,8 @@ class WirePrice(Wire):
         """As the ledger's value."""
         return self.into(
             PriceVersion,
-            tiers=tuple(tier.into(PriceTier) for tier in self.tiers),
-            reservation=None if self.reservation is None else self.reservation.into(Offer),
+            tiers=tuple(tier.into(TokenPriceTier) for tier in self.tiers),
+            reservation=None if self.reservation is None else self.reservation.into(ReservationTerms),
             free_quota=None if self.free_quota is None else self.free_quota.into(FreeQuota),
         )
 
@@ -129,9 +129,9 @@ class WireReservation(Wire):
     days: _Days
     buying: Buying
 
-    def value(self) -> Reservation:
+    def value(self) -> ReservationRecord:
         """As the ledger's value."""
-        return self.into(Reservation)
+        return self.into(ReservationRecord)
 
 
 RecordSort = Literal["accounts", "prices", "bindings", "reservations"]
@@ -172,13 +172,13 @@ class WireRecords(Wire):
         reservations: list[WireReservation] = []
         for record in records:
             match record:
-                case AccountTerms():
+                case AccountRecord():
                     accounts.append(WireAccountTerms.copied(record))
                 case Binding():
                     bindings.append(WireBinding.copied(record))
                 case PriceVersion():
                     prices.append(WirePrice.of(record))
-                case Reservation():
+                case ReservationRecord():
                     reservations.append(WireReservation.copied(record))
         return cls.model_construct(
             accounts=tuple(accounts),

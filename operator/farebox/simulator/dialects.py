@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from farebox.simulator.engine import Answer
+from farebox.simulator.engine import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class ResponsesReply:
     id: str
     created: int
     model: str
-    answer: Answer
+    answer: Completion
     input_tokens: int
     cached_tokens: int
 
@@ -93,7 +93,7 @@ class MessagesReply:
 
     id: str
     model: str
-    answer: Answer
+    answer: Completion
     input_tokens: int
     cached_tokens: int
 

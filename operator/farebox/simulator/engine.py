@@ -44,7 +44,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Completion:
     """A finished answer; `finish_reason` is "length" when the limit cut it."""
 
     tokens: tuple[str, ...]
@@ -56,15 +56,15 @@ class Answer:
         return " ".join(self.tokens)
 
 
-def compose(limit: int | None, at_least: int) -> Answer:
+def compose(limit: int | None, at_least: int) -> Completion:
     """An answer of NATURAL_TOKENS tokens, or `at_least` if that is more, cut at `limit`."""
     natural = max(NATURAL_TOKENS, at_least)
     length = natural if limit is None else min(natural, limit)
     tokens = tuple(WORDS[index % len(WORDS)] for index in range(length))
-    return Answer(tokens=tokens, finish_reason="length" if length < natural else "stop")
+    return Completion(tokens=tokens, finish_reason="length" if length < natural else "stop")
 
 
-async def paced(answer: Answer, pace: Pace) -> AsyncIterator[str]:
+async def paced(answer: Completion, pace: Pace) -> AsyncIterator[str]:
     """The pieces of the answer's text, each when it is due; they join to `answer.text`.
 
     Each is timed from the start, so that late ones do not make the rest later.

@@ -38,7 +38,7 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-class Request(BaseModel):
+class SimulatorRequest(BaseModel):
     """What every endpoint's body has."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -53,7 +53,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(Request):
+class GenerationRequest(SimulatorRequest):
     """What chat and text completions share. `min_tokens` is vLLM's: the answer is at least so long."""
 
     stream: bool = False
@@ -134,7 +134,7 @@ class ResponsesItem(BaseModel):
         return " ".join(part.text for part in self.content)
 
 
-class ResponsesRequest(Request):
+class ResponsesRequest(SimulatorRequest):
     """POST /v1/responses, without anything stored on the server."""
 
     input: str | Annotated[list[ResponsesItem], Field(min_length=1)]
@@ -165,7 +165,7 @@ class MessagesTurn(BaseModel):
         return " ".join(part.text for part in self.content)
 
 
-class MessagesRequest(Request):
+class MessagesRequest(SimulatorRequest):
     """POST /v1/messages, as Anthropic has it and vLLM too."""
 
     messages: Annotated[list[MessagesTurn], Field(min_length=1)]
@@ -183,7 +183,7 @@ class MessagesRequest(Request):
         return [self.system, *turns] if self.system else turns
 
 
-class EmbeddingRequest(Request):
+class EmbeddingRequest(SimulatorRequest):
     """POST /v1/embeddings: one input or several, as texts or as token ids."""
 
     input: str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1)]

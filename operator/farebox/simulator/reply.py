@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from farebox.simulator.engine import Answer
+from farebox.simulator.engine import Completion
 from farebox.simulator.protocol import StreamOptions
 
 
@@ -49,7 +49,7 @@ class Reply:
     id: str
     created: int
     model: str
-    answer: Answer
+    answer: Completion
     prompt_tokens: int
     cached_tokens: int
 

@@ -200,7 +200,7 @@ class Simulator:
         )
         if body.stream:
             chunks = reply.chunks(paced(reply.answer, pace), body.stream_options)
-            return await stream(request, chunks, reply.id, Events.UNNAMED)
+            return await stream(request, chunks, reply.id, EventStream.UNNAMED)
         await asyncio.sleep(pace.due(len(reply.answer.tokens) - 1))
         return web.json_response(reply.whole())
 
@@ -211,12 +211,12 @@ class Simulator:
         pace = self._profile.pace
         if streamed:
             events = reply.events(paced(reply.answer, pace))
-            return await stream(request, events, reply.id, Events.NAMED)
+            return await stream(request, events, reply.id, EventStream.NAMED)
         await asyncio.sleep(pace.due(len(reply.answer.tokens) - 1))
         return web.json_response(reply.whole())
 
 
-class Events(Enum):
+class EventStream(Enum):
     """How a stream is written: UNNAMED chunks and then [DONE], or events NAMED by their `type`."""
 
     UNNAMED = "unnamed"
@@ -224,7 +224,7 @@ class Events(Enum):
 
 
 async def stream(
-    request: web.Request, chunks: AsyncGenerator[dict[str, Any], None], reply_id: str, events: Events
+    request: web.Request, chunks: AsyncGenerator[dict[str, Any], None], reply_id: str, events: EventStream
 ) -> web.StreamResponse:
     """The chunks as server-sent events. A client that goes away ends it: no more is made."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
@@ -232,10 +232,10 @@ async def stream(
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
-                name = f"event: {chunk['type']}\n".encode() if events is Events.NAMED else b""
+                name = f"event: {chunk['type']}\n".encode() if events is EventStream.NAMED else b""
                 data = json.dumps(chunk, separators=(",", ":")).encode()
                 await response.write(name + b"data: " + data + b"\n\n")
-        if events is Events.UNNAMED:
+        if events is EventStream.UNNAMED:
             await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
     except ConnectionResetError:

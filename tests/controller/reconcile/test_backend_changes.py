@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 from farebox.controller.keys import service_key
-from farebox.controller.sources.mapping import concerned
+from farebox.controller.sources.mapping import requests_for
 from farebox.controller.state.cache import Cache
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import (
@@ -42,7 +42,7 @@ def deployment(version: int, **status: Any) -> dict[str, Any]:
 def woken(cache: Cache, raw: dict[str, Any]) -> set[Any]:
     change = cache.backends.put(raw)
     assert change is not None
-    return {work.key for work in concerned(cache, change)}
+    return {work.key for work in requests_for(cache, change)}
 
 
 def test_only_what_matters_of_a_backend_wakes_its_service() -> None:

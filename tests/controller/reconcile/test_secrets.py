@@ -11,11 +11,11 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from farebox.api import APIKey
-from farebox.controller.queue import Lane, TokenBucket
-from farebox.controller.reconcile.apply import Writer
+from farebox.controller.queue import Priority, TokenBucket
+from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.resources import api_key_secret
 from farebox.controller.state.cache import Cache
-from farebox.domain.apikey_status import Outcome, credential
+from farebox.domain.apikey_status import SecretOutcome, credential
 from farebox.errors import Conflict, Forbidden, KubeError, NotFound
 from farebox.kube.client import KubeClient
 
@@ -46,7 +46,7 @@ class Answering:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[tuple[Answering, Writer]]:
+async def server() -> AsyncIterator[tuple[Answering, ClusterWriter]]:
     answering = Answering()
     app = web.Application()
     app.router.add_post("/{path:.*}", answering.handle)
@@ -54,17 +54,17 @@ async def server() -> AsyncIterator[tuple[Answering, Writer]]:
         host = str(running.make_url("")).rstrip("/")
         async with KubeClient(Configuration(host=host)) as client:
             bucket = TokenBucket(100, 100)
-            yield answering, Writer(client, Cache(), bucket, lambda: True, lambda change: None)
+            yield answering, ClusterWriter(client, Cache(), bucket, lambda: True, lambda change: None)
 
 
 def key_shows(text: str) -> bool:
     return TOKEN in text or SECRET["data"]["api-key"] in text
 
 
-async def test_a_probe_stores_nothing_and_asks_the_same(server: tuple[Answering, Writer]) -> None:
+async def test_a_probe_stores_nothing_and_asks_the_same(server: tuple[Answering, ClusterWriter]) -> None:
     answering, writer = server
-    assert (await writer.probe_secret(SECRET, Lane.FAST)).outcome is Outcome.TAKEN
-    assert (await writer.create_secret(SECRET, Lane.FAST)).outcome is Outcome.TAKEN
+    assert (await writer.probe_secret(SECRET, Priority.HIGH)).outcome is SecretOutcome.TAKEN
+    assert (await writer.create_secret(SECRET, Priority.HIGH)).outcome is SecretOutcome.TAKEN
     path = "/api/v1/namespaces/team-a/secrets"
     assert answering.requests == [(f"{path}?dryRun=All", SECRET), (path, SECRET)]
 
@@ -72,18 +72,18 @@ async def test_a_probe_stores_nothing_and_asks_the_same(server: tuple[Answering,
 @pytest.mark.parametrize(
     ("status", "reason", "outcome"),
     [
-        (409, "AlreadyExists", Outcome.EXISTS),
-        (403, "Forbidden", Outcome.REFUSED),
-        (422, "Invalid", Outcome.REFUSED),
-        (400, "BadRequest", Outcome.REFUSED),
+        (409, "AlreadyExists", SecretOutcome.EXISTS),
+        (403, "Forbidden", SecretOutcome.REFUSED),
+        (422, "Invalid", SecretOutcome.REFUSED),
+        (400, "BadRequest", SecretOutcome.REFUSED),
     ],
 )
 async def test_a_final_no_is_an_answer_without_the_key(
-    server: tuple[Answering, Writer], status: int, reason: str, outcome: Outcome
+    server: tuple[Answering, ClusterWriter], status: int, reason: str, outcome: SecretOutcome
 ) -> None:
     answering, writer = server
     answering.status, answering.reason = status, reason
-    answer = await writer.create_secret(SECRET, Lane.FAST)
+    answer = await writer.create_secret(SECRET, Priority.HIGH)
     assert answer.outcome is outcome
     assert "[secret]" in answer.message
     assert not key_shows(answer.message)
@@ -99,12 +99,12 @@ async def test_a_final_no_is_an_answer_without_the_key(
     ],
 )
 async def test_b20_what_says_nothing_of_the_secret_is_tried_again(
-    server: tuple[Answering, Writer], status: int, reason: str, error: type[KubeError]
+    server: tuple[Answering, ClusterWriter], status: int, reason: str, error: type[KubeError]
 ) -> None:
     answering, writer = server
     answering.status, answering.reason = status, reason
     with pytest.raises(error) as raised:
-        await writer.create_secret(SECRET, Lane.FAST)
+        await writer.create_secret(SECRET, Priority.HIGH)
     assert raised.value.status == status
     assert not key_shows(str(raised.value))
     assert not key_shows(raised.value.message)

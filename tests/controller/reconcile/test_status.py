@@ -19,7 +19,7 @@ from farebox.api import (
 from farebox.controller.reconcile.status import Urgency, conditions, service_status, status_change
 from farebox.domain.conditions import false, kstatus, true
 from farebox.domain.facts import MISSING, UNKNOWN, ReservationFacts
-from farebox.domain.lifecycle import decide
+from farebox.domain.lifecycle import decide_service
 from tests.domain.build import EARLIER, NOW, QUOTA, READY, RUNNING, facts
 
 LATER = NOW + timedelta(minutes=1)
@@ -29,7 +29,7 @@ def reported(now: Any = NOW, **changes: Any) -> InferenceServiceStatus:
     """The status of a running service; changes replace arguments of service_status."""
     given: dict[str, Any] = {
         "previous": InferenceServiceStatus(),
-        "verdict": decide(facts(), now),
+        "verdict": decide_service(facts(), now),
         "backend": READY,
         "quota": MISSING,
         "reservation": MISSING,
@@ -139,7 +139,7 @@ def test_the_services_own_time_moves_with_phase_and_reasons() -> None:
     first = reported()
     assert first.last_transition_time == NOW
     assert reported(LATER, previous=first, backend=replace(READY, ready=1)).last_transition_time == NOW
-    off = decide(facts(postpaid=False), LATER)
+    off = decide_service(facts(postpaid=False), LATER)
     assert reported(LATER, previous=first, verdict=off).last_transition_time == LATER
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from farebox.controller.keys import topup_key
 from farebox.controller.operator import Operator
-from farebox.controller.queue import Lane
-from farebox.controller.reconcile.topups import doubt_unread
+from farebox.controller.queue import Priority
+from farebox.controller.reconcile.topups import mark_unread_unverified
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.client import RemoteLedger
+from farebox.meterapi.client import MeterClient
 from farebox.meterapi.types import Bookmark
 from farebox.settings import OperatorSettings
 from tests.controller import objects
@@ -63,10 +63,10 @@ def test_what_was_booked_after_the_place_up_to_which_a_leader_had_read_is_asked_
     read: Bookmark, asked: set[str]
 ) -> None:
     cache, balances = filled(), Balances(45)
-    works = list(doubt_unread(cache, balances, read))
+    works = list(mark_unread_unverified(cache, balances, read))
     assert {work.key for work in works} == {topup_key(ObjectKey(objects.TEAM, name)) for name in asked}
-    assert all(balances.doubted(ACME, work.key.object) for work in works)
-    assert balances.in_doubt is bool(asked)
+    assert all(balances.is_unverified(ACME, work.key.object) for work in works)
+    assert balances.any_unverified is bool(asked)
 
 
 async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is_decided(
@@ -81,7 +81,7 @@ async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is
         operator.elector.inherited = str(READ)
         page = await ledger.changes(0, 0)
         operator.feed.bookmark = page.bookmark
-        operator.balances.hear(page.accounts, page.complete)
+        operator.balances.update(page.accounts, page.complete)
         assert operator.elector.note() is None, "the place that was noted stays until then"
         await operator._confirm_receipts()
         found = operator.balances.of(ACME, 0)
@@ -95,14 +95,14 @@ async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is
 
 
 async def test_while_the_ledger_is_away_the_balance_is_unknown_and_the_place_stays(server: Server) -> None:
-    async with client_of(server) as client, RemoteLedger("http://127.0.0.1:9") as away:
+    async with client_of(server) as client, MeterClient("http://127.0.0.1:9") as away:
         operator = Operator(OperatorSettings(), client, away)
         operator.cache.accounts.put(objects.account())
         operator.cache.topups.put(receipt("after", START + timedelta(seconds=2)))
         operator.elector.inherited = str(READ)
         operator.feed.bookmark = READ
         await operator._confirm_receipts()
-        assert operator.balances.doubted(ACME, ObjectKey(objects.TEAM, "after"))
+        assert operator.balances.is_unverified(ACME, ObjectKey(objects.TEAM, "after"))
         assert operator.elector.note() is None
         assert await operator.queue.get() == (topup_key(ObjectKey(objects.TEAM, "after")), 1)
 
@@ -135,8 +135,8 @@ async def test_a_top_up_that_came_while_the_ledger_was_away_is_booked_as_soon_as
         operator.cache.accounts.put(objects.account())
         operator.cache.topups.put(objects.topup("new", status={}))
         tasks = [
-            asyncio.create_task(operator.workers.work(Lane.BULK)),
-            asyncio.create_task(operator.records.run()),
+            asyncio.create_task(operator.workers.work(Priority.LOW)),
+            asyncio.create_task(operator.ledger_sync.run()),
         ]
         try:
             async with asyncio.timeout(60):

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from farebox.controller.sources.kopf_filter import Pages, without_echoes
+from farebox.controller.sources.kopf_filter import ListTracker, drop_known_events
 from farebox.domain.keys import ObjectKey
 from tests.kube.server import Server, serving
 
@@ -42,7 +42,7 @@ async def through_kopfs_eyes(server: Server, lines: list[bytes], cut: int) -> li
 
     server.trouble = answer
     async with aiohttp.ClientSession() as session, session.get(f"{server.url}/watch") as response:
-        without_echoes(response, cached, Pages(no_list))
+        drop_known_events(response, cached, ListTracker(no_list))
         left = b"".join([chunk async for chunk in response.content.iter_chunked(1024)])
     return left.splitlines()
 
@@ -65,13 +65,13 @@ async def test_only_what_the_cache_has_is_left_out() -> None:
             assert await through_kopfs_eyes(server, lines, cut) == news
 
 
-async def list_through_kopfs_eyes(server: Server, text: str, pages: Pages, asked: str = "") -> bytes:
+async def list_through_kopfs_eyes(server: Server, text: str, pages: ListTracker, asked: str = "") -> bytes:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(text=text, content_type="application/json")
 
     server.trouble = answer
     async with aiohttp.ClientSession() as session, session.get(f"{server.url}/list{asked}") as response:
-        without_echoes(response, cached, pages)
+        drop_known_events(response, cached, pages)
         return await response.read()
 
 
@@ -82,7 +82,7 @@ def item(name: str, version: str) -> dict[str, Any]:
 async def test_a_list_keeps_what_the_cache_has_not() -> None:
     head = {"kind": "InferenceServiceList", "metadata": {"resourceVersion": "99", "continue": "token"}}
     there = [item("x", "10"), item("x", "11"), item("y", "1"), item("cheat", "29")]
-    pages = Pages(no_list)
+    pages = ListTracker(no_list)
     async with serving() as server:
         left = await list_through_kopfs_eyes(server, json.dumps(head | {"items": there}), pages)
         assert json.loads(left) == head | {"items": there[1:3]}
@@ -92,7 +92,7 @@ async def test_a_list_keeps_what_the_cache_has_not() -> None:
 
 async def test_a_list_that_is_read_to_its_end_says_what_is_there() -> None:
     whole: list[tuple[set[str], int]] = []
-    pages = Pages(lambda keys, version: whole.append(({key.name for key in keys}, version)))
+    pages = ListTracker(lambda keys, version: whole.append(({key.name for key in keys}, version)))
 
     def page(following: str, *names: str) -> str:
         metadata = {"resourceVersion": "99", "continue": following}

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from farebox.controller.sources.ledger_feed import Feed
+from farebox.controller.sources.ledger_feed import LedgerFeed
 from farebox.controller.state.balances import Balances
-from farebox.controller.state.entitlements import Terms
+from farebox.controller.state.entitlements import Entitlements
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
 from farebox.ledger.db.migrate import upgrade
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.types import Bookmark, ChangePage, FreeQuota, Posted, Record, TopUpOrder
+from farebox.meterapi.types import Bookmark, ChangePage, FreeQuota, Record, TopUpOrder, TopUpReceipt
 from tests.ledger.databases import Database, SqliteDatabases
 from tests.ledger.support import ACME, FACTS, START, Clock, binding, opened, price, terms, topup, usage
 
@@ -40,7 +40,7 @@ class Line:
     async def record(self, records: Any) -> Any:
         raise AssertionError("the reader writes nothing")
 
-    async def post_topup(self, order: TopUpOrder) -> Posted:
+    async def post_topup(self, order: TopUpOrder) -> TopUpReceipt:
         raise AssertionError("the reader writes nothing")
 
 
@@ -51,8 +51,8 @@ class Reader:
         self.line = Line(ledger)
         self.told: list[Any] = []
         self.balances = Balances(45)
-        self.terms = Terms()
-        self.feed = Feed(
+        self.terms = Entitlements()
+        self.feed = LedgerFeed(
             self.line,
             self.balances,
             self.terms,

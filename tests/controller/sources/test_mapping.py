@@ -1,12 +1,18 @@
-"""Whom a change concerns: everybody who has to look again, nobody else, and crowds in the slow lane."""
+"""Whom a change concerns: everybody who has to look again, nobody else, and crowds in the slow priority."""
 
 from typing import Any
 
 import pytest
 
 from farebox.controller.keys import Key, Kind, account_key, apikey_key, model_key, service_key, topup_key
-from farebox.controller.queue import Lane
-from farebox.controller.sources.mapping import FEW, after_balance, after_quota, concerned, ownerless
+from farebox.controller.queue import Priority
+from farebox.controller.sources.mapping import (
+    FEW,
+    orphans,
+    requests_for,
+    requests_for_balance,
+    requests_for_quota,
+)
 from farebox.controller.state.cache import Cache, Change
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import dedicated_backend_name, shared_backend_name
@@ -32,10 +38,10 @@ def cache() -> Cache:
     return made
 
 
-def after(cache: Cache, change: Change[Any] | None) -> dict[Key, Lane]:
-    """Who is concerned, and in which lane; nothing of it waits."""
+def after(cache: Cache, change: Change[Any] | None) -> dict[Key, Priority]:
+    """Who is concerned, and in which priority; nothing of it waits."""
     assert change is not None
-    return {work.key: work.lane for work in concerned(cache, change) if not work.seconds}
+    return {work.key: work.priority for work in requests_for(cache, change) if not work.delay}
 
 
 def edited(raw: JSONObject) -> JSONObject:
@@ -49,15 +55,15 @@ def edited(raw: JSONObject) -> JSONObject:
 
 
 def test_an_edit_of_a_service_concerns_the_service(cache: Cache) -> None:
-    assert after(cache, cache.services.put(edited(objects.service("chat")))) == {CHAT: Lane.FAST}
+    assert after(cache, cache.services.put(edited(objects.service("chat")))) == {CHAT: Priority.HIGH}
 
 
 def test_a_status_write_comes_back_and_concerns_nobody_but_the_counts(cache: Cache) -> None:
     change = cache.services.put(objects.service("chat", 2, status={"phase": "Running"}))
     assert change is not None
-    (work,) = set(concerned(cache, change))
-    assert (work.key, work.lane) == (ACME, Lane.BULK)
-    assert work.seconds > 0, "a thousand of them make one pass"
+    (work,) = set(requests_for(cache, change))
+    assert (work.key, work.priority) == (ACME, Priority.LOW)
+    assert work.delay > 0, "a thousand of them make one pass"
     again = cache.services.put(objects.service("chat", 3, status={"phase": "Running", "replicas": 1}))
     assert after(cache, again) == {}
 
@@ -69,7 +75,7 @@ def test_labels_annotations_and_another_uid_are_edits(cache: Cache, meta: JSONOb
 
 def test_a_new_or_deleted_service_concerns_its_model_and_every_account_beside_it(cache: Cache) -> None:
     key = ObjectKey(TEAM, "new")
-    expected = {service_key(key): Lane.FAST, MODEL: Lane.BULK, ACME: Lane.BULK, OTHER: Lane.BULK}
+    expected = {service_key(key): Priority.HIGH, MODEL: Priority.LOW, ACME: Priority.LOW, OTHER: Priority.LOW}
     assert after(cache, cache.services.put(objects.service("new", 5))) == expected
     assert after(cache, cache.services.remove(key, 6)) == expected
 
@@ -78,11 +84,11 @@ def test_a_service_made_again_on_another_model_meanwhile_concerns_both_models(ca
     """A watch that lost its place tells of a deletion and of what came after it as one change (B11)."""
     again = objects.service("chat", 2, spec={"modelRef": {"name": "other"}}, uid="another")
     expected = {
-        CHAT: Lane.FAST,
-        MODEL: Lane.BULK,
-        model_key("other"): Lane.BULK,
-        ACME: Lane.BULK,
-        OTHER: Lane.BULK,
+        CHAT: Priority.HIGH,
+        MODEL: Priority.LOW,
+        model_key("other"): Priority.LOW,
+        ACME: Priority.LOW,
+        OTHER: Priority.LOW,
     }
     assert after(cache, cache.services.put(again)) == expected
 
@@ -104,7 +110,7 @@ def test_an_edit_of_a_model_concerns_its_services_and_all_accounts(cache: Cache)
 
 def test_an_edit_of_an_account_concerns_its_services_and_top_ups(cache: Cache) -> None:
     change = cache.accounts.put(edited(objects.account("acme")))
-    assert after(cache, change) == {ACME: Lane.FAST, CHAT: Lane.FAST, JULY: Lane.FAST}
+    assert after(cache, change) == {ACME: Priority.HIGH, CHAT: Priority.HIGH, JULY: Priority.HIGH}
     status = {"balance": "1.00"}
     assert after(cache, cache.accounts.put(objects.account("acme", 3, generation=2, status=status))) == {}
 
@@ -116,29 +122,31 @@ def test_a_new_account_concerns_its_neighbours_and_who_waited_for_it(cache: Cach
 
 
 def test_a_top_up_with_a_receipt_concerns_nobody(cache: Cache) -> None:
-    assert after(cache, cache.topups.put(objects.topup("july", 2))) == {JULY: Lane.FAST}
+    assert after(cache, cache.topups.put(objects.topup("july", 2))) == {JULY: Priority.HIGH}
     assert after(cache, cache.topups.put(objects.topup("july", 3, status={"phase": "Posted"}))) == {}
-    assert after(cache, cache.topups.remove(JULY.object, 4)) == {JULY: Lane.BULK}
+    assert after(cache, cache.topups.remove(JULY.object, 4)) == {JULY: Priority.LOW}
 
 
 def test_an_edit_of_a_key_concerns_the_key(cache: Cache) -> None:
     app = apikey_key(ObjectKey(TEAM, "app"))
-    assert after(cache, cache.apikeys.put(objects.apikey("app"))) == {app: Lane.FAST}
+    assert after(cache, cache.apikeys.put(objects.apikey("app"))) == {app: Priority.HIGH}
     assert after(cache, cache.apikeys.put(objects.apikey("app", 2, status={"hash": "x"}))) == {}
 
 
 def test_new_labels_of_a_namespace_concern_its_services(cache: Cache) -> None:
     assert after(cache, cache.namespaces.put(objects.namespace(TEAM, 2))) == {}
-    assert after(cache, cache.namespaces.put(objects.namespace(TEAM, 3, team="acme"))) == {CHAT: Lane.FAST}
+    assert after(cache, cache.namespaces.put(objects.namespace(TEAM, 3, team="acme"))) == {
+        CHAT: Priority.HIGH
+    }
 
 
 # -- backends -----------------------------------------------------------------------------------------
 
 
 def test_a_dedicated_backend_concerns_its_service_in_the_slow_lane(cache: Cache) -> None:
-    assert after(cache, cache.backends.put(objects.dedicated("chat"))) == {CHAT: Lane.BULK}
+    assert after(cache, cache.backends.put(objects.dedicated("chat"))) == {CHAT: Priority.LOW}
     key = next(iter(cache.backends))
-    assert after(cache, cache.backends.remove(key, 2)) == {CHAT: Lane.BULK}
+    assert after(cache, cache.backends.remove(key, 2)) == {CHAT: Priority.LOW}
 
 
 def test_a_shared_backend_concerns_its_model_and_the_shared_services_on_it(cache: Cache) -> None:
@@ -160,49 +168,49 @@ def test_a_deleted_endpoint_concerns_whom_its_deployment_does(cache: Cache) -> N
     there = cache.endpoints.put(objects.endpoint(metadata["name"], 1, metadata["annotations"]))
     assert after(cache, there) == {}
     key = ObjectKey(BACKENDS, metadata["name"])
-    assert after(cache, cache.endpoints.remove(key, 2)) == {CHAT: Lane.BULK}
+    assert after(cache, cache.endpoints.remove(key, 2)) == {CHAT: Priority.LOW}
 
 
 def test_backends_without_their_owner_bring_the_pass_that_deletes_them(cache: Cache) -> None:
     gone = ObjectKey(TEAM, "gone")
     orphan = cache.backends.put(objects.dedicated("gone"))
     assert orphan is not None
-    assert [work.key for work in ownerless(cache, orphan.new)] == [service_key(gone)]
+    assert [work.key for work in orphans(cache, orphan.new)] == [service_key(gone)]
     left = cache.endpoints.put(
         objects.endpoint(
             dedicated_backend_name(gone), 1, objects.dedicated("gone")["metadata"]["annotations"]
         )
     )
-    assert after(cache, left) == {service_key(gone): Lane.BULK}
+    assert after(cache, left) == {service_key(gone): Priority.LOW}
     shared = cache.backends.put(objects.shared(shared_backend_name("old"), "old"))
     assert shared is not None
-    assert [work.key for work in ownerless(cache, shared.new)] == [model_key("old")]
+    assert [work.key for work in orphans(cache, shared.new)] == [model_key("old")]
     owned = cache.backends.put(objects.shared(shared_backend_name("qwen3-8b"), "qwen3-8b"))
     assert owned is not None
-    assert list(ownerless(cache, owned.new)) == []
+    assert list(orphans(cache, owned.new)) == []
 
 
 # -- crowds, balances and quotas ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "lane"), [(FEW, Lane.FAST), (FEW + 1, Lane.BULK)])
-def test_a_crowd_goes_into_the_slow_lane_and_its_account_does_not(count: int, lane: Lane) -> None:
+@pytest.mark.parametrize(("count", "priority"), [(FEW, Priority.HIGH), (FEW + 1, Priority.LOW)])
+def test_a_crowd_goes_into_the_slow_lane_and_its_account_does_not(count: int, priority: Priority) -> None:
     cache = Cache()
     for number in range(count):
         cache.services.put(objects.service(f"s{number}"))
-    works = list(after_balance(cache, ACME.object))
-    assert (works[0].key, works[0].lane) == (ACME, Lane.FAST)
-    assert {work.lane for work in works[1:]} == {lane}
+    works = list(requests_for_balance(cache, ACME.object))
+    assert (works[0].key, works[0].priority) == (ACME, Priority.HIGH)
+    assert {work.priority for work in works[1:]} == {priority}
     assert len(works) == count + 1
 
 
 def test_a_quota_concerns_the_accounts_services_on_that_model(cache: Cache) -> None:
     cache.services.put(objects.service("elsewhere", 1, {"modelRef": {"name": "other"}}))
     cache.services.put(objects.service("others", 1, {"billingAccountRef": {"name": "other"}}))
-    (turned,) = after_quota(cache, ACME.object, "qwen3-8b", 0.0)
-    assert (turned.key, turned.lane, turned.seconds) == (CHAT, Lane.FAST, 0.0)
-    (moved,) = after_quota(cache, ACME.object, "qwen3-8b", 7.0)
-    assert (moved.key, moved.lane, moved.seconds) == (CHAT, Lane.BULK, 7.0)
+    (turned,) = requests_for_quota(cache, ACME.object, "qwen3-8b", 0.0)
+    assert (turned.key, turned.priority, turned.delay) == (CHAT, Priority.HIGH, 0.0)
+    (moved,) = requests_for_quota(cache, ACME.object, "qwen3-8b", 7.0)
+    assert (moved.key, moved.priority, moved.delay) == (CHAT, Priority.LOW, 7.0)
 
 
 def test_every_kind_can_change(cache: Cache) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from aiohttp import web
 
 from farebox.controller.keys import Kind
-from farebox.controller.sources.resync import Sweep
+from farebox.controller.sources.resync import Resync
 from farebox.controller.state.cache import Cache, Change
 from farebox.domain.keys import ObjectKey
 from farebox.kube.client import KubeClient
@@ -29,7 +29,7 @@ class World:
         self.server = server
         self.cache = Cache()
         self.found: list[Change[Any]] = []
-        self.sweep = Sweep(client, self.cache, BACKENDS, self.found.append, grace_seconds=0.0)
+        self.sweep = Resync(client, self.cache, BACKENDS, self.found.append, grace_seconds=0.0)
         for kind in Kind:
             self.lists(kind)
 
@@ -61,7 +61,7 @@ async def test_priming_fills_the_cache_with_farebox_own(server: Server, client: 
     world.lists(Kind.SERVICE, objects.service("chat"))
     world.lists(Kind.NAMESPACE, objects.namespace(TEAM))
     world.lists(Kind.DEPLOYMENT, objects.dedicated("chat"), foreign)
-    await world.sweep.prime()
+    await world.sweep.initial_list()
     assert [len(world.cache.store(kind)) for kind in (Kind.SERVICE, Kind.NAMESPACE, Kind.DEPLOYMENT)] == [
         1,
         1,
@@ -116,14 +116,14 @@ async def test_a_watch_that_misses_changes_again_and_again_is_deaf(
     world = World(server, client)
     world.lists(Kind.SERVICE, objects.service("chat", 5))
     await world.compare()
-    assert world.sweep.deaf == [], "once can be an accident"
+    assert world.sweep.stale_watches == [], "once can be an accident"
     world.lists(Kind.SERVICE, objects.service("chat", 6))
     await world.compare()
-    assert world.sweep.deaf == [Kind.SERVICE]
+    assert world.sweep.stale_watches == [Kind.SERVICE]
     world.cache.services.put(objects.service("chat", 7))
     world.lists(Kind.SERVICE, objects.service("chat", 7))
     await world.compare()
-    assert world.sweep.deaf == [], "it hears again"
+    assert world.sweep.stale_watches == [], "it hears again"
 
 
 async def test_missed_deletions_do_not_make_a_watch_deaf(server: Server, client: KubeClient) -> None:
@@ -134,7 +134,7 @@ async def test_missed_deletions_do_not_make_a_watch_deaf(server: Server, client:
         world.lists(Kind.SERVICE, objects.service("chat", version))
         world.gone(CHAT)
         assert await world.compare() == [CHAT]
-    assert world.sweep.deaf == []
+    assert world.sweep.stale_watches == []
 
 
 async def test_a_kind_that_is_refused_holds_up_no_other(server: Server, client: KubeClient) -> None:
@@ -184,8 +184,8 @@ async def test_a_watch_that_lost_its_place_gets_everything_and_the_version_to_go
 ) -> None:
     world = World(server, client)
     world.lists(Kind.SERVICE, objects.service("chat", 5), objects.service("other", 6))
-    await world.sweep.prime()
-    assert world.sweep.primed_at[Kind.SERVICE] == "100"
+    await world.sweep.initial_list()
+    assert world.sweep.initial_versions[Kind.SERVICE] == "100"
     world.lists(Kind.SERVICE, objects.service("other", 7), objects.service("new", 8))
     assert await world.sweep.relist(Kind.SERVICE) == "100"
     assert {key.name for key in world.cache.services} == {"other", "new"}
@@ -200,7 +200,7 @@ async def test_what_is_gone_when_a_list_begins_anew_is_gone(server: Server, clie
     """The first page of a list that expired says nothing about what is there now."""
     world = World(server, client)
     world.lists(Kind.SERVICE, objects.service("chat", 5))
-    await world.sweep.prime()
+    await world.sweep.initial_list()
     answers = iter(
         [
             {"metadata": {"resourceVersion": "100", "continue": "x"}, "items": [objects.service("chat", 5)]},

@@ -35,7 +35,7 @@ def time() -> Time:
 def balances(time: Time) -> Balances:
     """Balances of two accounts, heard just now."""
     made = Balances(45, time)
-    made.hear([at(7), at(8, OTHER)], complete=True)
+    made.update([at(7), at(8, OTHER)], complete=True)
     return made
 
 
@@ -43,12 +43,12 @@ def test_nothing_is_known_before_the_end_of_the_feed(time: Time) -> None:
     balances = Balances(45, time)
     assert not balances.known
     assert balances.age() == float("inf")
-    balances.hear([at(7)], complete=False)
+    balances.update([at(7)], complete=False)
     assert balances.of(ACME, 0) is UNKNOWN, "more may come"
-    balances.hear([], complete=True)
+    balances.update([], complete=True)
     assert balances.of(ACME, 0) == at(7)
     assert balances.of(ObjectKey("billing", "nobody"), 0) is UNKNOWN
-    balances.hear([at(9)], complete=False)
+    balances.update([at(9)], complete=False)
     assert balances.known, "once complete, a page of news does not make the rest unknown"
 
 
@@ -59,13 +59,13 @@ def test_silence_makes_everything_unknown_until_the_feed_is_heard_again(
     assert balances.of(ACME, 0) == at(7)
     time.now += 0.1
     assert balances.of(ACME, 0) is UNKNOWN
-    balances.hear([], complete=True)
+    balances.update([], complete=True)
     assert balances.of(ACME, 0) == at(7)
 
 
 def test_the_newest_counts_whoever_brings_it(balances: Balances) -> None:
-    assert balances.learn(at(9, balance=6)), "a receipt"
-    assert balances.hear([at(8), at(9), at(12, OTHER)], complete=True) == [OTHER]
+    assert balances.update_account(at(9, balance=6)), "a receipt"
+    assert balances.update([at(8), at(9), at(12, OTHER)], complete=True) == [OTHER]
     assert balances.of(ACME, 0) == at(9, balance=6)
 
 
@@ -84,41 +84,41 @@ def test_silence_says_nothing_about_who_is_behind(balances: Balances, time: Time
 
 
 def test_a_doubted_balance_is_unknown_until_its_last_top_up_is_in_it(balances: Balances) -> None:
-    balances.doubt(ACME, [JULY, AUGUST], 8)
-    assert balances.doubted(ACME, JULY)
-    assert not balances.doubted(OTHER, JULY)
+    balances.mark_unverified(ACME, [JULY, AUGUST], 8)
+    assert balances.is_unverified(ACME, JULY)
+    assert not balances.is_unverified(OTHER, JULY)
     assert balances.of(OTHER, 0) == at(8, OTHER)
-    assert balances.settle(JULY) == []
-    balances.learn(at(9))
+    assert balances.confirm(JULY) == []
+    balances.update_account(at(9))
     assert balances.of(ACME, 0) is UNKNOWN
-    assert balances.settle(JULY) == [], "twice is once"
-    assert balances.settle(AUGUST) == [ACME]
+    assert balances.confirm(JULY) == [], "twice is once"
+    assert balances.confirm(AUGUST) == [ACME]
     assert balances.of(ACME, 0) == at(9)
-    assert not balances.doubted(ACME, AUGUST)
+    assert not balances.is_unverified(ACME, AUGUST)
 
 
 def test_a_doubt_without_top_ups_is_cleared_at_once(balances: Balances) -> None:
     """What the ledger lacks is usage alone: it is as it is."""
-    balances.doubt(ACME, [], 20)
+    balances.mark_unverified(ACME, [], 20)
     assert balances.of(ACME, 20) == at(7)
     assert not balances.behind(ACME, 20)
     assert balances.behind(ACME, 21), "a later report is another matter"
 
 
 def test_doubts_add_up(balances: Balances) -> None:
-    balances.doubt(ACME, [JULY], 8)
-    balances.doubt(ACME, [AUGUST], 0)
+    balances.mark_unverified(ACME, [JULY], 8)
+    balances.mark_unverified(ACME, [AUGUST], 0)
     assert not balances.behind(ACME, 8), "it was doubted for that"
-    assert balances.settle(AUGUST) == []
-    assert balances.settle(JULY) == [ACME]
+    assert balances.confirm(AUGUST) == []
+    assert balances.confirm(JULY) == [ACME]
 
 
 def test_a_restored_ledger_starts_from_nothing(balances: Balances) -> None:
     balances.forget()
-    balances.doubt(ACME, [JULY], 7)
+    balances.mark_unverified(ACME, [JULY], 7)
     assert not balances.known
-    balances.hear([at(3)], complete=True)
+    balances.update([at(3)], complete=True)
     assert balances.of(ACME, 7) is UNKNOWN, "its top-ups are not back"
     assert balances.of(OTHER, 0) is UNKNOWN, "it is not in this ledger yet"
-    balances.settle(JULY)
+    balances.confirm(JULY)
     assert balances.of(ACME, 7) == at(3)

@@ -8,21 +8,21 @@ from typing import Any
 from msgspec import Struct, structs
 
 from farebox.domain.admission.addresses import parse_address, parse_networks
-from farebox.domain.admission.cases import Grant, Refusal
+from farebox.domain.admission.cases import Allow, Deny
 from farebox.domain.admission.rules import admit
 from farebox.domain.admission.types import (
+    AvailableFunds,
     Call,
     FreeTokens,
-    Funds,
-    KeyTerms,
-    ModelTerms,
-    ReservationTerms,
-    ServiceTerms,
+    KeyPolicy,
+    ModelPolicy,
+    ReservedThroughput,
+    ServicePolicy,
 )
 from farebox.domain.billing.money import NANO_PER_UNIT, Nano
 from farebox.domain.facts import UNKNOWN, Unknown
 from farebox.domain.keys import ObjectKey
-from farebox.meterapi.types import PriceTier
+from farebox.meterapi.types import TokenPriceTier
 
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
@@ -30,11 +30,11 @@ CHAT = ObjectKey("team-a", "chat")
 ACCOUNT = ObjectKey("billing", "acme")
 HASH = "0" * 64
 TIERS = (
-    PriceTier(32_768, Nano(500), Nano(50), Nano(1500)),
-    PriceTier(None, Nano(800), Nano(80), Nano(2400)),
+    TokenPriceTier(32_768, Nano(500), Nano(50), Nano(1500)),
+    TokenPriceTier(None, Nano(800), Nano(80), Nano(2400)),
 )
 ELSEWHERE = parse_networks(["192.0.2.0/24"])
-TERM = ReservationTerms(10_000, 1_000, NOW - timedelta(days=1), NOW + timedelta(days=29))
+TERM = ReservedThroughput(10_000, 1_000, NOW - timedelta(days=1), NOW + timedelta(days=29))
 
 
 @dataclass(frozen=True)
@@ -42,41 +42,41 @@ class World:
     """All that admission looks at."""
 
     call: Call
-    the_key: KeyTerms | None
-    the_service: ServiceTerms | None
-    the_model: ModelTerms | None
-    the_funds: Funds
+    the_key: KeyPolicy | None
+    the_service: ServicePolicy | None
+    the_model: ModelPolicy | None
+    the_funds: AvailableFunds
     free: FreeTokens | Unknown = UNKNOWN
 
-    def key(self, key_hash: str) -> KeyTerms | None:
+    def key(self, key_hash: str) -> KeyPolicy | None:
         return self.the_key if key_hash == HASH else None
 
-    def service(self, namespace: str, name: str) -> ServiceTerms | None:
+    def service(self, namespace: str, name: str) -> ServicePolicy | None:
         return self.the_service if self.the_service and (namespace, name) == self.the_service.key else None
 
-    def model(self, name: str) -> ModelTerms | None:
+    def model(self, name: str) -> ModelPolicy | None:
         return self.the_model
 
-    def funds(self, account: ObjectKey) -> Funds:
+    def funds(self, account: ObjectKey) -> AvailableFunds:
         assert account == ACCOUNT
         return self.the_funds
 
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown:
         return self.free
 
-    def admit(self) -> Grant | Refusal:
+    def admit(self) -> Allow | Deny:
         return admit(self.call, self, NOW)
 
-    def refused(self) -> Refusal:
+    def refused(self) -> Deny:
         """The refusal; fails if the call is admitted."""
         answer = self.admit()
-        assert isinstance(answer, Refusal)
+        assert isinstance(answer, Deny)
         return answer
 
-    def granted(self) -> Grant:
+    def granted(self) -> Allow:
         """The grant; fails if the call is refused."""
         answer = self.admit()
-        assert isinstance(answer, Grant), answer
+        assert isinstance(answer, Allow), answer
         return answer
 
 
@@ -115,10 +115,10 @@ def both(*changes: Change) -> Change:
 HARD = with_("the_funds", hard=True)
 PAID = World(
     Call(HASH, parse_address("10.0.0.7"), "chat", body_bytes=400, asked_output=100),
-    KeyTerms(ObjectKey("team-a", "ci")),
-    ServiceTerms(CHAT, "qwen3-8b", ACCOUNT),
-    ModelTerms("qwen3-8b", max_output_tokens=8192, tiers=TIERS),
-    Funds(Nano(5 * NANO_PER_UNIT)),
+    KeyPolicy(ObjectKey("team-a", "ci")),
+    ServicePolicy(CHAT, "qwen3-8b", ACCOUNT),
+    ModelPolicy("qwen3-8b", max_output_tokens=8192, tiers=TIERS),
+    AvailableFunds(Nano(5 * NANO_PER_UNIT)),
 )
 """All is well, and money pays."""
 TRIAL = replace(

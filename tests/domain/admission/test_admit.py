@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.admission.demands import tightest
+from farebox.domain.admission.demands import effective_limit
 from farebox.domain.admission.estimates import ADDED_TOKENS
-from farebox.domain.admission.rate_limits import Span, period_standing, window_standing
+from farebox.domain.admission.rate_limits import Window, period_status, sliding_status
 from farebox.domain.admission.rules import limit_refusal
-from farebox.domain.admission.types import FreeTokens, KeyQuota
+from farebox.domain.admission.types import FreeTokens, KeyAllowance
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge
 from farebox.domain.facts import UNKNOWN
@@ -28,7 +28,9 @@ TEXT = 400 + ADDED_TOKENS
 
 def demanded(world: World) -> dict[str, tuple[int, int, int, bool]]:
     """Limit, must, may and binding by dimension."""
-    return {d.dimension: (d.limit, d.must, d.may, d.binding) for d in world.granted().demands}
+    return {
+        d.dimension: (d.limit, d.required, d.optional, d.enforced) for d in world.granted().limit_requests
+    }
 
 
 def test_soft_commits_what_is_spent_for_sure() -> None:
@@ -183,7 +185,7 @@ def test_input_alone_reserved_serves_embeddings() -> None:
 
 
 def test_limits_are_demanded_in_the_order_in_which_they_refuse() -> None:
-    quota = with_("the_key", quota=KeyQuota(5000, Span.DAY))
+    quota = with_("the_key", quota=KeyAllowance(5000, Window.DAY))
     assert demanded(both(LIMITED, quota)(PAID)) == {
         "rpm": (60, 1, 0, True),
         "tpm": (10_000, 200, 0, True),
@@ -202,33 +204,33 @@ def test_an_answer_of_unknown_length_takes_what_room_there_is() -> None:
     ("limit", "ceiling", "applies"), [(0, 0, 0), (5, 0, 5), (0, 7, 7), (5, 7, 5), (9, 7, 7)]
 )
 def test_the_models_ceiling_holds_for_every_service(limit: int, ceiling: int, applies: int) -> None:
-    assert tightest(limit, ceiling) == applies
+    assert effective_limit(limit, ceiling) == applies
     world = both(with_("the_service", rpm=limit), with_("the_model", rpm=ceiling))(PAID)
-    assert [demand.limit for demand in world.granted().demands] == ([applies] if applies else [])
+    assert [demand.limit for demand in world.granted().limit_requests] == ([applies] if applies else [])
 
 
 def test_services_and_keys_do_not_share_counts() -> None:
-    quota = with_("the_key", quota=KeyQuota(5000, Span.MONTH))
-    one = both(LIMITED, quota)(PAID).granted().demands
+    quota = with_("the_key", quota=KeyAllowance(5000, Window.MONTH))
+    one = both(LIMITED, quota)(PAID).granted().limit_requests
     counters = [demand.counter for demand in one]
     assert len(set(counters)) == len(counters)
     assert all("{team-a}" in counter for counter in counters)
 
 
 def test_the_first_limit_that_is_exceeded_is_named() -> None:
-    quota = with_("the_key", quota=KeyQuota(5000, Span.DAY))
-    rpm, tpm, day = both(LIMITED, quota)(PAID).granted().demands
+    quota = with_("the_key", quota=KeyAllowance(5000, Window.DAY))
+    rpm, tpm, day = both(LIMITED, quota)(PAID).granted().limit_requests
     full = {NOW_MS // 1000: 10_000}
-    standings = (
-        window_standing(rpm, {}, NOW_MS),
-        window_standing(tpm, full, NOW_MS),
-        period_standing(day, 5000, NOW_MS),
+    limit_statuses = (
+        sliding_status(rpm, {}, NOW_MS),
+        sliding_status(tpm, full, NOW_MS),
+        period_status(day, 5000, NOW_MS),
     )
-    refusal = limit_refusal(standings)
+    refusal = limit_refusal(limit_statuses)
     assert refusal is not None
     assert (refusal.status, refusal.message) == (429, "rate limit exceeded on dimension: tpm")
-    assert refusal.exceeded == standings[1]
-    assert limit_refusal(standings[:1]) is None
+    assert refusal.exceeded == limit_statuses[1]
+    assert limit_refusal(limit_statuses[:1]) is None
 
 
 def test_hard_accounts_with_a_reservation_hold_while_they_can() -> None:

@@ -13,23 +13,23 @@ from farebox.domain.admission.estimates import (
 )
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge
-from farebox.meterapi.types import PriceTier
+from farebox.meterapi.types import TokenPriceTier
 from tests.domain.strategies import BRANCHING
 
 PRICES = st.integers(0, 2000).map(Nano)
 
 
 @st.composite
-def tiers(draw: st.DrawFn) -> tuple[PriceTier, ...]:
+def tiers(draw: st.DrawFn) -> tuple[TokenPriceTier, ...]:
     """Tiers of any prices: a longer call may well be cheaper."""
     bounds: list[int | None] = sorted(draw(st.sets(st.integers(1, 40), max_size=3)))  # type: ignore[arg-type]
-    return tuple(PriceTier(bound, *draw(st.tuples(PRICES, PRICES, PRICES))) for bound in [*bounds, None])
+    return tuple(TokenPriceTier(bound, *draw(st.tuples(PRICES, PRICES, PRICES))) for bound in [*bounds, None])
 
 
 @BRANCHING
 @given(tiers=tiers(), inputs=st.integers(0, 45), outputs=st.integers(0, 4))
 def test_no_call_within_the_bounds_costs_more_and_one_costs_as_much(
-    tiers: tuple[PriceTier, ...], inputs: int, outputs: int
+    tiers: tuple[TokenPriceTier, ...], inputs: int, outputs: int
 ) -> None:
     costs = [
         charge(tiers, used, cached, output)
@@ -41,8 +41,8 @@ def test_no_call_within_the_bounds_costs_more_and_one_costs_as_much(
 
 
 def test_what_does_not_fit_into_the_ledger_has_no_bound() -> None:
-    flat = (PriceTier(None, Nano(1), Nano(1), Nano(1)),)
-    dear = (PriceTier(None, Nano(2**40), Nano(0), Nano(0)),)
+    flat = (TokenPriceTier(None, Nano(1), Nano(1), Nano(1)),)
+    dear = (TokenPriceTier(None, Nano(2**40), Nano(0), Nano(0)),)
     assert most_expensive(flat, MAX_TOKENS, MAX_TOKENS) == 2 * MAX_TOKENS
     assert most_expensive(flat, MAX_TOKENS + 1, 0) is None
     assert most_expensive(dear, MAX_TOKENS, 0) is None

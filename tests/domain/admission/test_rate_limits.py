@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.domain.admission.rate_limits import (
-    Demand,
-    Span,
-    Taken,
-    amount_taken,
+    Consumption,
+    LimitRequest,
+    Window,
+    amount_to_take,
+    bucket_start,
     corrections,
     first_exceeded,
     first_slot,
     period_end,
-    period_standing,
-    place,
-    window_standing,
-    window_used,
+    period_status,
+    sliding_status,
+    sliding_used,
 )
 from tests.domain.strategies import THOROUGH
 
@@ -32,12 +32,12 @@ def at(text: str) -> int:
 NOON = at("2026-03-01T12:00:00")
 
 
-def rpm(limit: int, must: int = 1, may: int = 0, *, binding: bool = True) -> Demand:
-    return Demand("rpm", "rpm:{a}/b", Span.WINDOW, limit, must, may, binding)
+def rpm(limit: int, must: int = 1, may: int = 0, *, binding: bool = True) -> LimitRequest:
+    return LimitRequest("rpm", "rpm:{a}/b", Window.SLIDING, limit, must, may, binding)
 
 
-def quota(limit: int, must: int = 1, span: Span = Span.DAY) -> Demand:
-    return Demand("key_quota_day", "key:{a}/b", span, limit, must)
+def quota(limit: int, must: int = 1, window: Window = Window.DAY) -> LimitRequest:
+    return LimitRequest("key_quota_day", "key:{a}/b", window, limit, must)
 
 
 @THOROUGH
@@ -50,10 +50,10 @@ def test_no_sixty_seconds_have_more_than_the_limit(limit: int, steps: list[tuple
     for step, must, may in steps:
         now += step
         demand = rpm(limit, must, may)
-        standing = window_standing(demand, slots, now)
-        if not standing.exceeded:
-            amount = amount_taken(demand, standing.used)
-            slots[place(Span.WINDOW, now)] += amount
+        limit_status = sliding_status(demand, slots, now)
+        if not limit_status.exceeded:
+            amount = amount_to_take(demand, limit_status.used)
+            slots[bucket_start(Window.SLIDING, now)] += amount
             admitted.append((now, amount))
     for begin, _ in admitted:
         assert sum(amount for when, amount in admitted if begin <= when <= begin + 60_000) <= limit
@@ -71,79 +71,79 @@ def test_retry_after_is_the_first_moment_at_which_it_fits(
 ) -> None:
     now = NOON + millisecond
     slots = {NOON // 1000 + slot: amount for slot, amount in slots.items()}
-    standing = window_standing(rpm(limit, must), slots, now)
+    limit_status = sliding_status(rpm(limit, must), slots, now)
     if must > limit:
-        assert standing.retry_ms is None
+        assert limit_status.retry_ms is None
         return
-    assert standing.retry_ms is not None
-    assert standing.retry_ms <= 61_000
-    assert not window_standing(rpm(limit, must), slots, now + standing.retry_ms).exceeded
-    if standing.retry_ms:
-        assert window_standing(rpm(limit, must), slots, now + standing.retry_ms - 1).exceeded
-    assert standing.reset_ms is not None
-    assert window_used(slots, now + standing.reset_ms) == 0
+    assert limit_status.retry_ms is not None
+    assert limit_status.retry_ms <= 61_000
+    assert not sliding_status(rpm(limit, must), slots, now + limit_status.retry_ms).exceeded
+    if limit_status.retry_ms:
+        assert sliding_status(rpm(limit, must), slots, now + limit_status.retry_ms - 1).exceeded
+    assert limit_status.reset_ms is not None
+    assert sliding_used(slots, now + limit_status.reset_ms) == 0
 
 
 @pytest.mark.parametrize(
-    ("span", "now", "begin", "end"),
+    ("window", "now", "begin", "end"),
     [
-        (Span.MINUTE, "2026-03-01T12:00:59", "2026-03-01T12:00:00", "2026-03-01T12:01:00"),
-        (Span.DAY, "2026-03-01T23:59:59", "2026-03-01T00:00:00", "2026-03-02T00:00:00"),
-        (Span.DAY, "2026-03-02T00:00:00", "2026-03-02T00:00:00", "2026-03-03T00:00:00"),
-        (Span.MONTH, "2026-02-28T23:59:59", "2026-02-01T00:00:00", "2026-03-01T00:00:00"),
-        (Span.MONTH, "2028-02-29T12:00:00", "2028-02-01T00:00:00", "2028-03-01T00:00:00"),
-        (Span.MONTH, "2026-12-31T12:00:00", "2026-12-01T00:00:00", "2027-01-01T00:00:00"),
+        (Window.MINUTE, "2026-03-01T12:00:59", "2026-03-01T12:00:00", "2026-03-01T12:01:00"),
+        (Window.DAY, "2026-03-01T23:59:59", "2026-03-01T00:00:00", "2026-03-02T00:00:00"),
+        (Window.DAY, "2026-03-02T00:00:00", "2026-03-02T00:00:00", "2026-03-03T00:00:00"),
+        (Window.MONTH, "2026-02-28T23:59:59", "2026-02-01T00:00:00", "2026-03-01T00:00:00"),
+        (Window.MONTH, "2028-02-29T12:00:00", "2028-02-01T00:00:00", "2028-03-01T00:00:00"),
+        (Window.MONTH, "2026-12-31T12:00:00", "2026-12-01T00:00:00", "2027-01-01T00:00:00"),
     ],
 )
-def test_periods_are_calendar_periods_of_utc(span: Span, now: str, begin: str, end: str) -> None:
-    assert place(span, at(now)) * 1000 == at(begin)
-    assert period_end(span, at(now)) == at(end)
+def test_periods_are_calendar_periods_of_utc(window: Window, now: str, begin: str, end: str) -> None:
+    assert bucket_start(window, at(now)) * 1000 == at(begin)
+    assert period_end(window, at(now)) == at(end)
 
 
 def test_a_lifetime_has_one_place_and_no_end() -> None:
-    assert (place(Span.LIFETIME, NOON), period_end(Span.LIFETIME, NOON)) == (0, None)
-    standing = period_standing(quota(10, span=Span.LIFETIME), 10, NOON)
-    assert standing.exceeded
-    assert (standing.retry_ms, standing.reset_ms, standing.remaining) == (None, None, 0)
+    assert (bucket_start(Window.LIFETIME, NOON), period_end(Window.LIFETIME, NOON)) == (0, None)
+    limit_status = period_status(quota(10, window=Window.LIFETIME), 10, NOON)
+    assert limit_status.exceeded
+    assert (limit_status.retry_ms, limit_status.reset_ms, limit_status.remaining) == (None, None, 0)
 
 
 def test_a_quota_that_is_used_up_comes_back_with_its_period() -> None:
-    standing = period_standing(quota(10), 10, NOON)
-    assert standing.exceeded
-    assert standing.retry_ms == standing.reset_ms == 12 * 3600 * 1000
+    limit_status = period_status(quota(10), 10, NOON)
+    assert limit_status.exceeded
+    assert limit_status.retry_ms == limit_status.reset_ms == 12 * 3600 * 1000
 
 
 def test_what_does_not_have_to_fit_takes_what_room_there_is() -> None:
-    assert amount_taken(rpm(10, 3, 100), used=5) == 5
-    assert amount_taken(rpm(10, 3, 1), used=5) == 4
-    assert amount_taken(rpm(10, 3, 100, binding=False), used=50) == 103
+    assert amount_to_take(rpm(10, 3, 100), used=5) == 5
+    assert amount_to_take(rpm(10, 3, 1), used=5) == 4
+    assert amount_to_take(rpm(10, 3, 100, binding=False), used=50) == 103
 
 
 def test_a_demand_that_does_not_bind_refuses_nothing() -> None:
-    standing = window_standing(rpm(10, 3, binding=False), {NOON // 1000: 100}, NOON)
-    assert not standing.exceeded
-    assert first_exceeded([standing]) is None
+    limit_status = sliding_status(rpm(10, 3, binding=False), {NOON // 1000: 100}, NOON)
+    assert not limit_status.exceeded
+    assert first_exceeded([limit_status]) is None
 
 
 @THOROUGH
 @given(
-    span=st.sampled_from(Span),
+    window=st.sampled_from(Window),
     taken=st.integers(0, 1000),
     actual=st.integers(0, 1000),
     later=st.integers(0, 40 * 86_400_000),
 )
-def test_a_correction_leaves_what_was_used(span: Span, taken: int, actual: int, later: int) -> None:
+def test_a_correction_leaves_what_was_used(window: Window, taken: int, actual: int, later: int) -> None:
     now = NOON + later
-    counts = Counter({place(span, NOON): taken})
-    for adjustment in corrections(Taken("c", span, NOON, taken), actual, now):
+    counts = Counter({bucket_start(window, NOON): taken})
+    for adjustment in corrections(Consumption("c", window, NOON, taken), actual, now):
         assert adjustment.amount != 0
-        counts[adjustment.place] += adjustment.amount
+        counts[adjustment.bucket] += adjustment.amount
     assert min(counts.values()) >= 0
     assert sum(counts.values()) == actual
-    if span is not Span.WINDOW:
-        assert counts[place(span, now)] == actual
+    if window is not Window.SLIDING:
+        assert counts[bucket_start(window, now)] == actual
 
 
 def test_the_oldest_slot_that_counts_is_a_minute_old() -> None:
     assert first_slot(NOON + 999) == NOON // 1000 - 60
-    assert window_used({NOON // 1000 - 60: 1, NOON // 1000 - 61: 2}, NOON + 999) == 1
+    assert sliding_used({NOON // 1000 - 60: 1, NOON // 1000 - 61: 2}, NOON + 999) == 1

@@ -10,7 +10,7 @@ import pytest
 from farebox.api import StopReason
 from farebox.domain.admission import rules
 from farebox.domain.admission.addresses import parse_networks
-from farebox.domain.admission.cases import Grant, Refusal
+from farebox.domain.admission.cases import Allow, Deny
 from farebox.domain.admission.rules import admit, identify, look_up
 from farebox.domain.admission.types import FreeTokens
 from farebox.domain.billing.money import Nano
@@ -179,21 +179,21 @@ def test_a_list_that_cannot_be_read_lets_nobody_in() -> None:
 
 def test_a_client_whose_address_is_not_known_is_in_no_list() -> None:
     nowhere = with_("call", address=None)(PAID)
-    assert isinstance(nowhere.admit(), Grant)
+    assert isinstance(nowhere.admit(), Allow)
     everywhere = parse_networks(["0.0.0.0/0", "::/0"])
     assert with_("the_key", networks=everywhere)(nowhere).refused().status == 403
 
 
 def test_a_key_is_good_until_its_last_moment() -> None:
     later = with_("the_key", expires_at=NOW + timedelta(microseconds=1))(PAID)
-    assert isinstance(later.admit(), Grant)
+    assert isinstance(later.admit(), Allow)
 
 
 def test_listing_asks_of_the_key_alone() -> None:
     for world in (without("the_service")(PAID), with_("the_funds", available=UNKNOWN)(PAID)):
         assert identify(world.call, world, NOW) == world.the_key
     refused = with_("the_key", disabled=True)(PAID)
-    assert isinstance(identify(refused.call, refused, NOW), Refusal)
+    assert isinstance(identify(refused.call, refused, NOW), Deny)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_key_learns_of_what_it_may_call(change: Change, code: str) -> None:
     assert world.the_key is not None
     found = look_up(world.call, world.the_key, world)
     if code:
-        assert isinstance(found, Refusal)
+        assert isinstance(found, Deny)
         assert found.code == code == world.refused().code
     else:
         assert found == world.the_service

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from farebox.domain.billing.coverage import NOTHING, Coverage, Tokens, cover, uncovered
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import charge
-from farebox.meterapi.types import PriceTier
+from farebox.meterapi.types import TokenPriceTier
 from tests.domain.strategies import THOROUGH
 
 count = st.integers(0, 3_000)
 calls = st.builds(Tokens, count, count, count)
-PRICES = (PriceTier(None, Nano(500), Nano(50), Nano(1_500)),)
+PRICES = (TokenPriceTier(None, Nano(500), Nano(50), Nano(1_500)),)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,10 @@ def test_the_charge_is_of_the_tier_of_the_whole_call(
     call: Tokens, of_input: int, output: int, quota: int
 ) -> None:
     """A covered call is not priced as a shorter one (product.md, "The price of a call")."""
-    tiers = (PriceTier(1_000, Nano(1), Nano(1), Nano(1)), PriceTier(None, Nano(7), Nano(7), Nano(7)))
+    tiers = (
+        TokenPriceTier(1_000, Nano(1), Nano(1), Nano(1)),
+        TokenPriceTier(None, Nano(7), Nano(7), Nano(7)),
+    )
     coverage = cover(call, of_input, output, quota)
     whole = call.uncached + call.cached
     price = 1 if whole <= 1_000 else 7

@@ -11,28 +11,28 @@ from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.billing.reservations import (
     MICROS_PER_DAY,
     Buying,
-    Offer,
-    Outcome,
-    Plan,
     Purchase,
+    ReservationOutcome,
+    ReservationPlan,
+    ReservationTerms,
     Term,
-    judge,
+    decide_reservation,
     renewal_at,
     term_price,
 )
 from tests.domain.strategies import THOROUGH
 
 DAY = MICROS_PER_DAY
-OFFER = Offer(1_000, Nano(5), 100, Nano(7), (1, 2, 30))
+OFFER = ReservationTerms(1_000, Nano(5), 100, Nano(7), (1, 2, 30))
 PRICE = 30 * (2 * 5 + 3 * 7)
 FIRST = Term(1, 0, 30 * DAY)
 ACTIVE, UNPAID = ReservationState.ACTIVE, ReservationState.UNPAID
 RICH, POOR = Nano(PRICE), Nano(PRICE - 1)
 
 
-def plan(buying: Buying, days: int = 30) -> Plan:
+def plan(buying: Buying, days: int = 30) -> ReservationPlan:
     """2,000 tokens a minute in, 300 out."""
-    return Plan(2_000, 300, days, buying)
+    return ReservationPlan(2_000, 300, days, buying)
 
 
 def expected(buying: Buying, bought: tuple[Term, ...], money: Nano | None, now: int) -> str | int:
@@ -62,7 +62,7 @@ TABLE = [
 def test_every_state_time_money_and_buying(
     buying: Buying, bought: tuple[Term, ...], money: Nano | None, now: int
 ) -> None:
-    step = judge(plan(buying), bought, OFFER, money, now)
+    step = decide_reservation(plan(buying), bought, OFFER, money, now)
     due = expected(buying, bought, money, now)
     if isinstance(step, Purchase):
         assert step == Purchase(
@@ -76,10 +76,10 @@ def test_every_state_time_money_and_buying(
 
 def test_a_term_that_follows_is_bought_already() -> None:
     bought = (FIRST, Term(2, FIRST.end, FIRST.end + 30 * DAY))
-    step = judge(plan(Buying.RENEWING), bought, OFFER, RICH, 30 * DAY - 1)
-    assert step == Outcome(ACTIVE, 1, due=30 * DAY)
-    step = judge(plan(Buying.RENEWING), bought, OFFER, RICH, 30 * DAY)
-    assert step == Outcome(ACTIVE, 2, due=59 * DAY)
+    step = decide_reservation(plan(Buying.RENEWING), bought, OFFER, RICH, 30 * DAY - 1)
+    assert step == ReservationOutcome(ACTIVE, 1, due=30 * DAY)
+    step = decide_reservation(plan(Buying.RENEWING), bought, OFFER, RICH, 30 * DAY)
+    assert step == ReservationOutcome(ACTIVE, 2, due=59 * DAY)
 
 
 @pytest.mark.parametrize(("days", "ahead"), [(1, DAY // 2), (2, DAY), (30, DAY), (365, DAY)])
@@ -98,20 +98,20 @@ def test_the_next_term_is_bought_a_day_ahead_or_half_of_a_short_one(days: int, a
 )
 def test_what_cannot_be_bought_is_said_in_a_sentence(changes: dict[str, int], sentence: str) -> None:
     values = {"input_tpm": 2_000, "output_tpm": 300, "days": 30} | changes
-    wanted = Plan(**values, buying=Buying.RENEWING)
+    wanted = ReservationPlan(**values, buying=Buying.RENEWING)
     price = term_price(wanted, OFFER)
     assert isinstance(price, str)
     assert sentence in price
     for state, bought, now in ((UNPAID, (), 0), (ACTIVE, (FIRST,), 29 * DAY)):
-        step = judge(wanted, bought, OFFER, RICH, now)
-        assert isinstance(step, Outcome)
+        step = decide_reservation(wanted, bought, OFFER, RICH, now)
+        assert isinstance(step, ReservationOutcome)
         assert (step.state, step.reason) == (state, "NotOffered")
         assert step.message.startswith(price)
 
 
 def test_a_model_that_offers_none_sells_none() -> None:
-    step = judge(plan(Buying.ONCE), (), None, RICH, 0)
-    assert isinstance(step, Outcome)
+    step = decide_reservation(plan(Buying.ONCE), (), None, RICH, 0)
+    assert isinstance(step, ReservationOutcome)
     assert (step.state, step.reason) == (UNPAID, "NotOffered")
 
 
@@ -119,7 +119,9 @@ def live(buying: Buying, days: int, moments: list[int], money: int) -> tuple[lis
     """Judge at each of these moments; the terms bought, and the money left."""
     bought: list[Term] = []
     for now in moments:
-        while isinstance(step := judge(plan(buying, days), bought, OFFER, Nano(money), now), Purchase):
+        while isinstance(
+            step := decide_reservation(plan(buying, days), bought, OFFER, Nano(money), now), Purchase
+        ):
             bought.append(step.term)
             money -= step.price
     return bought, money

@@ -16,7 +16,7 @@ from aiohttp import web
 from farebox.gateway.envoy import process as envoy_process
 from farebox.gateway.envoy.admin import Admin
 from farebox.gateway.envoy.bootstrap import EnvoySettings
-from farebox.gateway.interface import Forward, Head, Refuse
+from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
 from tests.gateway.envoy_gateway import (
     Gateway,
     Mirror,
@@ -51,11 +51,11 @@ async def test_a_decision_changes_path_body_and_headers_and_nothing_else(tmp_pat
     async with Mirror() as mirror:
 
         @by_body
-        async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
             assert body is not None
             changed = body.replace(b"alias", b"Qwen/Qwen3-8B")
             set_headers = {"authorization": "Bearer upstream", "x-new": "1"}
-            return Forward(mirror.address, False, "/base/v1/x?y=1", changed, set_headers, ("x-secret",))
+            return Route(mirror.address, False, "/base/v1/x?y=1", changed, set_headers, ("x-secret",))
 
         async with gateway(tmp_path, handler) as running:
             sent = b'{"model": "alias", "seed": 12345678901234567890123,"a":1.0}'
@@ -84,8 +84,8 @@ async def test_an_empty_body_and_an_unchanged_one(tmp_path: Path) -> None:
     async with Mirror() as mirror:
 
         @by_body
-        async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
-            return Forward(mirror.address, False, head.path, b"" if head.path == "/empty" else None)
+        async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
+            return Route(mirror.address, False, head.path, b"" if head.path == "/empty" else None)
 
         async with gateway(tmp_path, handler) as running:
             await running.call("/empty", data=b"abc")
@@ -95,12 +95,12 @@ async def test_an_empty_body_and_an_unchanged_one(tmp_path: Path) -> None:
 
 
 async def test_clients_cannot_say_what_only_the_gateway_may(tmp_path: Path, upstream: str) -> None:
-    heads: list[Head] = []
+    heads: list[RequestHead] = []
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         heads.append(head)
-        return Forward(upstream, False, head.path, labels={"service": "a/b"})
+        return Route(upstream, False, head.path, labels={"service": "a/b"})
 
     forged = {
         "x-gw-cluster": "decision",
@@ -130,9 +130,9 @@ async def test_a_refusal_reaches_the_client_as_it_is_and_is_not_logged(tmp_path:
     statuses = iter([402, 413, 429, 503])
 
     @by_body
-    async def handler(head: Head, _: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, _: bytes | None) -> Route | ImmediateResponse:
         headers = {"content-type": "application/json", "retry-after": "7", "x-ratelimit-limit-requests": "60"}
-        return Refuse(next(statuses), headers, body)
+        return ImmediateResponse(next(statuses), headers, body)
 
     async with gateway(tmp_path, handler) as running:
         replies = [await running.call(body=chat()) for _ in range(2)]
@@ -160,7 +160,7 @@ async def test_without_a_decision_process_there_is_no_open_door(tmp_path: Path, 
 
 async def test_a_decision_that_hangs_is_503_after_its_time(tmp_path: Path) -> None:
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -172,7 +172,7 @@ async def test_a_decision_that_hangs_is_503_after_its_time(tmp_path: Path) -> No
 
 async def test_a_handler_that_fails_is_503(tmp_path: Path) -> None:
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         raise RuntimeError("a fault")
 
     async with gateway(tmp_path, handler) as running:
@@ -187,7 +187,7 @@ async def test_a_body_over_the_limit_is_413(tmp_path: Path, framing: str) -> Non
             yield b"y" * 10_000
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         raise AssertionError("asked")
 
     async with gateway(tmp_path, handler, max_body_bytes=100_000) as running:
@@ -201,9 +201,9 @@ async def test_a_body_of_the_greatest_size_goes_through(tmp_path: Path, size: in
     async with Mirror() as mirror:
 
         @by_body
-        async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
             assert body is not None
-            return Forward(mirror.address, False, head.path, body[:-1] + b"!")
+            return Route(mirror.address, False, head.path, body[:-1] + b"!")
 
         async with gateway(tmp_path, handler, max_body_bytes=size) as running:
             assert (await running.call(data=b"x" * size)).status == 200
@@ -224,8 +224,8 @@ async def test_an_upstream_that_cannot_be_reached_is_an_upstream_error(
     address = request.getfixturevalue("upstream") if upstream == "SIMULATOR" else upstream
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
-        return Forward(address, tls, head.path, labels={"service": "a/b"})
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
+        return Route(address, tls, head.path, labels={"service": "a/b"})
 
     async with gateway(tmp_path, handler) as running:
         reply = await running.call(body=chat())
@@ -297,9 +297,9 @@ async def test_tls_upstreams_must_have_a_certificate_that_is_trusted(tmp_path: P
     async with tls_upstream(tmp_path, "good") as good, tls_upstream(tmp_path, "bad") as bad:
 
         @by_body
-        async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+        async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
             host = {"/good": f"localhost:{good}", "/bad": f"localhost:{bad}", "/name": f"127.0.0.1:{good}"}
-            return Forward(host[head.path], True, head.path)
+            return Route(host[head.path], True, head.path)
 
         async with gateway(tmp_path / "run", handler, ca_file=tmp_path / "ours.crt") as running:
             assert (await running.call("/good")).body == b"over TLS"

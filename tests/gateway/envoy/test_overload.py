@@ -11,7 +11,7 @@ import aiohttp
 import httpx
 import pytest
 
-from farebox.gateway.interface import Forward, Head, Refuse
+from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
 from tests.gateway.envoy_gateway import Gateway, by_body, chat, forwarding, gateway
 from tests.gateway.h2_client import eventually
 from tests.support.ports import free_port
@@ -21,7 +21,7 @@ UPLOAD = b"x" * MIB
 LENGTH = 16
 
 
-def asked(head: Head) -> Refuse:
+def asked(head: RequestHead) -> ImmediateResponse:
     raise AssertionError("asked")
 
 
@@ -227,9 +227,9 @@ async def test_a_thousand_streams_at_a_time_are_within_the_limits(tmp_path: Path
     go = asyncio.Event()
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         await go.wait()
-        return Refuse(402, {}, b"{}")
+        return ImmediateResponse(402, {}, b"{}")
 
     connector = aiohttp.TCPConnector(limit=0)
     async with (
@@ -256,13 +256,13 @@ async def test_http2_takes_so_many_calls_at_a_time_on_a_connection(tmp_path: Pat
     running_now, most, go = 0, 0, asyncio.Event()
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         nonlocal running_now, most
         running_now += 1
         most = max(most, running_now)
         await go.wait()
         running_now -= 1
-        return Refuse(402, {}, b"{}")
+        return ImmediateResponse(402, {}, b"{}")
 
     async with (
         gateway(tmp_path, handler, http2_streams=3, decision_seconds=3600) as running,

@@ -13,8 +13,8 @@ import pytest
 
 from farebox.gateway import settlement
 from farebox.gateway.ext_proc.server import listening
-from farebox.gateway.interface import Forward
-from farebox.gateway.metering.usage import used
+from farebox.gateway.interface import Route
+from farebox.gateway.metering.usage import billed_tokens
 from tests.gateway.envoy_gateway import envoy_only, simulator
 from tests.gateway.h2_client import eventually
 from tests.gateway.hostile import GOOD, request
@@ -53,14 +53,14 @@ async def test_the_official_client_is_served_and_metered(stack: Stack) -> None:
         assert answer.usage is not None
         await stack.settle(1)
         cost = answer.usage.prompt_tokens * 500 + 7 * 1500
-        assert stack.world.purse.available(ACCOUNT) == 5 * UNIT - cost
+        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - cost
 
         stream = await client.chat.completions.create(model="chat", messages=CHAT, max_tokens=7, stream=True)
         chunks = [chunk async for chunk in stream]
         assert sum(bool(chunk.choices[0].delta.content) for chunk in chunks) == 7
         assert {chunk.usage for chunk in chunks} == {None}, "nobody asked"
         await stack.settle(2)
-        assert stack.world.purse.available(ACCOUNT) == 5 * UNIT - 2 * cost
+        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
 
         embedding = await client.embeddings.create(model="chat", input="hello")
         assert embedding.data
@@ -109,12 +109,12 @@ async def test_anthropics_client_is_served_metered_and_refused(stack: Stack) -> 
         assert answer.usage.output_tokens == 7
         await stack.settle(1)
         cost = answer.usage.input_tokens * 500 + 7 * 1500
-        assert stack.world.purse.available(ACCOUNT) == 5 * UNIT - cost
+        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - cost
         async with client.messages.stream(model="chat", messages=CHAT, max_tokens=7) as stream:
             text = await stream.get_final_text()
         assert len(text.split()) == 7
         await stack.settle(2)
-        assert stack.world.purse.available(ACCOUNT) == 5 * UNIT - 2 * cost
+        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
         with pytest.raises(anthropic.NotFoundError, match="there is no model 'other'"):
             await client.messages.create(model="other", messages=CHAT, max_tokens=7)
         stack.world.hear(0, 2)
@@ -129,7 +129,7 @@ async def test_responses_are_served_and_metered(stack: Stack) -> None:
         assert answer.usage is not None
         await stack.settle(1)
         cost = answer.usage.input_tokens * 500 + answer.usage.output_tokens * 1500
-        assert stack.world.purse.available(ACCOUNT) == 5 * UNIT - cost
+        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - cost
         kinds = [
             event.type
             async for event in await client.responses.create(
@@ -139,7 +139,7 @@ async def test_responses_are_served_and_metered(stack: Stack) -> None:
         # An answer that is cut at its bound is incomplete, and says what it used all the same.
         assert kinds[-1] in ("response.completed", "response.incomplete")
         await stack.settle(2)
-        assert stack.world.purse.available(ACCOUNT) == 5 * UNIT - 2 * cost
+        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
         with pytest.raises(openai.BadRequestError, match="previous_response_id is not offered"):
             await client.responses.create(model="chat", input="and then?", previous_response_id=answer.id)
 
@@ -152,10 +152,10 @@ async def test_a_hard_account_is_held_and_charged_what_was_used(stack: Stack) ->
     line = await stack.envoy.line(1)
     cost = answer.usage.prompt_tokens * 500 + answer.usage.completion_tokens * 1500
     assert cost <= int(line.labels["hold"])
-    assert stack.world.budgets.holds(line.request_id)
-    stack.world.settling.on_usage(line, used(line))
-    stack.world.settling.acknowledged([line.request_id])
-    assert not stack.world.budgets.holds(line.request_id)
+    assert stack.world.leases.holds(line.request_id)
+    stack.world.settlement.on_usage(line, billed_tokens(line))
+    stack.world.settlement.acknowledged([line.request_id])
+    assert not stack.world.leases.holds(line.request_id)
 
 
 async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
@@ -183,7 +183,7 @@ async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
             envoy.settings.decision_socket,
             world.gate.handle,
             envoy.settings.max_body_bytes,
-            world.settling.unread,
+            world.settlement.abandoned,
         ),
     ):
         for _ in range(15):
@@ -191,9 +191,9 @@ async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
 
         def nothing_is_held() -> bool:
             for line in envoy.lines():
-                world.settling.on_usage(line, used(line))
-                world.settling.acknowledged([line.request_id])
-            return world.budgets.open_holds == 0
+                world.settlement.on_usage(line, billed_tokens(line))
+                world.settlement.acknowledged([line.request_id])
+            return world.leases.open_holds == 0
 
         await eventually(nothing_is_held)
         assert envoy.lines(), "some have gone on their way"
@@ -219,5 +219,5 @@ async def test_64_clients_race_through_envoy_for_ten_calls_a_minute(stack: Stack
 
 async def test_a_forwarded_call_is_what_the_handler_says(stack: Stack) -> None:
     answer = await stack.world.call()
-    assert isinstance(answer, Forward)
+    assert isinstance(answer, Route)
     assert answer.set_headers["accept-encoding"] == "identity"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lupa import luajit21
 
 from farebox.gateway.envoy.usage_filter import NAMESPACE, script
-from farebox.gateway.interface import Forward, Head, Hiding, Refuse
-from farebox.gateway.metering.usage import Used, used
+from farebox.gateway.interface import ImmediateResponse, RequestHead, Route, UsageRedaction
+from farebox.gateway.metering.usage import BilledTokens, billed_tokens
 from tests.gateway.envoy_gateway import Simulator, by_body, chat, gateway
 from tests.gateway.metering.test_metering import CONTINUOUS, leave_after
 
@@ -48,12 +48,14 @@ class Answer:
     `steps` are thousands of LuaJIT's own instructions; it counts them where it does not compile.
     """
 
-    def __init__(self, hiding: Hiding, pieces: list[bytes], kind: bytes, *, compiled: bool = True) -> None:
+    def __init__(
+        self, redaction: UsageRedaction, pieces: list[bytes], kind: bytes, *, compiled: bool = True
+    ) -> None:
         self.kept: dict[str, Any] = {}
         self.steps = 0
         chunks = [Chunk(piece) for piece in pieces]
         lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
-        lua.execute(script(hiding).encode())
+        lua.execute(script(redaction).encode())
         if not compiled:
             lua.eval(b"function(step) jit.off(); debug.sethook(function() step() end, '', 1000) end")(
                 self._step
@@ -107,9 +109,9 @@ def _handle(lua: Any) -> Callable[..., None]:
 STREAM, DOCUMENT = b"text/event-stream", b"application/json"
 
 
-def through(hiding: Hiding, pieces: list[bytes], kind: bytes = STREAM) -> bytes:
+def through(redaction: UsageRedaction, pieces: list[bytes], kind: bytes = STREAM) -> bytes:
     """The bytes of an answer after the script."""
-    return Answer(hiding, pieces, kind).text
+    return Answer(redaction, pieces, kind).text
 
 
 def cut(text: bytes, places: list[int]) -> list[bytes]:
@@ -159,7 +161,7 @@ def test_the_usage_of_a_document_is_found_wherever_it_is_cut(
     told = {"usage": usage}
     document = before | ({within: {**after, **told}} if within else told) | after
     text = json.dumps(document, separators=written, ensure_ascii=ascii_only).encode(errors="surrogatepass")
-    answer = Answer(Hiding.NOTHING, cut(text, cuts), DOCUMENT)
+    answer = Answer(UsageRedaction.NOTHING, cut(text, cuts), DOCUMENT)
     expected, where = usage_in(document)
     name = "first" if where == "message" else "last"
     assert answer.kept == ({} if expected is None else {name: expected})
@@ -189,7 +191,7 @@ def test_the_last_usage_of_a_stream_is_kept_wherever_it_is_cut(
     else:
         documents = [{"message": {"content": [], "usage": told[0]}}, *choices, {"usage": told[-1]}]
     stream = "".join(f"event: e{end}data: {json.dumps(each)}{end}{end}" for each in documents).encode()
-    answer = Answer(Hiding.NOTHING, [*cut(stream, cuts), b""], STREAM)
+    answer = Answer(UsageRedaction.NOTHING, [*cut(stream, cuts), b""], STREAM)
     expected = {"last": usage_in(documents[-1])[0]}
     assert answer.kept == (expected | {"first": told[0]} if form == "message" else expected)
     assert answer.text == stream
@@ -202,27 +204,29 @@ def test_a_document_of_any_size_is_read(first: bool, size: int) -> None:
     data = {"data": [{"embedding": [0.25] * (size // 6)}], "text": '\\"' * size}
     text = json.dumps(usage | data if first else data | usage).encode()
     pieces = [text[at : at + 16_000] for at in range(0, len(text), 16_000)]
-    assert Answer(Hiding.NOTHING, pieces, b"Application/JSON; charset=utf-8").kept == {"last": usage["usage"]}
+    assert Answer(UsageRedaction.NOTHING, pieces, b"Application/JSON; charset=utf-8").kept == {
+        "last": usage["usage"]
+    }
 
 
-@pytest.mark.parametrize("hiding", list(Hiding))
+@pytest.mark.parametrize("redaction", list(UsageRedaction))
 @pytest.mark.parametrize("size", [LONGEST_KEPT - 50, LONGEST_KEPT, 2 * LONGEST_HIDDEN])
-def test_an_event_of_any_size_is_read(hiding: Hiding, size: int) -> None:
+def test_an_event_of_any_size_is_read(redaction: UsageRedaction, size: int) -> None:
     long = json.dumps({"response": {"instructions": "x" * size, "usage": USAGE}}).encode()
     stream = event("one", {"prompt_tokens": 1}) + b"data: " + long + b"\n\n" + event("after")
     for step in (1000, 70_000, len(stream)):
         pieces = [stream[at : at + step] for at in range(0, len(stream), step)]
-        assert Answer(hiding, pieces, STREAM).kept == {"last": USAGE}
+        assert Answer(redaction, pieces, STREAM).kept == {"last": USAGE}
 
 
-@pytest.mark.parametrize("hiding", list(Hiding))
-def test_what_a_caller_wrote_into_a_schema_is_not_read_again_and_again(hiding: Hiding) -> None:
+@pytest.mark.parametrize("redaction", list(UsageRedaction))
+def test_what_a_caller_wrote_into_a_schema_is_not_read_again_and_again(redaction: UsageRedaction) -> None:
     """Envoy's thread serves others with what it saves."""
 
     def steps(number: int) -> int:
         schema = {"properties": [{"usage": {"type": "integer"}}] * number}
         stream = b"data: " + json.dumps({"response": {"tools": [schema], "usage": USAGE}}).encode() + b"\n\n"
-        answer = Answer(hiding, [stream.replace(b'"usage": {"p', b'"used": {"p')], STREAM, compiled=False)
+        answer = Answer(redaction, [stream.replace(b'"usage": {"p', b'"used": {"p')], STREAM, compiled=False)
         assert answer.kept == {}
         return answer.steps
 
@@ -232,7 +236,7 @@ def test_what_a_caller_wrote_into_a_schema_is_not_read_again_and_again(hiding: H
 @pytest.mark.parametrize("kind", [b"", b"text/plain", b"audio/mpeg"])
 def test_other_answers_are_not_read(kind: bytes) -> None:
     text = json.dumps({"usage": USAGE}).encode()
-    answer = Answer(Hiding.ALL, [text], kind)
+    answer = Answer(UsageRedaction.ALL, [text], kind)
     assert (answer.text, answer.kept) == (text, {})
 
 
@@ -253,15 +257,15 @@ def last(end: str = "\n") -> bytes:
     spaced=st.booleans(),
     end=st.sampled_from(["\n", "\r\n"]),
     cuts=CUTS,
-    hiding=st.sampled_from([Hiding.EACH_EVENT, Hiding.ALL]),
+    redaction=st.sampled_from([UsageRedaction.EACH_EVENT, UsageRedaction.ALL]),
 )
 def test_wherever_a_stream_is_cut_only_its_usage_is_hidden(
-    texts: list[str], spaced: bool, end: str, cuts: list[int], hiding: Hiding
+    texts: list[str], spaced: bool, end: str, cuts: list[int], redaction: UsageRedaction
 ) -> None:
     done = f"data: [DONE]{end}{end}".encode()
     stream = b"".join(event(text, USAGE, spaced=spaced, end=end) for text in texts) + last(end) + done
-    kept = last(end) if hiding is Hiding.EACH_EVENT else b""
-    seen = through(hiding, [*cut(stream, cuts), b""])
+    kept = last(end) if redaction is UsageRedaction.EACH_EVENT else b""
+    seen = through(redaction, [*cut(stream, cuts), b""])
     plain = b"".join(event(text, spaced=spaced, end=end) for text in texts) + kept + done
     assert documents(seen) == [
         {**each, "usage": None} if each["choices"] else each for each in documents(plain)
@@ -277,60 +281,60 @@ def documents(stream: bytes) -> list[Any]:
 def test_what_tells_no_usage_passes_byte_for_byte() -> None:
     events = b"".join(map(event, ["a", *TEXTS]))
     stream = b": hello\r\n\r\nevent: ping\ndata:\n\n" + events + b"data: [DONE]\n\n"
-    for hiding in (Hiding.EACH_EVENT, Hiding.ALL):
-        assert through(hiding, [stream]) == stream
+    for redaction in (UsageRedaction.EACH_EVENT, UsageRedaction.ALL):
+        assert through(redaction, [stream]) == stream
 
 
 def test_a_line_that_does_not_end_is_not_waited_for() -> None:
     pieces = [b"data: " + b"x" * (LONGEST_HIDDEN // 3) for _ in range(4)] + [b"\n\n" + last()]
-    assert through(Hiding.ALL, pieces) == b"".join(pieces)
-    assert through(Hiding.ALL, [*pieces[:2], b"\n\n" + last()]) == b"".join(pieces[:2]) + b"\n\n"
+    assert through(UsageRedaction.ALL, pieces) == b"".join(pieces)
+    assert through(UsageRedaction.ALL, [*pieces[:2], b"\n\n" + last()]) == b"".join(pieces[:2]) + b"\n\n"
 
 
 def test_an_answer_that_is_no_stream_passes_byte_for_byte() -> None:
     whole = b'{"choices":[],"usage":{"prompt_tokens":1}}\nrest'
-    assert through(Hiding.ALL, [whole], DOCUMENT) == whole
+    assert through(UsageRedaction.ALL, [whole], DOCUMENT) == whole
 
 
-def asking(upstream: str, hiding: Hiding, **labels: str) -> Any:
+def asking(upstream: str, redaction: UsageRedaction, **labels: str) -> Any:
     """A handler that forwards calls as they are, and hides usage of their streams."""
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
-        return Forward(upstream, False, head.path, labels={"service": "a/b", **labels}, hiding=hiding)
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
+        return Route(upstream, False, head.path, labels={"service": "a/b", **labels}, redaction=redaction)
 
     return handler
 
 
 @pytest.mark.parametrize(
-    ("hiding", "usages"),
+    ("redaction", "usages"),
     [
-        (Hiding.NOTHING, [0, 1, 2, 3, 3, 3]),
-        (Hiding.EACH_EVENT, [None, None, None, None, None, 3]),
-        (Hiding.ALL, [None, None, None, None, None]),
+        (UsageRedaction.NOTHING, [0, 1, 2, 3, 3, 3]),
+        (UsageRedaction.EACH_EVENT, [None, None, None, None, None, 3]),
+        (UsageRedaction.ALL, [None, None, None, None, None]),
     ],
 )
 async def test_what_is_hidden_is_metered(
-    tmp_path: Path, upstream: str, hiding: Hiding, usages: list[int | None]
+    tmp_path: Path, upstream: str, redaction: UsageRedaction, usages: list[int | None]
 ) -> None:
     body = chat(max_tokens=3, stream=True, stream_options=CONTINUOUS)
-    async with gateway(tmp_path, asking(upstream, hiding, continuous_usage="true")) as running:
+    async with gateway(tmp_path, asking(upstream, redaction, continuous_usage="true")) as running:
         reply = await running.call(body=body)
         line = await running.line()
     seen = [each["usage"] and each["usage"]["completion_tokens"] for each in documents(reply.body)]
     assert seen == usages
     assert reply.body.endswith(b"data: [DONE]\n\n")
-    assert used(line) == Used(3 + 3, 0, 3, estimated=False)
+    assert billed_tokens(line) == BilledTokens(3 + 3, 0, 3, estimated=False)
 
 
 async def test_a_client_that_leaves_midway_pays_what_it_did_not_see_the_count_of(
     tmp_path: Path, slow: Simulator
 ) -> None:
-    handler = asking(slow.upstream, Hiding.ALL, continuous_usage="true", stream="true")
+    handler = asking(slow.upstream, UsageRedaction.ALL, continuous_usage="true", stream="true")
     async with gateway(tmp_path, handler) as running:
         body = chat(stream=True, stream_options=CONTINUOUS, min_tokens=10_000)
         seen = await leave_after(running.url, body, 10)
-        paid = used(await running.line())
+        paid = billed_tokens(await running.line())
     assert paid is not None
     assert not paid.estimated
     assert seen - 1 <= paid.output_tokens <= seen + 10
@@ -354,7 +358,7 @@ async def test_an_event_is_passed_on_as_soon_as_it_is_whole(tmp_path: Path) -> N
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    handler = asking(f"127.0.0.1:{port}", Hiding.ALL, continuous_usage="true")
+    handler = asking(f"127.0.0.1:{port}", UsageRedaction.ALL, continuous_usage="true")
     async with server, gateway(tmp_path, handler) as running:
         call = running.session.post(f"{running.url}/v1/chat/completions", json=chat(stream=True))
         async with call as response:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from farebox.gateway.ext_proc import discard, messages
 from farebox.gateway.ext_proc.messages import CONTINUE, InvalidMessage
-from farebox.gateway.ext_proc.server import Exchange, listening
+from farebox.gateway.ext_proc.server import ProcessingStream, listening
 from farebox.gateway.ext_proc.streams import Stream
-from farebox.gateway.interface import Forward, Handler, Head, Refuse
+from farebox.gateway.interface import HeadHandler, ImmediateResponse, RequestHead, Route
 from tests.gateway.envoy_gateway import by_body
 from tests.gateway.h2_client import GRPC_HEADERS, Client, connected, eventually
 from tests.gateway.protobuf import field, fields, headers_message
@@ -24,17 +24,17 @@ from tests.gateway.protobuf import field, fields, headers_message
 LIMIT = 100_000
 
 
-def forwarded(head: Head, body: bytes | None) -> Forward:
-    return Forward("model:8000", False, head.path, body, labels={"service": "team/chat"})
+def forwarded(head: RequestHead, body: bytes | None) -> Route:
+    return Route("model:8000", False, head.path, body, labels={"service": "team/chat"})
 
 
 @by_body
-async def forwards(head: Head, body: bytes | None) -> Forward | Refuse:
+async def forwards(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
     return forwarded(head, body)
 
 
 @asynccontextmanager
-async def served(directory: Path, handler: Handler = forwards) -> AsyncIterator[Client]:
+async def served(directory: Path, handler: HeadHandler = forwards) -> AsyncIterator[Client]:
     socket = directory / "decide.sock"
     async with listening(socket, handler, LIMIT), connected(socket) as client:
         yield client
@@ -53,7 +53,7 @@ async def test_a_request_with_a_body_is_decided_when_the_body_is_there(tmp_path:
     asked: list[bytes | None] = []
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         asked.append(body)
         return forwarded(head, body)
 
@@ -73,7 +73,7 @@ async def test_a_call_that_is_over_is_freed_without_a_search_for_garbage(tmp_pat
     """The search for what thousands of calls left stopped all others for a tenth of a second."""
 
     def left() -> list[object]:
-        return [each for each in gc.get_objects() if isinstance(each, (Stream, Exchange))]
+        return [each for each in gc.get_objects() if isinstance(each, (Stream, ProcessingStream))]
 
     async with served(tmp_path) as client:
         gc.collect()
@@ -94,12 +94,12 @@ async def test_a_call_that_is_over_is_freed_without_a_search_for_garbage(tmp_pat
 
 
 async def test_the_head_is_read_with_repeated_and_odd_headers(tmp_path: Path) -> None:
-    heads: list[Head] = []
+    heads: list[RequestHead] = []
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         heads.append(head)
-        return Refuse(402, {"retry-after": "1"}, b"{}")
+        return ImmediateResponse(402, {"retry-after": "1"}, b"{}")
 
     sent = [
         (":method", "POST"),
@@ -125,8 +125,8 @@ async def test_the_head_is_read_with_repeated_and_odd_headers(tmp_path: Path) ->
 
 
 async def test_a_head_that_is_refused_is_answered_before_its_body(tmp_path: Path) -> None:
-    def handler(head: Head) -> Refuse:
-        return Refuse(401, {"x-path": head.path}, b"{}")
+    def handler(head: RequestHead) -> ImmediateResponse:
+        return ImmediateResponse(401, {"x-path": head.path}, b"{}")
 
     async with served(tmp_path, handler) as client:
         for headers, end in (({}, True), ({"content-length": str(discard.SMALL_BYTES)}, False)):
@@ -137,8 +137,10 @@ async def test_a_head_that_is_refused_is_answered_before_its_body(tmp_path: Path
             assert trailers == {"grpc-status": "0"}
 
 
-def refuses(head: Head) -> Refuse:
-    return Refuse(401, {"content-type": "application/json", "x-request-id": "id-1"}, b'{"error": 1}')
+def refuses(head: RequestHead) -> ImmediateResponse:
+    return ImmediateResponse(
+        401, {"content-type": "application/json", "x-request-id": "id-1"}, b'{"error": 1}'
+    )
 
 
 async def sent_to(client: Client, headers: dict[str, str]) -> dict[str, str]:
@@ -221,7 +223,7 @@ async def test_a_body_that_was_not_asked_for_is_no_message(tmp_path: Path) -> No
 
 async def test_a_body_over_the_limit_is_refused_without_asking(tmp_path: Path) -> None:
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         raise AssertionError("asked")
 
     async with served(tmp_path, handler) as client:
@@ -238,10 +240,10 @@ async def test_a_body_over_the_limit_is_refused_without_asking(tmp_path: Path) -
 
 async def test_a_handler_that_raises_lets_nothing_through(tmp_path: Path) -> None:
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         raise RuntimeError("a fault")
 
-    def at_once(head: Head) -> Refuse:
+    def at_once(head: RequestHead) -> ImmediateResponse:
         raise RuntimeError("a fault")
 
     for faulty in (handler, at_once):
@@ -257,7 +259,7 @@ async def test_a_call_that_is_gone_is_not_decided_any_more(tmp_path: Path) -> No
     began, ended = asyncio.Event(), asyncio.Event()
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         began.set()
         try:
             await asyncio.Event().wait()
@@ -275,8 +277,8 @@ async def test_a_call_that_is_gone_is_not_decided_any_more(tmp_path: Path) -> No
 
 
 @by_body
-async def pays(head: Head, body: bytes | None) -> Forward | Refuse:
-    return forwarded(head, body) if head.path == "/" else Refuse(402, {}, b"")
+async def pays(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
+    return forwarded(head, body) if head.path == "/" else ImmediateResponse(402, {}, b"")
 
 
 @asynccontextmanager
@@ -326,7 +328,7 @@ async def test_it_is_told_of_a_call_whose_client_left_before_it_was_decided(tmp_
     go = asyncio.Event()
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         await go.wait()
         return forwarded(head, body)
 
@@ -348,7 +350,7 @@ async def test_an_answer_that_waits_for_room_and_is_not_wanted_any_more_is_told_
     unread: list[str] = []
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         return forwarded(head, b"x" * 1_000_000)
 
     socket = tmp_path / "decide.sock"
@@ -395,7 +397,7 @@ async def test_decisions_under_way_are_finished_at_the_end(tmp_path: Path) -> No
     began, go = asyncio.Event(), asyncio.Event()
 
     @by_body
-    async def handler(head: Head, body: bytes | None) -> Forward | Refuse:
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         began.set()
         await go.wait()
         return forwarded(head, body)
@@ -441,8 +443,8 @@ def test_numbers_come_back(value: int) -> None:
 
 @given(st.dictionaries(st.text(max_size=300), st.text(max_size=300), max_size=5), st.binary(max_size=300))
 def test_a_decision_can_be_read_by_another_reader(labels: dict[str, str], body: bytes) -> None:
-    decision = Forward("h:1", True, "/p", body, {"x-a": "b"}, ("x-c",), labels)
-    message = fields(messages.forward(decision, on_headers=False))
+    decision = Route("h:1", True, "/p", body, {"x-a": "b"}, ("x-c",), labels)
+    message = fields(messages.continue_request(decision, on_headers=False))
     common = fields(fields(message[3][0])[1][0])
     set_headers = {}
     for option in fields(common[2][0])[1]:

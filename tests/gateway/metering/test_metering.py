@@ -12,7 +12,7 @@ import h2.config
 import h2.connection
 import pytest
 
-from farebox.gateway.metering.usage import STREAM_BYTES_PER_TOKEN, Used, used
+from farebox.gateway.metering.usage import STREAM_BYTES_PER_TOKEN, BilledTokens, billed_tokens
 from tests.gateway.envoy_gateway import MODEL, Gateway, Simulator, chat, forwarding, gateway
 
 LONG = 200
@@ -60,9 +60,9 @@ async def test_usage_is_what_the_upstream_told_the_client(tmp_path: Path, upstre
         lines = running.lines()
     for reply, line in zip(replies, lines, strict=True):
         assert reply.status == 200
-        assert used(line) == Used(*told(reply.body), estimated=False)
+        assert billed_tokens(line) == BilledTokens(*told(reply.body), estimated=False)
         assert line.labels == {"service": "team-a/chat", **labels}
-    cached = used(lines[1])
+    cached = billed_tokens(lines[1])
     assert cached is not None
     if name != "embeddings":
         assert cached.cached_tokens > 0, "the second time the prompt is cached"
@@ -84,7 +84,7 @@ async def test_a_client_that_leaves_midway_pays_what_it_had_with_continuous_usag
         body = chat(stream=True, stream_options=CONTINUOUS, min_tokens=10_000)
         seen = await leave_after(running.url, body, 10)
         line = await running.line()
-    paid = used(line)
+    paid = billed_tokens(line)
     assert paid is not None
     assert "DC" in line.flags
     assert (paid.estimated, paid.input_tokens) == (False, 3 + 3)
@@ -99,7 +99,7 @@ async def test_a_client_that_leaves_midway_pays_an_estimate_otherwise(
     async with gateway(tmp_path, forwarding(slow.upstream, **labels)) as running:
         seen = await leave_after(running.url, chat(stream=True, stream_options=ASK, min_tokens=10_000), 10)
         line = await running.line()
-    paid = used(line)
+    paid = billed_tokens(line)
     assert paid is not None
     assert (paid.estimated, paid.input_tokens) == (True, 5)
     assert paid.output_tokens == line.sent_bytes // STREAM_BYTES_PER_TOKEN
@@ -115,7 +115,7 @@ async def test_a_call_that_takes_too_long_is_ended_and_pays_what_it_got(
         with pytest.raises(aiohttp.ClientPayloadError):
             await running.call(body=body)
         line = await running.line()
-    paid = used(line)
+    paid = billed_tokens(line)
     assert paid is not None
     assert (line.status, line.complete) == (200, False)
     assert line.milliseconds >= 2000
@@ -165,7 +165,7 @@ async def test_a_client_that_leaves_over_http2_pays_however_it_does(
             writer.close()
         line = await running.line()
         writer.close()
-    paid = used(line)
+    paid = billed_tokens(line)
     assert paid is not None
     assert paid.input_tokens == 5
     assert (paid.output_tokens > 0) == answered
@@ -184,7 +184,7 @@ async def test_a_client_that_leaves_before_the_answer_pays_its_input(tmp_path: P
         with pytest.raises(TimeoutError):
             await running.call(body=chat(min_tokens=1000), timeout=aiohttp.ClientTimeout(total=0.5))
         line = await running.line()
-    assert used(line) == Used(5, 0, 0, estimated=True)
+    assert billed_tokens(line) == BilledTokens(5, 0, 0, estimated=True)
 
 
 async def test_a_disconnect_stops_the_upstream(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ async def test_a_disconnect_stops_the_upstream(tmp_path: Path) -> None:
 async def test_an_error_of_the_upstream_costs_nothing(tmp_path: Path, upstream: str, body: Any) -> None:
     async with gateway(tmp_path, forwarding(upstream, estimate_input="5")) as running:
         assert (await running.call(body=body)).status >= 400
-        assert used(await running.line()) is None
+        assert billed_tokens(await running.line()) is None
 
 
 async def test_a_stream_that_the_upstream_breaks_off_costs_nothing(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ async def test_a_stream_that_the_upstream_breaks_off_costs_nothing(tmp_path: Pat
     async with server, gateway(tmp_path, forwarding(f"127.0.0.1:{port}", **labels)) as running:
         with pytest.raises(aiohttp.ClientError):
             await running.call(body=chat(stream=True))
-        assert used(await running.line()) is None
+        assert billed_tokens(await running.line()) is None
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ async def test_an_answer_that_does_not_tell_its_input_is_estimated_not_free(
     answer = json.dumps({"choices": [{"message": {"content": "word " * 100}}], **usage}).encode()
     async with saying(answer) as said, gateway(tmp_path, forwarding(said, estimate_input="9")) as running:
         await running.call(body=chat())
-        paid = used(await running.line())
-    assert paid == Used(9, 0, len(answer) // 4, estimated=True)
+        paid = billed_tokens(await running.line())
+    assert paid == BilledTokens(9, 0, len(answer) // 4, estimated=True)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ async def test_what_an_upstream_does_not_count_changes_nothing_of_what_it_does(
     answer = json.dumps({"choices": [{"message": {"content": "word " * 100}}], "usage": usage}).encode()
     async with saying(answer) as said, gateway(tmp_path, forwarding(said, estimate_input="9")) as running:
         await running.call(body=chat())
-        assert used(await running.line()) == Used(3, 0, 5, estimated=False)
+        assert billed_tokens(await running.line()) == BilledTokens(3, 0, 5, estimated=False)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,11 @@ async def test_odd_text_beside_the_counts_loses_no_call(tmp_path: Path, more: by
     answer = b'{"usage":{"prompt_tokens":3,"completion_tokens":5,%b}}' % more
     async with saying(answer) as said, gateway(tmp_path, forwarding(said, estimate_input="9")) as running:
         await running.call(body=chat())
-        paid = used(await running.line())
-    assert paid in (Used(3, 0, 5, estimated=False), Used(9, 0, len(answer) // 4, estimated=True))
+        paid = billed_tokens(await running.line())
+    assert paid in (
+        BilledTokens(3, 0, 5, estimated=False),
+        BilledTokens(9, 0, len(answer) // 4, estimated=True),
+    )
 
 
 @asynccontextmanager

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.metering.log_segments import Bookmark, Position, Segments
+from farebox.gateway.metering.log_segments import Checkpoint, LogSegments, Position
 from farebox.gateway.metering.outbox import Outbox
-from farebox.gateway.metering.publisher import Event, Receipt, RemoteEvents
+from farebox.gateway.metering.publisher import Event, PublishResult, UsagePublisher
 from farebox.gateway.metering.usage import UsageLine
-from farebox.meterapi.types import Budget
+from farebox.meterapi.types import CreditLease
 from tests.gateway.h2_client import eventually
 from tests.gateway.ledger_rows import stored
 from tests.ledger.databases import Database
@@ -94,7 +94,7 @@ async def test_each_line_is_charged_once_over_rotations_and_restarts(
     tmp_path: Path, meter: Running, database: Database, token: Path
 ) -> None:
     log = Log(tmp_path / "usage.log")
-    async with RemoteEvents(meter.url, token) as events:
+    async with UsagePublisher(meter.url, token) as events:
         for round_ in range(4):
             async with shipping(log, events) as outbox:
                 for _ in range(20):
@@ -114,7 +114,7 @@ async def test_a_bookmark_that_is_lost_sends_again_and_charges_nothing_twice(
 ) -> None:
     log, bookmark = Log(tmp_path / "usage.log"), tmp_path / "usage.done"
     log.write(5)
-    async with RemoteEvents(meter.url, token) as events:
+    async with UsagePublisher(meter.url, token) as events:
         async with shipping(log, events) as outbox:
             # A thread writes it, and outlives the outbox's task here as no thread outlives its process.
             await eventually(lambda: outbox.counts.sent == 5 and bookmark.exists())
@@ -127,13 +127,13 @@ async def test_a_bookmark_that_is_lost_sends_again_and_charges_nothing_twice(
 class Moody:
     """The real meter, reached through a line that fails when told."""
 
-    def __init__(self, events: RemoteEvents) -> None:
+    def __init__(self, events: UsagePublisher) -> None:
         self._events = events
         self.away = False
         self.lose_answers = False
         self.tries = 0
 
-    async def post(self, events: Sequence[Event]) -> Receipt:
+    async def post(self, events: Sequence[Event]) -> PublishResult:
         self.tries += 1
         if self.away:
             raise LedgerUnavailable("away")
@@ -150,7 +150,7 @@ async def test_a_meter_that_is_away_delays_and_loses_nothing(
     monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
     heard: list[UsageLine] = []
-    async with RemoteEvents(meter.url, token) as remote:
+    async with UsagePublisher(meter.url, token) as remote:
         events = Moody(remote)
         events.away = True
         async with shipping(log, events, on_usage=lambda line, _: heard.append(line)) as outbox:
@@ -174,11 +174,11 @@ async def test_what_the_meter_rejects_is_put_aside_and_holds_nothing_up(
     log = Log(tmp_path / "usage.log")
     acknowledged: list[str] = []
 
-    def hear(ids: Sequence[str], budgets: Sequence[Budget], sequence: int) -> None:
+    def hear(ids: Sequence[str], leases: Sequence[CreditLease], sequence: int) -> None:
         acknowledged.extend(ids)
         assert sequence > 0
 
-    async with RemoteEvents(meter.url, token) as events:
+    async with UsagePublisher(meter.url, token) as events:
         log.write(labels=json.dumps({"service": "no name"}))
         log.write(at="4000000000.0")
         log.write(3)
@@ -198,7 +198,7 @@ async def test_lines_that_cost_nothing_and_lines_that_are_none_are_passed_over(
 ) -> None:
     log = Log(tmp_path / "usage.log")
     heard: list[str] = []
-    async with RemoteEvents(meter.url, token) as events:
+    async with UsagePublisher(meter.url, token) as events:
         log.write(status=502, flags="UF")
         log.raw(b"\n{broken}\n" + log.line(7)[:50])
         log.write()
@@ -216,7 +216,7 @@ async def test_a_stop_sends_what_is_in_the_log_first(
     log.write(2500)
     stop = asyncio.Event()
     stop.set()
-    async with RemoteEvents(meter.url, token) as events:
+    async with UsagePublisher(meter.url, token) as events:
         await Outbox(log.path, "gateway-0", events, log.reopen).run(stop, 20)
     assert stored(database) == calls(2500)
 
@@ -228,7 +228,7 @@ async def test_a_listener_that_fails_does_not_stop_the_rest(
         raise RuntimeError("a fault")
 
     log = Log(tmp_path / "usage.log")
-    async with RemoteEvents(meter.url, token) as events:
+    async with UsagePublisher(meter.url, token) as events:
         log.write(3)
         async with shipping(log, events, on_usage=fail, on_acknowledged=fail) as outbox:
             await eventually(lambda: outbox.counts.sent == 3)
@@ -241,14 +241,14 @@ async def test_a_wrong_token_is_tried_again_with_the_one_that_replaces_it(
     replace(token, "wrong")
     log = Log(tmp_path / "usage.log")
     log.write(3)
-    async with RemoteEvents(meter.url, token) as events, shipping(log, events) as outbox:
+    async with UsagePublisher(meter.url, token) as events, shipping(log, events) as outbox:
         await eventually(lambda: outbox.counts.retries > 2)
         replace(token, GATEWAY)
         await eventually(lambda: outbox.counts.sent == 3)
 
 
 def test_a_bookmark_is_whole_or_the_one_before(tmp_path: Path) -> None:
-    bookmark = Bookmark(tmp_path / "done")
+    bookmark = Checkpoint(tmp_path / "done")
     assert bookmark.load() is None
     bookmark.save(Position(3, 17))
     (tmp_path / "done.new").write_text("{cut")
@@ -263,7 +263,7 @@ def test_a_log_that_somebody_emptied_is_read_from_its_beginning(
 ) -> None:
     path = tmp_path / "usage.log"
     path.write_bytes(b"a\nb\n")
-    segments = Segments(path, None)
+    segments = LogSegments(path, None)
     piece = segments.read(segments.start)
     assert piece.lines == (b"a", b"b")
     damage(path)
@@ -276,7 +276,7 @@ def test_a_log_that_somebody_emptied_is_read_from_its_beginning(
 
 def test_a_line_is_read_when_it_is_finished(tmp_path: Path) -> None:
     path = tmp_path / "usage.log"
-    segments = Segments(path, None)
+    segments = LogSegments(path, None)
     assert segments.read(segments.start).end == segments.start
     path.write_bytes(b"whole\nhalf")
     piece = segments.read(segments.start)
@@ -291,7 +291,7 @@ def test_a_line_is_read_when_it_is_finished(tmp_path: Path) -> None:
 def test_a_half_line_at_the_end_of_a_finished_file_does_not_hold_up_the_next(tmp_path: Path) -> None:
     path = tmp_path / "usage.log"
     path.write_bytes(b"whole\nhalf")
-    segments = Segments(path, None)
+    segments = LogSegments(path, None)
     first = segments.read(segments.start)
     assert segments.rotate_if_over(3)
     assert segments.awaits_envoy
@@ -307,17 +307,17 @@ def test_a_half_line_at_the_end_of_a_finished_file_does_not_hold_up_the_next(tmp
 def test_files_keep_their_order_over_a_restart_in_the_middle_of_a_rotation(tmp_path: Path) -> None:
     path = tmp_path / "usage.log"
     path.write_bytes(b"1\n")
-    segments = Segments(path, None)
+    segments = LogSegments(path, None)
     segments.rotate_if_over(0)
     segments.close()
-    again = Segments(path, None)
+    again = LogSegments(path, None)
     assert again.awaits_envoy
     assert again.read(again.start).lines == (b"1",)
     path.write_bytes(b"2\n")
     assert again.rotate_if_over(0)
     assert sorted(found.name for found in tmp_path.iterdir()) == ["usage.log.00000001", "usage.log.00000002"]
     again.close()
-    last = Segments(path, Position(2, 0))
+    last = LogSegments(path, Position(2, 0))
     assert not (tmp_path / "usage.log.00000001").exists(), "done"
     assert last.read(last.start).lines == (b"2",)
     last.close()
@@ -330,7 +330,7 @@ async def test_the_backlog_is_what_the_meter_has_not_taken(
     monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
     before = datetime.now(UTC)
-    async with RemoteEvents(meter.url, token) as events:
+    async with UsagePublisher(meter.url, token) as events:
         moody = Moody(events)
         async with shipping(log, moody) as outbox:
             log.write(1)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from farebox.gateway.metering.publisher import event_of
-from farebox.gateway.metering.usage import InvalidLine, UsageLine, Used, parse, used
+from farebox.gateway.metering.usage import BilledTokens, InvalidLine, UsageLine, billed_tokens, parse
 from farebox.meter.cloudevents import BATCH
 from farebox.meter.cloudevents import parse as parse_events
 
@@ -45,15 +45,19 @@ CUT: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        pytest.param({}, Used(100, 40, 20, False), id="as the upstream said"),
-        pytest.param({"output_tokens": 0}, Used(100, 40, 0, False), id="embeddings"),
+        pytest.param({}, BilledTokens(100, 40, 20, False), id="as the upstream said"),
+        pytest.param({"output_tokens": 0}, BilledTokens(100, 40, 0, False), id="embeddings"),
         pytest.param(
-            {"output_tokens": None, "sent_bytes": 44}, Used(100, 40, 11, True), id="does not say its output"
+            {"output_tokens": None, "sent_bytes": 44},
+            BilledTokens(100, 40, 11, True),
+            id="does not say its output",
         ),
-        pytest.param({"cached_tokens": 400}, Used(100, 100, 20, False), id="more cached than there is"),
+        pytest.param(
+            {"cached_tokens": 400}, BilledTokens(100, 100, 20, False), id="more cached than there is"
+        ),
         pytest.param(
             {"complete": False, "labels": {"stream": "true"}},
-            Used(100, 40, 20, True),
+            BilledTokens(100, 40, 20, True),
             id="a stream that said no last word",
         ),
         pytest.param({"status": 500}, None, id="an error with usage"),
@@ -65,35 +69,37 @@ CUT: dict[str, Any] = {
         pytest.param({**CUT, "status": 0, "flags": frozenset({"OM"})}, None, id="ended for it, not answered"),
         pytest.param(
             {**CUT, "flags": frozenset({"OM"})},
-            Used(11, 0, 50, True),
+            BilledTokens(11, 0, 50, True),
             id="ended for it while it was answered",
         ),
-        pytest.param(CUT, Used(11, 0, 50, True), id="text, no more than the limit"),
-        pytest.param({**CUT, "labels": {"stream": "true"}}, Used(0, 0, 20, True), id="stream"),
-        pytest.param({**CUT, "sent_bytes": 100}, Used(11, 0, 25, True), id="bytes of text"),
+        pytest.param(CUT, BilledTokens(11, 0, 50, True), id="text, no more than the limit"),
+        pytest.param({**CUT, "labels": {"stream": "true"}}, BilledTokens(0, 0, 20, True), id="stream"),
+        pytest.param({**CUT, "sent_bytes": 100}, BilledTokens(11, 0, 25, True), id="bytes of text"),
         pytest.param(
-            {**CUT, "input_tokens": 7, "output_tokens": 3, "sent_bytes": 4}, Used(7, 0, 3, True), id="part"
+            {**CUT, "input_tokens": 7, "output_tokens": 3, "sent_bytes": 4},
+            BilledTokens(7, 0, 3, True),
+            id="part",
         ),
         pytest.param(
             {**CUT, "input_tokens": 7, "output_tokens": 3, "labels": {"continuous_usage": "true"}},
-            Used(7, 0, 3, False),
+            BilledTokens(7, 0, 3, False),
             id="continuous",
         ),
         pytest.param(
             {**CUT, "output_tokens": 3, "labels": {"continuous_usage": "true", "estimate_input": "11"}},
-            Used(11, 0, 3, True),
+            BilledTokens(11, 0, 3, True),
             id="continuous, but of the output alone",
         ),
         pytest.param(
-            {**CUT, "status": 0, "sent_bytes": 0}, Used(11, 0, 0, True), id="left before the answer"
+            {**CUT, "status": 0, "sent_bytes": 0}, BilledTokens(11, 0, 0, True), id="left before the answer"
         ),
         pytest.param(
             {**CUT, "status": 0, "upstream_bytes": 0}, None, id="left before the upstream was asked"
         ),
     ],
 )
-def test_what_a_call_pays(changes: dict[str, Any], expected: Used | None) -> None:
-    assert used(msgspec.structs.replace(WHOLE, **changes)) == expected
+def test_what_a_call_pays(changes: dict[str, Any], expected: BilledTokens | None) -> None:
+    assert billed_tokens(msgspec.structs.replace(WHOLE, **changes)) == expected
 
 
 def line(**changes: Any) -> bytes:
@@ -196,7 +202,7 @@ def test_what_is_no_line_is_invalid(text: bytes) -> None:
 
 
 def test_an_event_is_one_that_the_meter_reads() -> None:
-    event = event_of(WHOLE, Used(100, 40, 20, False), "gateway-0")
+    event = event_of(WHOLE, BilledTokens(100, 40, 20, False), "gateway-0")
     parsed = parse_events(json.dumps([event]).encode(), BATCH)
     assert not parsed.rejected
     (read,) = parsed.events

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from farebox.domain.admission.rate_limits import Demand, Span, corrections, first_exceeded
+from farebox.domain.admission.rate_limits import LimitRequest, Window, corrections, first_exceeded
 from farebox.gateway.ratelimit.memory import Counters, MemoryCounters
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
 
@@ -40,10 +40,12 @@ def counters(opened: Open) -> Counters:
     return opened()
 
 
-def demand(limit: int, must: int = 1, may: int = 0, span: Span = Span.WINDOW, **given: Any) -> Demand:
+def demand(
+    limit: int, must: int = 1, may: int = 0, window: Window = Window.SLIDING, **given: Any
+) -> LimitRequest:
     """A demand on a count that no other test has, unless it is named."""
     counter = given.pop("counter", f"rpm:{{test}}/{next(_names)}")
-    return Demand("rpm", counter, span, limit, must, may, **given)
+    return LimitRequest("rpm", counter, window, limit, must, may, **given)
 
 
 async def test_a_limit_admits_its_number_and_no_more(counters: Counters) -> None:
@@ -51,23 +53,23 @@ async def test_a_limit_admits_its_number_and_no_more(counters: Counters) -> None
     answers = [await counters.take([each], NOW + second * 1000) for second in range(5)]
     assert [len(answer.taken) for answer in answers] == [1, 1, 1, 0, 0]
     assert [answer.totals for answer in answers] == [(1,), (2,), (3,), (), ()]
-    (standing,) = answers[-1].standings
-    assert (standing.used, standing.remaining) == (3, 0)
-    assert standing.retry_ms == 57_000
-    assert (await counters.take([each], NOW + 4000 + standing.retry_ms)).taken
+    (limit_status,) = answers[-1].limit_statuses
+    assert (limit_status.used, limit_status.remaining) == (3, 0)
+    assert limit_status.retry_ms == 57_000
+    assert (await counters.take([each], NOW + 4000 + limit_status.retry_ms)).taken
 
 
-@pytest.mark.parametrize("span", Span)
-async def test_all_of_a_call_is_counted_or_nothing(counters: Counters, span: Span) -> None:
-    roomy, tight = demand(10, span=span), demand(1, span=span)
+@pytest.mark.parametrize("window", Window)
+async def test_all_of_a_call_is_counted_or_nothing(counters: Counters, window: Window) -> None:
+    roomy, tight = demand(10, window=window), demand(1, window=window)
     assert len((await counters.take([roomy, tight], NOW)).taken) == 2
     for _ in range(3):
         answer = await counters.take([roomy, tight], NOW)
         assert answer.taken == ()
-        assert [standing.used for standing in answer.standings] == [1, 1]
-        refusing = first_exceeded(answer.standings)
+        assert [limit_status.used for limit_status in answer.limit_statuses] == [1, 1]
+        refusing = first_exceeded(answer.limit_statuses)
         assert refusing is not None
-        assert refusing.demand == tight
+        assert refusing.request == tight
 
 
 async def test_what_may_be_taken_is_taken_as_far_as_there_is_room(counters: Counters) -> None:
@@ -80,7 +82,7 @@ async def test_what_may_be_taken_is_taken_as_far_as_there_is_room(counters: Coun
 
 
 async def test_what_does_not_bind_is_counted_beyond_the_limit(counters: Counters) -> None:
-    each = demand(100, must=80, may=40, binding=False)
+    each = demand(100, must=80, may=40, enforced=False)
     assert [(await counters.take([each], NOW)).totals for _ in range(2)] == [(120,), (240,)]
 
 
@@ -89,19 +91,19 @@ async def test_no_demands_are_met(counters: Counters) -> None:
     await counters.adjust([], NOW)
 
 
-@pytest.mark.parametrize("span", Span)
+@pytest.mark.parametrize("window", Window)
 @pytest.mark.parametrize("actual", [0, 30, 70])
-async def test_counts_are_corrected_by_what_was_used(counters: Counters, span: Span, actual: int) -> None:
-    each = demand(100, must=50, span=span)
+async def test_counts_are_corrected_by_what_was_used(counters: Counters, window: Window, actual: int) -> None:
+    each = demand(100, must=50, window=window)
     (taken,) = (await counters.take([each], NOW)).taken
     await counters.adjust(corrections(taken, actual, NOW + 5000), NOW + 5000)
-    answer = await counters.take([demand(100, 1, span=span, counter=each.counter)], NOW + 5000)
+    answer = await counters.take([demand(100, 1, window=window, counter=each.counter)], NOW + 5000)
     assert answer.totals == (actual + 1,)
 
 
-@pytest.mark.parametrize("span", [Span.WINDOW, Span.MINUTE, Span.DAY, Span.MONTH])
-async def test_what_was_used_long_ago_is_gone(counters: Counters, span: Span) -> None:
-    each = demand(100, must=100, span=span)
+@pytest.mark.parametrize("window", [Window.SLIDING, Window.MINUTE, Window.DAY, Window.MONTH])
+async def test_what_was_used_long_ago_is_gone(counters: Counters, window: Window) -> None:
+    each = demand(100, must=100, window=window)
     (taken,) = (await counters.take([each], NOW)).taken
     later = NOW + 40 * 86_400_000
     assert (await counters.take([each], later)).taken
@@ -110,23 +112,23 @@ async def test_what_was_used_long_ago_is_gone(counters: Counters, span: Span) ->
 
 
 async def test_a_lifetime_has_no_end(counters: Counters) -> None:
-    each = demand(100, must=100, span=Span.LIFETIME)
+    each = demand(100, must=100, window=Window.LIFETIME)
     assert (await counters.take([each], NOW)).taken
-    (standing,) = (await counters.take([each], NOW + 10**12)).standings
-    assert standing.retry_ms is None
+    (limit_status,) = (await counters.take([each], NOW + 10**12)).limit_statuses
+    assert limit_status.retry_ms is None
 
 
 async def test_a_count_is_raised_and_never_lowered(counters: Counters) -> None:
-    each = demand(100, must=1, span=Span.MONTH)
+    each = demand(100, must=1, window=Window.MONTH)
     for used, total in ((40, 41), (10, 42), (99, 100)):
-        await counters.raise_to(each.counter, each.span, used, NOW)
+        await counters.raise_to(each.counter, each.window, used, NOW)
         assert (await counters.take([each], NOW)).totals == (total,)
 
 
-@pytest.mark.parametrize("span", [Span.WINDOW, Span.DAY])
-async def test_64_racing_clients_take_exactly_the_limit(opened: Open, span: Span) -> None:
+@pytest.mark.parametrize("window", [Window.SLIDING, Window.DAY])
+async def test_64_racing_clients_take_exactly_the_limit(opened: Open, window: Window) -> None:
     replicas = [opened(), opened()]
-    requests, tokens = demand(500, span=span), demand(7001, must=7, may=7, span=span)
+    requests, tokens = demand(500, window=window), demand(7001, must=7, may=7, window=window)
     admitted, used = 0, 0
 
     async def client(number: int) -> None:
@@ -138,14 +140,16 @@ async def test_64_racing_clients_take_exactly_the_limit(opened: Open, span: Span
                 used += answer.taken[1].amount
 
     await asyncio.gather(*map(client, range(64)))
-    (last,) = (await replicas[0].take([demand(1, 1, span=span, counter=tokens.counter)], NOW)).standings
+    (last,) = (
+        await replicas[0].take([demand(1, 1, window=window, counter=tokens.counter)], NOW)
+    ).limit_statuses
     assert admitted <= 500
     assert used == last.used
     assert 7001 - 7 < used <= 7001
     assert (
         admitted
-        == (await replicas[0].take([demand(1, 1, span=span, counter=requests.counter)], NOW))
-        .standings[0]
+        == (await replicas[0].take([demand(1, 1, window=window, counter=requests.counter)], NOW))
+        .limit_statuses[0]
         .used
     )
 
@@ -171,7 +175,7 @@ STEPS = st.lists(
 )
 @given(steps=STEPS)
 def test_both_say_the_same(valkey_url: str, steps: list[Any]) -> None:
-    names = [(f"c:{{test}}/{next(_names)}", span) for span in (Span.WINDOW, Span.MINUTE, Span.DAY)]
+    names = [(f"c:{{test}}/{next(_names)}", window) for window in (Window.SLIDING, Window.MINUTE, Window.DAY)]
 
     async def run() -> None:
         memory, shared, now = MemoryCounters(), ValkeyCounters(valkey_url, timeout=10), NOW
@@ -179,7 +183,7 @@ def test_both_say_the_same(valkey_url: str, steps: list[Any]) -> None:
             for step, wanted, actual in steps:
                 now += step
                 demands = [
-                    Demand("x", names[which][0], names[which][1], 12, must, may, binding)
+                    LimitRequest("x", names[which][0], names[which][1], 12, must, may, binding)
                     for which, must, may, binding in wanted
                 ]
                 answer = await memory.take(demands, now)
@@ -196,8 +200,8 @@ def test_both_say_the_same(valkey_url: str, steps: list[Any]) -> None:
 
 async def test_memory_forgets_what_no_longer_counts() -> None:
     memory = MemoryCounters()
-    for span in Span:
-        await memory.take([demand(10, span=span)], NOW)
+    for window in Window:
+        await memory.take([demand(10, window=window)], NOW)
     assert len(memory) == 5
     await memory.take([], NOW + 40 * 86_400_000)
     assert len(memory) == 1, "a lifetime alone is kept"

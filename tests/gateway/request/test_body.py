@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.errors import InvalidCall
-from farebox.gateway.interface import Hiding
+from farebox.gateway.interface import UsageRedaction
 from farebox.gateway.request.body import MAX_DEPTH, MAX_KEYS, parse
 from farebox.gateway.request.endpoints import (
     CHAT,
@@ -18,7 +18,7 @@ from farebox.gateway.request.endpoints import (
     ENDPOINTS,
     MESSAGES,
     RESPONSES,
-    Endpoint,
+    APIEndpoint,
 )
 from tests.domain.strategies import THOROUGH
 
@@ -28,7 +28,7 @@ def nested(levels: int) -> bytes:
     return b'{"model":"m","x":%s%s}' % (b"[" * (levels - 1), b"]" * (levels - 1))
 
 
-HOSTILE: list[tuple[str, Endpoint, bytes, str]] = [
+HOSTILE: list[tuple[str, APIEndpoint, bytes, str]] = [
     ("empty", CHAT, b"", "invalid_json"),
     ("no JSON", CHAT, b"model=m", "invalid_json"),
     ("cut off", CHAT, b'{"model":"m"', "invalid_json"),
@@ -135,7 +135,7 @@ HOSTILE: list[tuple[str, Endpoint, bytes, str]] = [
 @pytest.mark.parametrize(
     ("endpoint", "body", "code"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE]
 )
-def test_hostile_bodies_are_refused(endpoint: Endpoint, body: bytes, code: str) -> None:
+def test_hostile_bodies_are_refused(endpoint: APIEndpoint, body: bytes, code: str) -> None:
     with pytest.raises(InvalidCall) as caught:
         parse(endpoint, body)
     assert caught.value.code == code
@@ -199,42 +199,46 @@ def test_a_stream_tells_its_usage_whatever_the_caller_asked_for(options: bytes, 
         assert written["stream_options"].get("continuous_usage_stats", False) is False
 
 
-ASKED: list[tuple[bytes, Hiding, Hiding]] = [
+ASKED: list[tuple[bytes, UsageRedaction, UsageRedaction]] = [
     # The options; what is hidden of an upstream that tells usage at the end, and with each event.
-    (b"", Hiding.ALL, Hiding.ALL),
-    (b'{"include_usage":false}', Hiding.ALL, Hiding.ALL),
-    (b'{"include_usage":null,"continuous_usage_stats":true}', Hiding.ALL, Hiding.ALL),
-    (b'{"include_usage":true}', Hiding.NOTHING, Hiding.EACH_EVENT),
-    (b'{"include_usage":true,"continuous_usage_stats":false}', Hiding.NOTHING, Hiding.EACH_EVENT),
-    (b'{"include_usage":true,"continuous_usage_stats":true}', Hiding.NOTHING, Hiding.NOTHING),
+    (b"", UsageRedaction.ALL, UsageRedaction.ALL),
+    (b'{"include_usage":false}', UsageRedaction.ALL, UsageRedaction.ALL),
+    (b'{"include_usage":null,"continuous_usage_stats":true}', UsageRedaction.ALL, UsageRedaction.ALL),
+    (b'{"include_usage":true}', UsageRedaction.NOTHING, UsageRedaction.EACH_EVENT),
+    (
+        b'{"include_usage":true,"continuous_usage_stats":false}',
+        UsageRedaction.NOTHING,
+        UsageRedaction.EACH_EVENT,
+    ),
+    (b'{"include_usage":true,"continuous_usage_stats":true}', UsageRedaction.NOTHING, UsageRedaction.NOTHING),
 ]
 
 
 @pytest.mark.parametrize(("options", "at_the_end", "continuous"), ASKED)
 def test_usage_is_hidden_from_callers_that_did_not_ask(
-    options: bytes, at_the_end: Hiding, continuous: Hiding
+    options: bytes, at_the_end: UsageRedaction, continuous: UsageRedaction
 ) -> None:
     given = b',"stream_options":' + options if options else b""
     for endpoint in (CHAT, COMPLETIONS):
         body = parse(endpoint, b'{"model":"m","stream":true%s}' % given)
-        assert body.hiding() is at_the_end
-        assert body.hiding(continuous_usage=True) is continuous
+        assert body.redaction() is at_the_end
+        assert body.redaction(continuous_usage=True) is continuous
 
 
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS, CHAT])
-def test_nothing_is_hidden_where_nothing_was_asked_for(endpoint: Endpoint) -> None:
+def test_nothing_is_hidden_where_nothing_was_asked_for(endpoint: APIEndpoint) -> None:
     stream = b"false" if endpoint is CHAT else b"true"
     body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
-    assert body.hiding(continuous_usage=True) is Hiding.NOTHING
+    assert body.redaction(continuous_usage=True) is UsageRedaction.NOTHING
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 @pytest.mark.parametrize("stream", [b"true", b"false", b"null"])
-def test_what_is_asked_for_its_usage_is_told_so_and_hidden(endpoint: Endpoint, stream: bytes) -> None:
+def test_what_is_asked_for_its_usage_is_told_so_and_hidden(endpoint: APIEndpoint, stream: bytes) -> None:
     body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
     assert body.asked_for_usage is (endpoint in (CHAT, COMPLETIONS) and stream == b"true")
     assert body.asked_for_usage is (b"include_usage" in body.rewritten("served"))
-    assert body.asked_for_usage is (body.hiding() is Hiding.ALL)
+    assert body.asked_for_usage is (body.redaction() is UsageRedaction.ALL)
 
 
 def test_other_options_of_a_stream_keep_their_bytes() -> None:
@@ -243,7 +247,7 @@ def test_other_options_of_a_stream_keep_their_bytes() -> None:
 
 
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS])
-def test_endpoints_that_tell_usage_by_themselves_get_no_option(endpoint: Endpoint) -> None:
+def test_endpoints_that_tell_usage_by_themselves_get_no_option(endpoint: APIEndpoint) -> None:
     body = parse(endpoint, b'{"model":"m","stream":true}')
     assert body.rewritten("served", continuous_usage=True) == b'{"model":"served","stream":true}'
 
@@ -286,7 +290,7 @@ RAW = st.builds(
     endpoint=st.sampled_from(list(ENDPOINTS.values())),
 )
 def test_rewriting_keeps_the_bytes_of_every_value(
-    fields: dict[str, bytes], stream: bool, space: bytes, endpoint: Endpoint
+    fields: dict[str, bytes], stream: bool, space: bytes, endpoint: APIEndpoint
 ) -> None:
     fields = {name: raw for name, raw in fields.items() if name not in ("n", "prompt", "model", "stream")}
     fields |= {"model": b'"m"', "stream": b"true" if stream else b"false"}
@@ -327,7 +331,7 @@ def test_rewriting_keeps_the_bytes_of_every_value(
     ],
 )
 def test_how_long_the_answers_may_be(
-    endpoint: Endpoint, fields: dict[str, Any], asked: int | None, choices: int
+    endpoint: APIEndpoint, fields: dict[str, Any], asked: int | None, choices: int
 ) -> None:
     body = parse(endpoint, json.dumps({"model": "m", **fields}).encode())
     assert (body.asked_output, body.choices) == (asked, choices)
@@ -351,7 +355,7 @@ def test_how_long_the_answers_may_be(
     ],
 )
 def test_how_many_texts_the_model_reads_by_themselves(
-    endpoint: Endpoint, fields: dict[str, Any], inputs: int
+    endpoint: APIEndpoint, fields: dict[str, Any], inputs: int
 ) -> None:
     assert parse(endpoint, json.dumps({"model": "m", **fields}).encode()).inputs == inputs
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from farebox.domain.admission.cases import Refusal
-from farebox.domain.admission.rate_limits import Demand, Span, Standing
-from farebox.gateway.interface import Head
+from farebox.domain.admission.cases import Deny
+from farebox.domain.admission.rate_limits import LimitRequest, LimitStatus, Window
+from farebox.gateway.interface import RequestHead
 from farebox.gateway.request.errors import (
     STATUSES,
     duration,
@@ -17,7 +17,7 @@ from farebox.gateway.request.errors import (
     too_large,
 )
 
-HEAD = Head("POST", "/v1/chat/completions", {}, frozenset(), "10.0.0.7", "req-1")
+HEAD = RequestHead("POST", "/v1/chat/completions", {}, frozenset(), "10.0.0.7", "req-1")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_every_status_has_a_form() -> None:
 
 
 def test_an_unknown_model_is_a_type_of_its_own() -> None:
-    error = json.loads(of_rule(Refusal(404, "model_not_found", "m"), "r").body)["error"]
+    error = json.loads(of_rule(Deny(404, "model_not_found", "m"), "r").body)["error"]
     assert (error["type"], error["code"]) == ("model_not_found", "model_not_found")
 
 
@@ -67,14 +67,14 @@ def test_a_body_that_is_too_large() -> None:
     assert "1024" in error["message"]
 
 
-def standing(dimension: str, limit: int, used: int, retry: int | None, reset: int | None) -> Standing:
-    return Standing(Demand(dimension, dimension, Span.WINDOW, limit, 1), used, retry, reset)
+def limit_status(dimension: str, limit: int, used: int, retry: int | None, reset: int | None) -> LimitStatus:
+    return LimitStatus(LimitRequest(dimension, dimension, Window.SLIDING, limit, 1), used, retry, reset)
 
 
 def test_headers_tell_the_limit_that_refused_and_the_tightest_of_the_others() -> None:
-    rpm = standing("rpm", 60, 10, 0, 30_000)
-    tpm = standing("tpm", 1000, 1000, 12_001, 61_000)
-    day = standing("key_quota_day", 5000, 4990, 0, 7_200_000)
+    rpm = limit_status("rpm", 60, 10, 0, 30_000)
+    tpm = limit_status("tpm", 1000, 1000, 12_001, 61_000)
+    day = limit_status("key_quota_day", 5000, 4990, 0, 7_200_000)
     assert limit_headers([rpm, tpm, day], tpm) == {
         "retry-after": "13",
         "x-ratelimit-limit-requests": "60",
@@ -88,7 +88,7 @@ def test_headers_tell_the_limit_that_refused_and_the_tightest_of_the_others() ->
 
 
 def test_what_time_does_not_lift_is_not_to_be_repeated() -> None:
-    lifetime = standing("key_quota_lifetime", 100, 100, None, None)
+    lifetime = limit_status("key_quota_lifetime", 100, 100, None, None)
     assert limit_headers([lifetime], lifetime) == {
         "x-should-retry": "false",
         "x-ratelimit-limit-tokens": "100",

@@ -13,11 +13,11 @@ from farebox.domain.billing.money import Nano
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.process import assembled, envoy_settings
 from farebox.gateway.ratelimit.memory import MemoryCounters
-from farebox.gateway.spend.credit_leases import IDLE_SECONDS, Budgets
+from farebox.gateway.spend.credit_leases import IDLE_SECONDS, CreditLeases
 from farebox.gateway.spend.tracker import LOST_SECONDS
 from farebox.ledger.booking.credit_leases import BUDGET_SECONDS
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.types import Budget, BudgetClaim
+from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 from farebox.settings import GatewaySettings
 from tests.gateway.world import Tokens
 from tests.ledger.databases import SqliteDatabases
@@ -45,72 +45,72 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
         database.check()
 
 
-async def finish(ledger: Ledger, budgets: Budgets, source: str, request_id: str) -> None:
+async def finish(ledger: Ledger, leases: CreditLeases, source: str, request_id: str) -> None:
     """The call ended: its usage is charged, and the gateway hears of it."""
     result = await ledger.ingest([usage(request_id, source=source)])
-    budgets.settle([request_id], result.budgets)
+    leases.release([request_id], result.leases)
 
 
 async def test_b17_a_call_is_held_charged_and_free_again(ledger: Ledger) -> None:
     await ledger.post_topup(topup(amount=Nano(2 * CALL_CHARGE)))
-    budgets = Budgets("g", ledger.claim_budget)
-    assert await budgets.hold("1", ACME, Nano(2 * CALL_CHARGE))
-    assert not await budgets.hold("2", ACME, Nano(1))
-    await finish(ledger, budgets, "g", "1")
+    leases = CreditLeases("g", ledger.lease_credit)
+    assert await leases.hold("1", ACME, Nano(2 * CALL_CHARGE))
+    assert not await leases.hold("2", ACME, Nano(1))
+    await finish(ledger, leases, "g", "1")
     # It cost half of what was held.
     assert await balance(ledger) == CALL_CHARGE
-    assert await budgets.hold("3", ACME, Nano(CALL_CHARGE))
+    assert await leases.hold("3", ACME, Nano(CALL_CHARGE))
     # A call that costs nothing gives all of it back.
-    budgets.settle(["3"])
-    assert await budgets.hold("4", ACME, Nano(CALL_CHARGE))
+    leases.release(["3"])
+    assert await leases.hold("4", ACME, Nano(CALL_CHARGE))
 
 
 async def test_b17_nothing_is_held_of_an_empty_account_until_it_is_topped_up(ledger: Ledger) -> None:
     clock = Seconds()
-    budgets = Budgets("g", ledger.claim_budget, clock)
-    assert not await budgets.hold("1", ACME, Nano(1))
+    leases = CreditLeases("g", ledger.lease_credit, clock)
+    assert not await leases.hold("1", ACME, Nano(1))
     await ledger.post_topup(topup(amount="1"))
     clock.now += 1
-    assert await budgets.hold("1", ACME, Nano(UNIT))
+    assert await leases.hold("1", ACME, Nano(UNIT))
 
 
 async def test_b17_a_call_whose_end_is_never_told_holds_nothing_for_ever(ledger: Ledger) -> None:
     """One that ended, and waits for a ledger that is away, does."""
     clock = Seconds()
     await ledger.post_topup(topup(amount=Nano(2 * CALL_CHARGE)))
-    budgets = Budgets("g", ledger.claim_budget, clock, call_seconds=100)
+    leases = CreditLeases("g", ledger.lease_credit, clock, call_seconds=100)
     for call in ("lost", "ended"):
-        assert await budgets.hold(call, ACME, Nano(CALL_CHARGE))
-    budgets.ended("ended")
-    running = asyncio.create_task(budgets.run(0.001))
+        assert await leases.hold(call, ACME, Nano(CALL_CHARGE))
+    leases.ended("ended")
+    running = asyncio.create_task(leases.run(0.001))
     clock.now += 100 + LOST_SECONDS - 1
     await asyncio.sleep(0.05)
-    assert budgets.holds("lost")
+    assert leases.holds("lost")
     clock.now += 2
     async with asyncio.timeout(30):
-        while budgets.holds("lost"):  # noqa: ASYNC110
+        while leases.holds("lost"):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     running.cancel()
-    assert budgets.holds("ended")
-    assert await budgets.hold("next", ACME, Nano(CALL_CHARGE))
-    assert not await budgets.hold("one more", ACME, Nano(1))
+    assert leases.holds("ended")
+    assert await leases.hold("next", ACME, Nano(CALL_CHARGE))
+    assert not await leases.hold("one more", ACME, Nano(1))
 
 
 async def test_what_is_kept_for_a_call_is_kept_longer_than_it_may_take(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    """As Envoy and the parts of a gateway are told; and the ledger keeps its budget as long, if it dies."""
+    """As Envoy and the parts of a gateway are told; and the ledger keeps its lease as long, if it dies."""
     settings = GatewaySettings(call_seconds=90, gateway_directory=tmp_path)
     assert envoy_settings(settings).call_seconds == 90
-    budgets = Budgets("g", ledger.claim_budget, call_seconds=90)
+    leases = CreditLeases("g", ledger.lease_credit, call_seconds=90)
     gate = assembled(
-        budgets,
+        leases,
         MemoryCounters(),
         Tokens(),  # type: ignore[arg-type]
         lambda name, port: "",
         balance_max_age_seconds=60,
     )
-    assert gate.purse.lost_after == 90 + LOST_SECONDS
+    assert gate.spend.lost_after == 90 + LOST_SECONDS
     assert GatewaySettings(call_seconds=BUDGET_SECONDS).call_seconds == BUDGET_SECONDS
     with pytest.raises(ValidationError):
         GatewaySettings(call_seconds=BUDGET_SECONDS + 1)
@@ -119,7 +119,7 @@ async def test_what_is_kept_for_a_call_is_kept_longer_than_it_may_take(
 async def test_b17_gateways_racing_for_the_last_cent_spend_it_once(ledger: Ledger) -> None:
     calls = 500
     await ledger.post_topup(topup(amount=Nano(calls * CALL_CHARGE + 13)))
-    gateways = [(f"g{number}", Budgets(f"g{number}", ledger.claim_budget)) for number in range(3)]
+    gateways = [(f"g{number}", CreditLeases(f"g{number}", ledger.lease_credit)) for number in range(3)]
     dice = random.Random(7)
     admitted = 0
 
@@ -127,12 +127,12 @@ async def test_b17_gateways_racing_for_the_last_cent_spend_it_once(ledger: Ledge
         nonlocal admitted
         misses = 0
         while misses < 20:
-            source, budgets = dice.choice(gateways)
+            source, leases = dice.choice(gateways)
             request_id = f"{name}-{admitted}-{dice.random()}"
-            if await budgets.hold(request_id, ACME, Nano(CALL_CHARGE)):
+            if await leases.hold(request_id, ACME, Nano(CALL_CHARGE)):
                 admitted += 1
                 await asyncio.sleep(0)
-                await finish(ledger, budgets, source, request_id)
+                await finish(ledger, leases, source, request_id)
             else:
                 misses += 1
                 for _, others in gateways:
@@ -147,8 +147,8 @@ async def test_b17_gateways_racing_for_the_last_cent_spend_it_once(ledger: Ledge
 async def test_b17_what_is_to_spare_goes_to_the_gateway_that_needs_it(ledger: Ledger) -> None:
     await ledger.post_topup(topup(amount=Nano(5 * CALL_CHARGE)))
     clock = Seconds()
-    first = Budgets("first", ledger.claim_budget, clock)
-    second = Budgets("second", ledger.claim_budget, clock)
+    first = CreditLeases("first", ledger.lease_credit, clock)
+    second = CreditLeases("second", ledger.lease_credit, clock)
     assert await first.hold("1", ACME, Nano(CALL_CHARGE))
     assert not await second.hold("2", ACME, Nano(CALL_CHARGE))
     clock.now += IDLE_SECONDS + 1
@@ -168,22 +168,22 @@ async def test_b17_a_ledger_that_is_away_admits_nothing_new(ledger: Ledger) -> N
     await ledger.post_topup(topup(amount=Nano(20 * CALL_CHARGE)))
     away = False
 
-    async def claim(order: BudgetClaim) -> Budget:
+    async def claim(order: CreditLeaseRequest) -> CreditLease:
         if away:
             raise LedgerUnavailable("away")
-        return await ledger.claim_budget(order)
+        return await ledger.lease_credit(order)
 
-    budgets = Budgets("g", claim)
-    assert await budgets.hold("1", ACME, Nano(CALL_CHARGE))
+    leases = CreditLeases("g", claim)
+    assert await leases.hold("1", ACME, Nano(CALL_CHARGE))
     away = True
     # What was granted already can be used, and no more than that.
     for number in range(2, 10):
-        assert await budgets.hold(str(number), ACME, Nano(CALL_CHARGE))
+        assert await leases.hold(str(number), ACME, Nano(CALL_CHARGE))
     with pytest.raises(LedgerUnavailable):
-        await budgets.hold("10", ACME, Nano(CALL_CHARGE))
+        await leases.hold("10", ACME, Nano(CALL_CHARGE))
     away = False
     for number in range(1, 10):
-        await finish(ledger, budgets, "g", str(number))
+        await finish(ledger, leases, "g", str(number))
     assert await balance(ledger) == 11 * CALL_CHARGE
 
 
@@ -197,27 +197,27 @@ async def test_b17_after_a_restore_the_gateway_claims_anew_what_its_calls_hold(t
             async with opened(database) as used, opened(backup) as restored:
                 ledger, claimed = used, asyncio.Event()
 
-                async def claim(order: BudgetClaim) -> Budget:
-                    budget = await ledger.claim_budget(order)
+                async def claim(order: CreditLeaseRequest) -> CreditLease:
+                    lease = await ledger.lease_credit(order)
                     claimed.set()
-                    return budget
+                    return lease
 
-                budgets = Budgets("g", claim)
+                leases = CreditLeases("g", claim)
                 for number in range(60):
-                    assert await budgets.hold(str(number), ACME, Nano(CALL_CHARGE))
-                    await finish(used, budgets, "g", str(number))
-                assert await budgets.hold("running", ACME, Nano(CALL_CHARGE))
+                    assert await leases.hold(str(number), ACME, Nano(CALL_CHARGE))
+                    await finish(used, leases, "g", str(number))
+                assert await leases.hold("running", ACME, Nano(CALL_CHARGE))
                 ledger = restored
                 claimed.clear()
-                budgets.forget()
-                keeper = asyncio.create_task(budgets.run(0.01))
+                leases.forget()
+                keeper = asyncio.create_task(leases.run(0.01))
                 # What the running call holds is claimed before anybody asks, so no other can have it.
                 await asyncio.wait_for(claimed.wait(), 30)
                 keeper.cancel()
-                another = Budgets("h", restored.claim_budget)
+                another = CreditLeases("h", restored.lease_credit)
                 assert not await another.hold("all", ACME, Nano(100 * CALL_CHARGE))
                 await another.close()
                 # The restored ledger has charged nothing of what it was told before: it can be held again.
                 for number in range(60, 159):
-                    assert await budgets.hold(str(number), ACME, Nano(CALL_CHARGE)), number
-                assert not await budgets.hold("too much", ACME, Nano(1))
+                    assert await leases.hold(str(number), ACME, Nano(CALL_CHARGE)), number
+                assert not await leases.hold("too much", ACME, Nano(1))

@@ -15,8 +15,8 @@ from farebox.domain.billing.money import Nano
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.feed import Feed
-from farebox.gateway.spend.tracker import LOST_SECONDS, Purse
+from farebox.gateway.feed import GatewayFeed
+from farebox.gateway.spend.tracker import LOST_SECONDS, SpendTracker
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance
 from tests.domain.strategies import THOROUGH
@@ -44,135 +44,135 @@ def time() -> Time:
 
 
 @pytest.fixture
-def purse(time: Time) -> Purse:
+def spend(time: Time) -> SpendTracker:
     """With 100 nano-units and 1,000 free tokens."""
-    made = Purse(max_age=300, clock=time)
+    made = SpendTracker(max_age=300, clock=time)
     quota = QuotaBalance(ACCOUNT, MODEL, 1500, 500, NOW + timedelta(days=1), 1)
-    made.hear([balance(100)], [quota], True, time())
+    made.update([balance(100)], [quota], True, time())
     return made
 
 
-def hear(purse: Purse, nano: int, sequence: int, asked_at: float, complete: bool = True) -> None:
-    purse.hear([balance(nano, sequence)], [], complete, asked_at)
+def hear(spend: SpendTracker, nano: int, sequence: int, asked_at: float, complete: bool = True) -> None:
+    spend.update([balance(nano, sequence)], [], complete, asked_at)
 
 
-def free(purse: Purse) -> int:
-    tokens = purse.free_tokens(ACCOUNT, MODEL)
+def free(spend: SpendTracker) -> int:
+    tokens = spend.free_tokens(ACCOUNT, MODEL)
     assert tokens is not UNKNOWN
     return tokens.left
 
 
-def test_a_commitment_counts_from_the_first_moment(purse: Purse) -> None:
-    purse.commit("a", ACCOUNT, 30, MODEL, 200)
-    purse.commit("b", ACCOUNT, 100, MODEL, 0)
-    assert (purse.available(ACCOUNT), free(purse)) == (-30, 800)
-    purse.release("b")
-    purse.release("b")
-    assert (purse.available(ACCOUNT), free(purse)) == (70, 800)
+def test_a_commitment_counts_from_the_first_moment(spend: SpendTracker) -> None:
+    spend.authorize("a", ACCOUNT, 30, MODEL, 200)
+    spend.authorize("b", ACCOUNT, 100, MODEL, 0)
+    assert (spend.available(ACCOUNT), free(spend)) == (-30, 800)
+    spend.void("b")
+    spend.void("b")
+    assert (spend.available(ACCOUNT), free(spend)) == (70, 800)
 
 
-def test_what_a_call_cost_replaces_what_was_committed(purse: Purse) -> None:
-    purse.commit("a", ACCOUNT, 30, MODEL, 200)
-    purse.settle("a", 45, 250)
-    purse.settle("a", 99, 999)
-    assert (purse.available(ACCOUNT), free(purse)) == (55, 750)
+def test_what_a_call_cost_replaces_what_was_committed(spend: SpendTracker) -> None:
+    spend.authorize("a", ACCOUNT, 30, MODEL, 200)
+    spend.capture("a", 45, 250)
+    spend.capture("a", 99, 999)
+    assert (spend.available(ACCOUNT), free(spend)) == (55, 750)
 
 
-def test_money_pays_no_tokens_of_the_free_quota(purse: Purse) -> None:
-    purse.commit("a", ACCOUNT, 30, MODEL, 0)
-    purse.settle("a", 45, 250)
-    assert free(purse) == 1000
+def test_money_pays_no_tokens_of_the_free_quota(spend: SpendTracker) -> None:
+    spend.authorize("a", ACCOUNT, 30, MODEL, 0)
+    spend.capture("a", 45, 250)
+    assert free(spend) == 1000
 
 
-def test_a_charge_is_let_go_when_the_meters_figures_have_it(purse: Purse, time: Time) -> None:
-    purse.commit("a", ACCOUNT, 30, MODEL, 0)
-    purse.settle("a", 40, 0)
+def test_a_charge_is_let_go_when_the_meters_figures_have_it(spend: SpendTracker, time: Time) -> None:
+    spend.authorize("a", ACCOUNT, 30, MODEL, 0)
+    spend.capture("a", 40, 0)
     time.now += 1
-    purse.acknowledge(["a", "of another process"])
-    hear(purse, 60, 2, asked_at=time.now - 0.5)
-    assert purse.available(ACCOUNT) == 20, "the answer was asked for before: it may be without"
-    hear(purse, 60, 2, asked_at=time.now + 0.1, complete=False)
-    assert purse.available(ACCOUNT) == 20, "there is more to come"
-    hear(purse, 60, 2, asked_at=time.now + 0.1)
-    assert purse.available(ACCOUNT) == 60
+    spend.acknowledge(["a", "of another process"])
+    hear(spend, 60, 2, asked_at=time.now - 0.5)
+    assert spend.available(ACCOUNT) == 20, "the answer was asked for before: it may be without"
+    hear(spend, 60, 2, asked_at=time.now + 0.1, complete=False)
+    assert spend.available(ACCOUNT) == 20, "there is more to come"
+    hear(spend, 60, 2, asked_at=time.now + 0.1)
+    assert spend.available(ACCOUNT) == 60
 
 
-def test_a_charge_that_the_ledger_does_not_take_counts_for_as_long(purse: Purse, time: Time) -> None:
+def test_a_charge_that_the_ledger_does_not_take_counts_for_as_long(spend: SpendTracker, time: Time) -> None:
     """As when its disk is full: its figures are heard all the while, and none of them has the charge."""
-    purse.commit("a", ACCOUNT, 30, MODEL, 0)
-    purse.settle("a", 40, 0)
+    spend.authorize("a", ACCOUNT, 30, MODEL, 0)
+    spend.capture("a", 40, 0)
     for _ in range(3):
         time.now += 10_000
-        hear(purse, 100, 1, asked_at=time.now)
-        assert purse.available(ACCOUNT) == 60
-    purse.acknowledge(["a"], 2)
-    purse.hear([balance(60, 2)], [], True, time.now, 2)
-    assert purse.available(ACCOUNT) == 60
+        hear(spend, 100, 1, asked_at=time.now)
+        assert spend.available(ACCOUNT) == 60
+    spend.acknowledge(["a"], 2)
+    spend.update([balance(60, 2)], [], True, time.now, 2)
+    assert spend.available(ACCOUNT) == 60
 
 
-def test_a_call_that_never_ends_is_let_go_after_a_long_while(purse: Purse, time: Time) -> None:
-    purse.call_seconds = 100
-    purse.commit("a", ACCOUNT, 30, MODEL, 0)
+def test_a_call_that_never_ends_is_let_go_after_a_long_while(spend: SpendTracker, time: Time) -> None:
+    spend.call_seconds = 100
+    spend.authorize("a", ACCOUNT, 30, MODEL, 0)
     time.now += 50
-    purse.commit("b", ACCOUNT, 5, MODEL, 0)
+    spend.authorize("b", ACCOUNT, 5, MODEL, 0)
     time.now += 50 + LOST_SECONDS
-    hear(purse, 100, 2, asked_at=time.now)
-    assert purse.available(ACCOUNT) == 65
+    hear(spend, 100, 2, asked_at=time.now)
+    assert spend.available(ACCOUNT) == 65
     time.now += 1
-    hear(purse, 100, 2, asked_at=time.now)
-    assert purse.available(ACCOUNT) == 95
+    hear(spend, 100, 2, asked_at=time.now)
+    assert spend.available(ACCOUNT) == 95
 
 
-def test_calls_that_are_charged_or_cost_nothing_leave_nothing_behind(purse: Purse, time: Time) -> None:
+def test_calls_that_are_charged_or_cost_nothing_leave_nothing_behind(spend: SpendTracker, time: Time) -> None:
     """There may be thousands a second, and those that a reservation pays go on while the meter is away."""
-    before = kept(purse)
+    before = kept(spend)
     for number in range(100):
         free, paid, failed = f"free-{number}", f"paid-{number}", f"failed-{number}"
         for call, amount in ((free, 0), (paid, 1), (failed, 1)):
-            purse.commit(call, ACCOUNT, amount, MODEL, 0)
-        purse.settle(free, 0, 120)
-        purse.settle(paid, 2, 0)
-        purse.release(failed)
-    assert kept(purse) == before + 100 + len([ACCOUNT]), "those that are to be charged, and their sum"
-    purse.acknowledge([f"paid-{number}" for number in range(100)])
+            spend.authorize(call, ACCOUNT, amount, MODEL, 0)
+        spend.capture(free, 0, 120)
+        spend.capture(paid, 2, 0)
+        spend.void(failed)
+    assert kept(spend) == before + 100 + len([ACCOUNT]), "those that are to be charged, and their sum"
+    spend.acknowledge([f"paid-{number}" for number in range(100)])
     time.now += 1
-    hear(purse, 100, 2, asked_at=time.now)
-    assert kept(purse) == before
+    hear(spend, 100, 2, asked_at=time.now)
+    assert kept(spend) == before
 
 
-def kept(purse: Purse) -> int:
-    """Entries of all that the purse keeps."""
-    return sum(len(value) for value in vars(purse).values() if isinstance(value, (dict, deque)))
+def kept(spend: SpendTracker) -> int:
+    """Entries of all that the spend keeps."""
+    return sum(len(value) for value in vars(spend).values() if isinstance(value, (dict, deque)))
 
 
-def test_older_news_change_nothing(purse: Purse, time: Time) -> None:
-    hear(purse, 50, 5, asked_at=time())
-    hear(purse, 100, 4, asked_at=time())
-    assert purse.available(ACCOUNT) == 50
+def test_older_news_change_nothing(spend: SpendTracker, time: Time) -> None:
+    hear(spend, 50, 5, asked_at=time())
+    hear(spend, 100, 4, asked_at=time())
+    assert spend.available(ACCOUNT) == 50
 
 
-def test_silence_makes_it_stale_and_a_word_fresh(purse: Purse, time: Time) -> None:
-    assert purse.fresh
+def test_silence_makes_it_stale_and_a_word_fresh(spend: SpendTracker, time: Time) -> None:
+    assert spend.fresh
     time.now += 300
-    assert not purse.fresh
-    assert purse.available(ACCOUNT) == 100, "what is known stays known"
-    purse.hear([], [], True, time())
-    assert purse.fresh
+    assert not spend.fresh
+    assert spend.available(ACCOUNT) == 100, "what is known stays known"
+    spend.update([], [], True, time())
+    assert spend.fresh
 
 
 def test_before_the_first_whole_reading_nothing_is_fresh(time: Time) -> None:
-    purse = Purse(max_age=300, clock=time)
-    assert not purse.fresh
-    purse.hear([balance(5)], [], False, time())
-    assert not purse.fresh
+    spend = SpendTracker(max_age=300, clock=time)
+    assert not spend.fresh
+    spend.update([balance(5)], [], False, time())
+    assert not spend.fresh
 
 
-def test_another_ledger_is_learnt_anew_and_running_calls_still_count(purse: Purse, time: Time) -> None:
-    purse.commit("a", ACCOUNT, 30, MODEL, 0)
-    purse.forget()
-    assert (purse.fresh, purse.available(ACCOUNT)) == (False, UNKNOWN)
-    hear(purse, 90, 1, asked_at=time())
-    assert purse.available(ACCOUNT) == 60
+def test_another_ledger_is_learnt_anew_and_running_calls_still_count(spend: SpendTracker, time: Time) -> None:
+    spend.authorize("a", ACCOUNT, 30, MODEL, 0)
+    spend.forget()
+    assert (spend.fresh, spend.available(ACCOUNT)) == (False, UNKNOWN)
+    hear(spend, 90, 1, asked_at=time())
+    assert spend.available(ACCOUNT) == 60
 
 
 @THOROUGH
@@ -189,11 +189,11 @@ def test_another_ledger_is_learnt_anew_and_running_calls_still_count(purse: Purs
 def test_what_is_available_is_the_meters_figure_less_what_it_does_not_have(
     steps: list[tuple[str, int, int]],
 ) -> None:
-    """A ledger that charges when it acknowledges; the purse never shows more than is really left."""
+    """A ledger that charges when it acknowledges; the spend never shows more than is really left."""
     time = Time()
-    purse = Purse(max_age=300, clock=time)
+    spend = SpendTracker(max_age=300, clock=time)
     ledger, told, sequence = 10_000, 10_000, 1
-    hear(purse, ledger, sequence, time())
+    hear(spend, ledger, sequence, time())
     committed: dict[str, int] = {}
     settled: dict[str, int] = {}
     acknowledged: dict[str, int] = {}
@@ -201,27 +201,27 @@ def test_what_is_available_is_the_meters_figure_less_what_it_does_not_have(
         time.now += 0.01
         call = f"call-{which}"
         if what == "commit" and call not in {**committed, **settled, **acknowledged}:
-            purse.commit(call, ACCOUNT, amount, MODEL, 0)
+            spend.authorize(call, ACCOUNT, amount, MODEL, 0)
             committed[call] = amount
         elif what == "settle" and call in committed:
-            purse.settle(call, amount, 0)
+            spend.capture(call, amount, 0)
             del committed[call]
             settled[call] = amount
         elif what == "release" and call in committed:
-            purse.release(call)
+            spend.void(call)
             del committed[call]
         elif what == "acknowledge" and call in settled:
             ledger, sequence = ledger - settled[call], sequence + 1
             acknowledged[call] = settled.pop(call)
-            purse.acknowledge([call])
+            spend.acknowledge([call])
         elif what == "hear":
             time.now += 0.01
-            hear(purse, ledger, sequence, time())
+            hear(spend, ledger, sequence, time())
             told = ledger
             acknowledged.clear()
         unseen = sum(committed.values()) + sum(settled.values()) + sum(acknowledged.values())
-        assert purse.available(ACCOUNT) == told - unseen, number
-        assert purse.available(ACCOUNT) <= ledger - sum(committed.values()) - sum(settled.values())  # type: ignore
+        assert spend.available(ACCOUNT) == told - unseen, number
+        assert spend.available(ACCOUNT) <= ledger - sum(committed.values()) - sum(settled.values())  # type: ignore
 
 
 # With a real ledger behind.
@@ -242,34 +242,34 @@ async def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 
 async def test_the_feed_tells_what_the_ledger_has(ledger: Ledger) -> None:
-    purse = Purse(max_age=300)
-    feed = Feed(ledger, purse)
+    spend = SpendTracker(max_age=300)
+    feed = GatewayFeed(ledger, spend)
     task = asyncio.create_task(feed.run())
     await asyncio.wait_for(feed.current.wait(), 30)
-    assert purse.available(ACME) is UNKNOWN
+    assert spend.available(ACME) is UNKNOWN
     await ledger.record(FACTS)
     await ledger.post_topup(topup(amount="10"))
-    await until(lambda: purse.available(ACME) == 10 * UNIT)
-    purse.commit("1", ACME, CALL_CHARGE, MODEL, 0)
-    purse.settle("1", CALL_CHARGE, 120)
+    await until(lambda: spend.available(ACME) == 10 * UNIT)
+    spend.authorize("1", ACME, CALL_CHARGE, MODEL, 0)
+    spend.capture("1", CALL_CHARGE, 120)
     await ledger.ingest([usage("1")])
-    await until(lambda: purse.available(ACME) == 10 * UNIT - 2 * CALL_CHARGE)
-    purse.acknowledge(["1"])
-    await until(lambda: purse.available(ACME) == 10 * UNIT - CALL_CHARGE, seconds=5)
+    await until(lambda: spend.available(ACME) == 10 * UNIT - 2 * CALL_CHARGE)
+    spend.acknowledge(["1"])
+    await until(lambda: spend.available(ACME) == 10 * UNIT - CALL_CHARGE, seconds=5)
     task.cancel()
 
 
 async def test_a_quiet_ledger_is_not_a_silent_one(ledger: Ledger) -> None:
     """However short the time is after which silence counts: nothing is refused while nothing happens."""
-    purse = Purse(max_age=3)
-    feed = Feed(ledger, purse)
+    spend = SpendTracker(max_age=3)
+    feed = GatewayFeed(ledger, spend)
     task = asyncio.create_task(feed.run())
     await asyncio.wait_for(feed.current.wait(), 30)
     heard: set[float | None] = set()
 
     def look() -> bool:
-        assert purse.fresh
-        heard.add(purse.heard_at)
+        assert spend.fresh
+        heard.add(spend.updated_at)
         return len(heard) == 4
 
     await until(look)
@@ -320,56 +320,56 @@ RESTORED = {
 
 @pytest.mark.parametrize("answers", RESTORED.values(), ids=RESTORED.keys())
 async def test_a_restored_ledger_is_read_from_the_beginning(answers: list[ChangePage]) -> None:
-    purse = Purse(max_age=300)
+    spend = SpendTracker(max_age=300)
     ledger = Scripted(*answers)
-    feed = Feed(ledger, purse)  # type: ignore[arg-type]
+    feed = GatewayFeed(ledger, spend)  # type: ignore[arg-type]
     resets: list[bool] = []
     feed.on_reset = lambda: resets.append(True)
     # Charged under a number that the other history may never come to.
-    purse.commit("charged", ACCOUNT, 1, MODEL, 0)
-    purse.settle("charged", 1, 0)
-    purse.acknowledge(["charged"], 1_000)
+    spend.authorize("charged", ACCOUNT, 1, MODEL, 0)
+    spend.capture("charged", 1, 0)
+    spend.acknowledge(["charged"], 1_000)
     task = asyncio.create_task(feed.run())
     await until(lambda: len(ledger.asked) == 4)
     assert ledger.asked == [0, 9, 0, answers[-1].next]
     assert resets == [True]
-    assert purse.available(ACCOUNT) == 70
+    assert spend.available(ACCOUNT) == 70
     task.cancel()
 
 
 async def test_a_ledger_that_is_away_is_asked_again_and_nothing_is_forgotten() -> None:
-    purse = Purse(max_age=300)
+    spend = SpendTracker(max_age=300)
     ledger = Scripted(
         page("x", 9, 100),
         LedgerUnavailable("away"),
         LedgerUnavailable("away"),
         page("x", 10, 90, second(9)),
     )
-    task = asyncio.create_task(Feed(ledger, purse).run())  # type: ignore[arg-type]
+    task = asyncio.create_task(GatewayFeed(ledger, spend).run())  # type: ignore[arg-type]
     await until(lambda: len(ledger.asked) >= 2)
-    assert purse.available(ACCOUNT) == 100
-    await until(lambda: purse.available(ACCOUNT) == 90)
+    assert spend.available(ACCOUNT) == 100
+    await until(lambda: spend.available(ACCOUNT) == 90)
     assert ledger.asked[:4] == [0, 9, 9, 9]
     task.cancel()
 
 
 def test_a_charge_counts_once_from_the_moment_that_the_feed_has_it(time: Time) -> None:
-    purse = Purse(max_age=60, clock=time)
+    spend = SpendTracker(max_age=60, clock=time)
 
     def page(nano: int, sequence: int) -> None:
-        purse.hear([balance(nano, sequence)], [], True, time(), sequence)
+        spend.update([balance(nano, sequence)], [], True, time(), sequence)
 
     page(10 * UNIT, 5)
     for call in ("first", "second"):
-        purse.commit(call, ACCOUNT, 2 * UNIT, MODEL, 0)
-        purse.settle(call, 2 * UNIT, 0)
+        spend.authorize(call, ACCOUNT, 2 * UNIT, MODEL, 0)
+        spend.capture(call, 2 * UNIT, 0)
     # The answer to the usage comes first: nothing is free until the figures have the charge.
-    purse.acknowledge(["first"], 6)
-    assert purse.available(ACCOUNT) == 6 * UNIT
+    spend.acknowledge(["first"], 6)
+    assert spend.available(ACCOUNT) == 6 * UNIT
     page(8 * UNIT, 6)
-    assert purse.available(ACCOUNT) == 6 * UNIT
+    assert spend.available(ACCOUNT) == 6 * UNIT
     # The figures come first: the answer frees at once.
     page(6 * UNIT, 7)
-    assert purse.available(ACCOUNT) == 4 * UNIT
-    purse.acknowledge(["second"], 7)
-    assert purse.available(ACCOUNT) == 6 * UNIT
+    assert spend.available(ACCOUNT) == 4 * UNIT
+    spend.acknowledge(["second"], 7)
+    assert spend.available(ACCOUNT) == 6 * UNIT

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from farebox.ledger.audit.verify import Report, verify
+from farebox.ledger.audit.verify import VerificationReport, verify
 from farebox.ledger.engine import Ledger
 from tests.ledger.databases import Database
 from tests.ledger.support import FACTS, binding, opened, price, terms, topup, usage
@@ -25,7 +25,9 @@ async def books(database: Database) -> Database:
 
 def test_right_books_have_no_differences(books: Database) -> None:
     report = verify(books.url)
-    assert report == Report(accounts=2, transactions=3, usage_events=3, pending_events=1, differences=())
+    assert report == VerificationReport(
+        accounts=2, transactions=3, usage_events=3, pending_events=1, differences=()
+    )
     assert str(report).endswith("(1 pending): no differences")
 
 
@@ -69,7 +71,7 @@ def test_every_tampering_is_found(books: Database, tampering: str, found: str) -
 
 async def test_it_reads_one_snapshot_while_the_ledger_is_written(ledger: Ledger, database: Database) -> None:
     await ledger.record(FACTS)
-    reports: list[Report] = []
+    reports: list[VerificationReport] = []
 
     async def write() -> int:
         batches = 0

@@ -6,7 +6,7 @@ import pytest
 
 from farebox.domain.billing.money import Nano
 from farebox.ledger.audit.verify import verify
-from farebox.meterapi.types import AccountTerms
+from farebox.meterapi.types import AccountRecord
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,
@@ -28,7 +28,7 @@ async def books(database: Database) -> Database:
     """Books that are right: a term, a minute that it covers in full, and a quota that takes what is left."""
     clock = Clock()
     async with opened(database, clock) as ledger:
-        limit = AccountTerms(ACME, "USD", Nano(2 * TERM_PRICE))
+        limit = AccountRecord(ACME, "USD", Nano(2 * TERM_PRICE))
         await ledger.record([limit, binding(), model(reservation=OFFER, free_quota=QUOTA), reserved()])
         await ledger.ingest([usage("covered", input_tokens=20_000, output_tokens=1_000)])
         await ledger.ingest([usage("quota")])

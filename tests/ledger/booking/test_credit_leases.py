@@ -9,15 +9,15 @@ from farebox.domain.billing.money import Nano
 from farebox.errors import LedgerRefused
 from farebox.ledger.booking.credit_leases import BUDGET_SECONDS
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.types import Budget, BudgetClaim
+from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 from tests.ledger.support import ACME, CALL_CHARGE, FACTS, Clock, Database, balance, opened, topup, usage
 
 UNIT = 1_000_000_000
 
 
-async def claim(ledger: Ledger, amount: int, source: str = "gateway-0") -> Budget:
+async def claim(ledger: Ledger, amount: int, source: str = "gateway-0") -> CreditLease:
     """A gateway's claim on the account."""
-    return await ledger.claim_budget(BudgetClaim(source, ACME, Nano(amount)))
+    return await ledger.lease_credit(CreditLeaseRequest(source, ACME, Nano(amount)))
 
 
 async def test_b17_what_one_gateway_has_no_other_gets(ledger: Ledger) -> None:
@@ -36,9 +36,9 @@ async def test_b17_a_charge_is_taken_from_the_budget_of_its_gateway(ledger: Ledg
     await ledger.post_topup(topup(amount="10"))
     await claim(ledger, UNIT)
     result = await ledger.ingest([usage("1"), usage("2"), usage("3", source="somebody")])
-    (budget,) = result.budgets
+    (budget,) = result.leases
     assert (budget.granted, budget.spent) == (UNIT, 2 * CALL_CHARGE)
-    assert (await ledger.ingest([usage("1")])).budgets == ()
+    assert (await ledger.ingest([usage("1")])).leases == ()
     after = await claim(ledger, UNIT)
     assert after.granted - after.spent == UNIT
 
@@ -47,7 +47,7 @@ async def test_b17_nothing_is_granted_of_what_is_not_there(ledger: Ledger) -> No
     await ledger.record(FACTS)
     assert (await claim(ledger, UNIT)).granted == 0
     with pytest.raises(LedgerRefused, match="no account"):
-        await ledger.claim_budget(BudgetClaim("g", ACME._replace(name="none"), Nano(1)))
+        await ledger.lease_credit(CreditLeaseRequest("g", ACME._replace(name="none"), Nano(1)))
     with pytest.raises(LedgerRefused, match="0 or more"):
         await claim(ledger, -1)
 

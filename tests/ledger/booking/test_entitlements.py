@@ -11,7 +11,7 @@ from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import (
-    AccountTerms,
+    AccountRecord,
     Binding,
     FreeQuota,
     PriceVersion,
@@ -154,7 +154,7 @@ async def test_b9_a_term_that_cannot_be_paid_is_bought_after_a_top_up_once(
     clock.advance(days=3)
     for _ in range(2):
         await ledger.post_topup(topup("large", Nano(TERM_PRICE)))
-        await ledger.advance()
+        await ledger.process_due_renewals()
     bought = await reservation(ledger)
     assert (bought.state, bought.period_start) == (ReservationState.ACTIVE, clock.now)
     assert await balance(ledger) == 1_000_000_000
@@ -167,7 +167,7 @@ async def test_b9_through_400_days(ledger: Ledger, clock: Clock, buying: Buying)
     await ledger.record([reserved(buying)])
     for _ in range(400 * 4):
         clock.advance(hours=6)
-        await ledger.advance()
+        await ledger.process_due_renewals()
     # Bought at days 0, 29, 59, ... 389: the term in force at day 400, and the ones before it.
     bought = {Buying.RENEWING: 14, Buying.ONCE: 1, Buying.NOTHING: 0}[buying]
     assert await balance(ledger) == (100 - bought) * TERM_PRICE
@@ -186,17 +186,17 @@ async def test_b9_renewal_comes_a_day_ahead_and_its_failure_is_told_before_the_e
     await ledger.post_topup(topup(amount=Nano(TERM_PRICE)))
     await ledger.record([reserved(Buying.RENEWING)])
     clock.advance(days=29)
-    await ledger.advance()
+    await ledger.process_due_renewals()
     failing = await reservation(ledger)
     assert (failing.state, failing.reason) == (ReservationState.ACTIVE, "InsufficientBalance")
     await ledger.post_topup(topup("pay_2", Nano(TERM_PRICE)))
     renewed = await reservation(ledger)
     assert (renewed.reason, renewed.period_end) == ("", START + timedelta(days=30))
     clock.advance(days=1)
-    await ledger.advance()
+    await ledger.process_due_renewals()
     assert (await reservation(ledger)).period_end == START + timedelta(days=60)
     clock.advance(days=31)
-    await ledger.advance()
+    await ledger.process_due_renewals()
     assert (await reservation(ledger)).state is ReservationState.UNPAID
 
 
@@ -222,7 +222,7 @@ async def test_b9_what_the_model_does_not_offer_is_not_bought(ledger: Ledger) ->
 
 async def test_quotas_and_reservations_are_found_by_another_process(database: Database, clock: Clock) -> None:
     facts: list[Record] = [
-        AccountTerms(ACME, "USD", Nano(10 * TERM_PRICE)),
+        AccountRecord(ACME, "USD", Nano(10 * TERM_PRICE)),
         binding(),
         model(reservation=OFFER, free_quota=QUOTA),
         reserved(),

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge, format_price, parse_price, tiers_fault
 from farebox.errors import InvalidAmount
-from farebox.meterapi.types import PriceTier
+from farebox.meterapi.types import TokenPriceTier
 
 TWO_TIERS = (
-    PriceTier(1_000, Nano(500), Nano(50), Nano(1_500)),
-    PriceTier(None, Nano(800), Nano(80), Nano(2_400)),
+    TokenPriceTier(1_000, Nano(500), Nano(50), Nano(1_500)),
+    TokenPriceTier(None, Nano(800), Nano(80), Nano(2_400)),
 )
 
 
@@ -66,7 +66,7 @@ def test_impossible_token_counts_are_refused(tokens: tuple[int, int, int]) -> No
 
 
 def test_a_charge_beyond_64_bits_is_refused() -> None:
-    dear = (PriceTier(None, Nano(MAX_NANO), Nano(0), Nano(0)),)
+    dear = (TokenPriceTier(None, Nano(MAX_NANO), Nano(0), Nano(0)),)
     assert charge(dear, 1, 0, 0) == MAX_NANO
     with pytest.raises(InvalidAmount, match="64 bits"):
         charge(dear, 2, 0, 0)
@@ -92,13 +92,13 @@ def test_a_call_that_no_tier_covers_is_refused() -> None:
     ],
 )
 def test_tiers_must_give_every_call_exactly_one_price(bounds: tuple[int | None, ...], good: bool) -> None:
-    tiers = [PriceTier(bound, Nano(1), Nano(1), Nano(1)) for bound in bounds]
+    tiers = [TokenPriceTier(bound, Nano(1), Nano(1), Nano(1)) for bound in bounds]
     assert (tiers_fault(tiers) is None) is good
 
 
 def test_tiers_with_impossible_prices_are_faults() -> None:
-    assert tiers_fault([PriceTier(None, Nano(-1), Nano(0), Nano(0))])
-    assert tiers_fault([PriceTier(None, Nano(0), Nano(0), Nano(MAX_NANO // MAX_TOKENS))])
+    assert tiers_fault([TokenPriceTier(None, Nano(-1), Nano(0), Nano(0))])
+    assert tiers_fault([TokenPriceTier(None, Nano(0), Nano(0), Nano(MAX_NANO // MAX_TOKENS))])
 
 
 prices = st.integers(0, 999_999_999).map(Nano)
@@ -110,7 +110,7 @@ def test_a_charge_is_exact_and_always_fits_in_price_bounds(
     of_input: Nano, of_cached: Nano, of_output: Nano, uncached: int, cached: int, output: int
 ) -> None:
     cached = min(cached, MAX_TOKENS - min(uncached, MAX_TOKENS))
-    tiers = (PriceTier(None, of_input, of_cached, of_output),)
+    tiers = (TokenPriceTier(None, of_input, of_cached, of_output),)
     assert tiers_fault(tiers) is None
     nano = charge(tiers, uncached + cached, cached, output)
     assert nano == uncached * of_input + cached * of_cached + output * of_output <= MAX_NANO

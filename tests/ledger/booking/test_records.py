@@ -6,7 +6,7 @@ import pytest
 
 from farebox.domain.billing.money import Nano
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.types import PriceTier, Record
+from farebox.meterapi.types import Record, TokenPriceTier
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,
@@ -96,7 +96,7 @@ async def test_an_account_cannot_change_its_currency(ledger: Ledger) -> None:
     ("bad", "reason"),
     [
         (price(tiers=()), "InvalidPrice"),
-        (price(tiers=[PriceTier(5, Nano(1), Nano(1), Nano(1))]), "InvalidPrice"),
+        (price(tiers=[TokenPriceTier(5, Nano(1), Nano(1), Nano(1))]), "InvalidPrice"),
         (price(model=""), "InvalidName"),
         (price(currency=""), "InvalidName"),
         (terms(currency=""), "InvalidName"),

@@ -11,7 +11,7 @@ from farebox.ledger.booking.usage import IngestResult
 from farebox.ledger.db.engine import from_micros
 from farebox.ledger.engine import Ledger
 from farebox.ledger.reports.usage import UsageQuery, read_usage
-from farebox.meterapi.types import PriceTier, Record
+from farebox.meterapi.types import Record, TokenPriceTier
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,
@@ -248,7 +248,7 @@ async def test_an_event_naming_its_model_goes_by_that_models_binding(ledger: Led
 
 
 async def test_a_balance_that_64_bits_cannot_hold_keeps_the_event_waiting(ledger: Ledger) -> None:
-    dearest = (PriceTier(None, Nano(999_999_999), Nano(0), Nano(999_999_999)),)
+    dearest = (TokenPriceTier(None, Nano(999_999_999), Nano(0), Nano(999_999_999)),)
     await ledger.record([terms(), binding(), price(tiers=dearest)])
     huge = {"input_tokens": 1_000_000_000, "output_tokens": 1_000_000_000}
     result = await ledger.ingest([usage(str(number), **huge) for number in range(6)])

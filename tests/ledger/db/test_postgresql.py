@@ -20,7 +20,7 @@ from farebox.ledger.db import notify
 from farebox.ledger.db.engine import ledger_url
 from farebox.ledger.db.prepared import BulkInsert
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.types import BudgetClaim
+from farebox.meterapi.types import CreditLeaseRequest
 from tests.ledger.databases import Database, Databases, PostgresDatabases
 from tests.ledger.faults import after_commits, before_calls
 from tests.ledger.support import (
@@ -123,7 +123,7 @@ async def told(ledger: Ledger, number: int) -> None:
 
 async def claimed(ledger: Ledger, number: int) -> None:
     """A gateway's claim."""
-    budget = await ledger.claim_budget(BudgetClaim("gateway-0", ACME, Nano(number)))
+    budget = await ledger.lease_credit(CreditLeaseRequest("gateway-0", ACME, Nano(number)))
     assert budget.granted - budget.spent == number
 
 
@@ -146,7 +146,7 @@ async def test_a_connection_lost_at_any_call_is_an_error_and_the_retry_counts_on
         await ledger.record([terms(), binding(), model(reservation=OFFER, free_quota=QUOTA)])
         await ledger.post_topup(topup("first", Nano(TERM_PRICE + UNIT)))
         await ledger.record([reserved()])
-        await ledger.claim_budget(BudgetClaim("gateway-0", ACME, Nano(UNIT)))
+        await ledger.lease_credit(CreditLeaseRequest("gateway-0", ACME, Nano(UNIT)))
         clock.advance(hours=1)
         before = verify(database.url)
         cutter = Cutter(ledger, lambda: postgres.cut_off(database.name), monkeypatch)
@@ -206,7 +206,7 @@ async def test_b9_meters_that_all_look_at_the_clock_buy_each_term_once(
     await meters[2].record([reserved(Buying.RENEWING)])
     for _ in range(100):
         clock.advance(days=1)
-        await asyncio.gather(*(meter.advance() for meter in meters))
+        await asyncio.gather(*(meter.process_due_renewals() for meter in meters))
     # Bought at days 0, 29, 59 and 89.
     assert await balance(meters[0]) == 6 * TERM_PRICE
     in_force = await reservation(meters[0])

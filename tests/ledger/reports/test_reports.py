@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from farebox.domain.billing.money import Nano
-from farebox.domain.billing.reservations import Buying, Offer
+from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.ledger import engine
@@ -16,7 +16,7 @@ from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
 from farebox.ledger.reports.statement import Statement, read_statement
 from farebox.ledger.reports.usage import Bucket, Group, UsageQuery, UsageRow, read_usage
-from farebox.meterapi.types import Binding, PriceVersion, Reservation
+from farebox.meterapi.types import Binding, PriceVersion, ReservationRecord
 from tests.ledger.databases import Database, Databases
 from tests.ledger.reading import paged, truncated
 from tests.ledger.support import (
@@ -174,14 +174,14 @@ async def test_a_statement_has_top_ups_and_terms_singly_and_usage_by_day_and_mod
     ledger: Ledger, clock: Clock
 ) -> None:
     big = ObjectKey("team-a", "big")
-    offer = Offer(1_000, Nano(1_000_001), 1_000, Nano(2_000_003), (1, 30))
+    offer = ReservationTerms(1_000, Nano(1_000_001), 1_000, Nano(2_000_003), (1, 30))
     reservable = PriceVersion("m2", "USD", flat(17), START, reservation=offer)
     await ledger.record([*FACTS, Binding(big, ACME, "m2", START), reservable])
     await ledger.post_topup(topup("pay_1", "10"))
     await ledger.ingest([usage("1"), usage("2")])
     await ledger.ingest([usage("3", time=START - timedelta(days=3))])
     clock.advance(days=1)
-    reserved = Reservation(big, "uid", ACME, "m2", 1_000, 1_000, 1, Buying.ONCE)
+    reserved = ReservationRecord(big, "uid", ACME, "m2", 1_000, 1_000, 1, Buying.ONCE)
     await ledger.record([reserved])
     await ledger.ingest([usage("4")])
     await ledger.post_topup(topup("credit", Nano(-5), kind="Adjustment"))

@@ -11,13 +11,20 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, func, select
 
 from farebox.domain.billing.money import Nano
-from farebox.domain.billing.reservations import Buying, Offer
+from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.db import tables
 from farebox.ledger.db.engine import disposing, read_engine, to_micros
 from farebox.ledger.reports.statement import read_statement
 from farebox.ledger.reports.usage import Bucket, Group, UsageQuery, UsageRow
-from farebox.meterapi.types import AccountTerms, Binding, FreeQuota, PriceTier, PriceVersion, Reservation
+from farebox.meterapi.types import (
+    AccountRecord,
+    Binding,
+    FreeQuota,
+    PriceVersion,
+    ReservationRecord,
+    TokenPriceTier,
+)
 from tests.ledger.databases import Database, Databases
 from tests.ledger.reading import paged, truncated
 from tests.ledger.support import (
@@ -39,19 +46,19 @@ SERVICES = {
 FIRST = START - timedelta(days=70)
 LAST = START + timedelta(days=15)
 RECORDS = [
-    AccountTerms(A, "USD", Nano(10**15)),
-    AccountTerms(B, "USD", Nano(0)),
+    AccountRecord(A, "USD", Nano(10**15)),
+    AccountRecord(B, "USD", Nano(0)),
     *(Binding(service, *paid, FIRST) for service, paid in SERVICES.items()),
-    PriceVersion("m1", "USD", (PriceTier(1_000, Nano(7), Nano(3), Nano(11)), *flat(13)), FIRST),
+    PriceVersion("m1", "USD", (TokenPriceTier(1_000, Nano(7), Nano(3), Nano(11)), *flat(13)), FIRST),
     PriceVersion(
         "m2",
         "USD",
         flat(17),
         FIRST,
-        reservation=Offer(1_000, Nano(1_000_001), 1_000, Nano(2_000_003), (1, 30)),
+        reservation=ReservationTerms(1_000, Nano(1_000_001), 1_000, Nano(2_000_003), (1, 30)),
         free_quota=FreeQuota(2_500, 60),
     ),
-    Reservation(ObjectKey("team", "z"), "uid", A, "m2", 1_000, 1_000, 1, Buying.RENEWING),
+    ReservationRecord(ObjectKey("team", "z"), "uid", A, "m2", 1_000, 1_000, 1, Buying.RENEWING),
 ]
 GROUPINGS = [
     frozenset(groups) for size in range(4) for groups in itertools.combinations(Group, size)
@@ -112,7 +119,7 @@ async def play(database: Database, script: list[Any]) -> None:
         for number, step in enumerate(script):
             if isinstance(step, timedelta):
                 clock.now = min(clock.now + step, LAST)
-                await ledger.advance()
+                await ledger.process_due_renewals()
             elif isinstance(step, int):
                 account = (A, B)[number % 2]
                 order = topup(f"r{number}", Nano(step), account=account, kind="Adjustment")

@@ -19,14 +19,14 @@ from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.gateway.envoy.admin import Admin
 from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.ext_proc.server import listening
-from farebox.gateway.handler import Gate
+from farebox.gateway.handler import Handler
 from farebox.gateway.metering.outbox import Outbox
-from farebox.gateway.metering.publisher import Event, Receipt
+from farebox.gateway.metering.publisher import Event, PublishResult
 from farebox.gateway.process import assembled, primed
 from farebox.gateway.ratelimit.memory import MemoryCounters
-from farebox.gateway.spend.credit_leases import Budgets
-from farebox.gateway.spend.tracker import Purse
-from farebox.meterapi.types import Budget, BudgetClaim
+from farebox.gateway.spend.credit_leases import CreditLeases
+from farebox.gateway.spend.tracker import SpendTracker
+from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 
 _HEAR_SECONDS = 0.5
 
@@ -34,39 +34,39 @@ _HEAR_SECONDS = 0.5
 class Counted:
     """Takes all events."""
 
-    async def post(self, events: Sequence[Event]) -> Receipt:
-        return Receipt()
+    async def post(self, events: Sequence[Event]) -> PublishResult:
+        return PublishResult()
 
 
-async def claim(asked: BudgetClaim) -> Budget:
+async def claim(asked: CreditLeaseRequest) -> CreditLease:
     """Nobody else spends."""
-    return Budget(asked.account, asked.amount, Nano(0), datetime.now(UTC) + timedelta(hours=1))
+    return CreditLease(asked.account, asked.amount, Nano(0), datetime.now(UTC) + timedelta(hours=1))
 
 
-def opened(upstream: str) -> Gate:
+def opened(upstream: str) -> Handler:
     """A gate with one service "chat", whose key and limits count, and more money than can be spent."""
     gate = assembled(
-        Budgets("bench", claim),
+        CreditLeases("bench", claim),
         MemoryCounters(),
         world.Tokens(),  # type: ignore[arg-type]
         lambda name, port: upstream,
         balance_max_age_seconds=300,
     )
     limits = {"rpm": 1_000_000_000, "tpm": 1_000_000_000_000, "maxOutputTokens": 8192}
-    gate.view.models.put(world.model(limits=limits))
-    gate.view.services.put(world.service())
-    gate.view.keys.put(world.api_key())
-    gate.view.accounts.put(world.account())
+    gate.snapshot.models.put(world.model(limits=limits))
+    gate.snapshot.services.put(world.service())
+    gate.snapshot.keys.put(world.api_key())
+    gate.snapshot.accounts.put(world.account())
     primed(gate)
     return gate
 
 
-async def hear(purse: Purse) -> None:
+async def hear(spend: SpendTracker) -> None:
     """The feed's word, again and again."""
     sequence = 0
     while True:
         sequence += 1
-        purse.hear([world.balance(MAX_NANO // 2, sequence)], [], True, purse.clock())
+        spend.update([world.balance(MAX_NANO // 2, sequence)], [], True, spend.clock())
         await asyncio.sleep(_HEAR_SECONDS)
 
 
@@ -74,7 +74,7 @@ async def decide(directory: Path, upstream: str) -> None:
     """Serve until SIGTERM."""
     settings = EnvoySettings(directory)
     gate = opened(upstream)
-    hearing = [asyncio.create_task(hear(gate.purse)), asyncio.create_task(gate.settling.run())]
+    hearing = [asyncio.create_task(hear(gate.spend)), asyncio.create_task(gate.settlement.run())]
     async with (
         Admin(settings.admin_socket) as admin,
         listening(settings.decision_socket, gate.handle, settings.max_body_bytes),
@@ -84,8 +84,8 @@ async def decide(directory: Path, upstream: str) -> None:
             "bench",
             Counted(),
             admin.reopen_log,
-            gate.settling.on_usage,
-            gate.settling.acknowledged,
+            gate.settlement.on_usage,
+            gate.settlement.acknowledged,
         )
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

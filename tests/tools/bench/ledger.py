@@ -30,7 +30,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.db.migrate import upgrade
 from farebox.ledger.engine import Ledger
-from farebox.meterapi.types import AccountTerms, Binding, PriceTier, PriceVersion
+from farebox.meterapi.types import AccountRecord, Binding, PriceVersion, TokenPriceTier
 
 BATCHES = {1: 2_000, 100: 40_000, 1000: 100_000}
 """Events for each size of a batch."""
@@ -180,10 +180,10 @@ async def _latencies(writer: Ledger, reader: Ledger, samples: int) -> list[float
 
 async def _tell_ledger(ledger: Ledger) -> None:
     since = datetime.now(UTC) - timedelta(days=1)
-    tier = PriceTier(None, Nano(500), Nano(50), Nano(1500))
+    tier = TokenPriceTier(None, Nano(500), Nano(50), Nano(1500))
     refused = await ledger.record(
         [
-            AccountTerms(_ACCOUNT, "USD", Nano(0)),
+            AccountRecord(_ACCOUNT, "USD", Nano(0)),
             PriceVersion("model", "USD", (tier,), since),
             Binding(_SERVICE, _ACCOUNT, "model", since),
         ]

@@ -17,7 +17,7 @@ from tests.gateway.hostile_target import Stack, stacked
 from tests.gateway.world import ACCOUNT, TOKEN, UNIT
 from tests.tools.llama import tiny
 
-from farebox.gateway.metering.usage import used
+from farebox.gateway.metering.usage import billed_tokens
 
 CHAT: list[Any] = [{"role": "user", "content": "How many tokens are in this question?"}]
 
@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_midway_is_metered(tmp_path: Path, llama: str
             break
         await stream.close()
         line = await place.envoy.line(1)
-        place.world.settling.on_usage(line, used(line))
+        place.world.settling.on_usage(line, billed_tokens(line))
         await asyncio.sleep(0)
         left = place.world.purse.available(ACCOUNT)
         assert isinstance(left, int)

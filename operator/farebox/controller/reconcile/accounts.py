@@ -21,16 +21,22 @@ from farebox.api import (
 )
 from farebox.api.inferenceservice import BillingAccountRef, InferenceServiceSpec
 from farebox.controller.keys import Key, Kind
-from farebox.controller.queue import Lane
-from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context, Refusal
+from farebox.controller.queue import Priority
+from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context, DefaultServiceRefusal
 from farebox.controller.reconcile.gather import account_terms, known_balance
 from farebox.controller.reconcile.status import conditions
-from farebox.controller.reconcile.topups import doubt_balance
+from farebox.controller.reconcile.topups import mark_account_unverified
 from farebox.controller.state.cache import account_of
-from farebox.domain.account_status import AccountTermsFacts, AccountVerdict, judge_account
+from farebox.domain.account_status import AccountStatusFacts, AccountVerdict, decide_account
 from farebox.domain.billing.money import parse_amount
 from farebox.domain.conditions import ConditionVerdict
-from farebox.domain.default_services import CatalogPlan, Existing, Neighbour, plan_default_services, refused
+from farebox.domain.default_services import (
+    DefaultServicesPlan,
+    ExistingService,
+    SiblingAccount,
+    plan_default_services,
+    refused,
+)
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import Forbidden, Invalid
@@ -39,42 +45,44 @@ from farebox.kube.names import DEFAULT_FOR_LABEL, MANAGED_BY, MANAGER, label_val
 log = structlog.get_logger(__name__)
 
 
-async def reconcile_account(context: Context, key: Key, lane: Lane) -> None:
+async def reconcile_account(context: Context, key: Key, priority: Priority) -> None:
     """Bring one account's Default services and status to what they should be. Safe to repeat (B20)."""
     account = context.cache.accounts.get(key.object)
     if account is None:
         context.forget(key)
-        await _remove_pristine(context, key.object, lane)
+        await _remove_pristine(context, key.object, priority)
         return
-    context.records.offer(key, account_terms(key.object, account))
+    context.ledger_sync.upsert(key, account_terms(key.object, account))
     if context.balances.behind(key.object, account.status.ledger_sequence or 0):
         # The status knows of more than the ledger: it was restored while no operator was there to hear of it.
-        for work in doubt_balance(context.cache, context.balances, key.object):
-            context.queue.add(work.key, work.lane)
-        context.balance_settled(key.object)
-    plan = _plan_catalog(context, key.object, account)
-    refusals = await _create_services(context, key, lane, plan.create)
-    await _report(context, key, lane, account, refused(refusals) if refusals else plan.condition)
+        for work in mark_account_unverified(context.cache, context.balances, key.object):
+            context.queue.add(work.key, work.priority)
+        context.on_balance_confirmed(key.object)
+    plan = _plan_default_services(context, key.object, account)
+    refusals = await _create_services(context, key, priority, plan.create)
+    await _report(context, key, priority, account, refused(refusals) if refusals else plan.condition)
     for name in plan.delete:
-        await _delete_service(context, ObjectKey(key.namespace, name), lane)
+        await _delete_service(context, ObjectKey(key.namespace, name), priority)
 
 
-async def _create_services(context: Context, key: Key, lane: Lane, names: Iterable[str]) -> dict[str, str]:
+async def _create_services(
+    context: Context, key: Key, priority: Priority, names: Iterable[str]
+) -> dict[str, str]:
     """Make Default services; returns the API server's refusals by name.
 
     They delay nothing else of the account (B23), and are tried again now and then: quotas and policies change
-    without a word. Not at each pass in the slow lane: the account of much traffic has several a second.
+    without a word. Not at each pass in the slow priority: the account of much traffic has several a second.
     """
-    refusals, before = dict[str, Refusal](), context.default_refusals.pop(key, {})
+    refusals, before = dict[str, DefaultServiceRefusal](), context.default_refusals.pop(key, {})
     for name in names:
-        if name in before and lane is Lane.BULK and context.monotonic() < before[name].until:
+        if name in before and priority is Priority.LOW and context.monotonic() < before[name].until:
             refusals[name] = before[name]
             continue
         try:
-            await context.writer.create_service(_default_service(key.object, name), Lane.BULK)
+            await context.writer.create_service(_default_service(key.object, name), Priority.LOW)
         except (Invalid, Forbidden) as error:
             log.warning("default_service.refused", account=str(key), service=name, error=error.message)
-            refusals[name] = Refusal(error.message, context.monotonic() + REFUSED_RETRY_SECONDS)
+            refusals[name] = DefaultServiceRefusal(error.message, context.monotonic() + REFUSED_RETRY_SECONDS)
     if refusals:
         context.default_refusals[key] = refusals
         context.queue.add_after(key, REFUSED_RETRY_SECONDS)
@@ -82,9 +90,9 @@ async def _create_services(context: Context, key: Key, lane: Lane, names: Iterab
 
 
 async def _report(
-    context: Context, key: Key, lane: Lane, account: BillingAccount, catalog: ConditionVerdict
+    context: Context, key: Key, priority: Priority, account: BillingAccount, catalog: ConditionVerdict
 ) -> None:
-    verdict = judge_account(_gather(context, key, account), context.now())
+    verdict = decide_account(_gather(context, key, account), context.now())
     sequence = account.status.ledger_sequence
     balance = known_balance(context.balances, key.object, account)
     if balance is not UNKNOWN:
@@ -101,14 +109,14 @@ async def _report(
         services=_counts(context, key.object),
         ledger_sequence=sequence,
     )
-    if await context.write_status(key, lane, account, before, status):
+    if await context.write_status(key, priority, account, before, status):
         _tell(context, account, verdict, catalog)
 
 
-def _gather(context: Context, key: Key, account: BillingAccount) -> AccountTermsFacts:
+def _gather(context: Context, key: Key, account: BillingAccount) -> AccountStatusFacts:
     balance = known_balance(context.balances, key.object, account)
-    refusal = context.records.refusal(key)
-    return AccountTermsFacts(
+    refusal = context.ledger_sync.refusal(key)
+    return AccountStatusFacts(
         currency=account.spec.currency,
         credit_limit=parse_amount(account.spec.credit_limit),
         low_balance=parse_amount(account.spec.low_balance),
@@ -153,21 +161,21 @@ def _counts(context: Context, account: ObjectKey) -> ServiceCounts:
     )
 
 
-def _plan_catalog(context: Context, key: ObjectKey, account: BillingAccount) -> CatalogPlan:
+def _plan_default_services(context: Context, key: ObjectKey, account: BillingAccount) -> DefaultServicesPlan:
     selected = _selected_models(context, account)
     neighbours = [
-        _neighbour(other, found)
+        _sibling(other, found)
         for other in context.cache.accounts_in_namespace.of(ObjectKey("", key.namespace))
         if (found := context.cache.accounts.get(other)) is not None
         and found.spec.default_services.models is not DefaultModels.NONE
     ]
     return plan_default_services(
-        _neighbour(key, account), neighbours, selected, _existing(context, key, selected)
+        _sibling(key, account), neighbours, selected, _existing(context, key, selected)
     )
 
 
-def _neighbour(key: ObjectKey, account: BillingAccount) -> Neighbour:
-    return Neighbour(key, account.metadata.creation_timestamp, account.metadata.uid)
+def _sibling(key: ObjectKey, account: BillingAccount) -> SiblingAccount:
+    return SiblingAccount(key, account.metadata.creation_timestamp, account.metadata.uid)
 
 
 def _selected_models(context: Context, account: BillingAccount) -> list[str]:
@@ -187,12 +195,12 @@ def _selected_models(context: Context, account: BillingAccount) -> list[str]:
     ]
 
 
-def _existing(context: Context, account: ObjectKey, selected: list[str]) -> dict[str, Existing]:
+def _existing(context: Context, account: ObjectKey, selected: list[str]) -> dict[str, ExistingService]:
     """The services that matter: those that have a selected model's name, and the account's Default ones."""
     named = {ObjectKey(account.namespace, name) for name in selected}
     own = (key for key in context.cache.defaults_of_account.of(account) if key.namespace == account.namespace)
     return {
-        key.name: Existing(service.spec.type, account_of(service), _pristine(service))
+        key.name: ExistingService(service.spec.type, account_of(service), _pristine(service))
         for key in named.union(own)
         if (service := context.cache.services.get(key)) is not None
     }
@@ -225,16 +233,16 @@ def _default_service(account: ObjectKey, model: str) -> dict[str, object]:
     ).manifest()
 
 
-async def _remove_pristine(context: Context, account: ObjectKey, lane: Lane) -> None:
+async def _remove_pristine(context: Context, account: ObjectKey, priority: Priority) -> None:
     """The account is gone: Default services that nobody ever enabled go with it."""
     for key in context.cache.defaults_of_account.of(account):
         service = context.cache.services.get(key)
         if service is not None and _pristine(service) and key.namespace == account.namespace:
-            await _delete_service(context, key, lane)
+            await _delete_service(context, key, priority)
 
 
-async def _delete_service(context: Context, key: ObjectKey, lane: Lane) -> None:
+async def _delete_service(context: Context, key: ObjectKey, priority: Priority) -> None:
     service = context.cache.services.get(key)
     if service is not None:
         path = resource_path(Kind.SERVICE, key.namespace, key.name)
-        await context.writer.delete(path, service.metadata.uid, lane)
+        await context.writer.delete(path, service.metadata.uid, priority)

@@ -12,10 +12,10 @@ import structlog
 
 from farebox.api import InferenceService
 from farebox.controller.keys import Kind
-from farebox.controller.queue import Lane, TokenBucket
+from farebox.controller.queue import Priority, TokenBucket
 from farebox.controller.reconcile.resources import redacted
 from farebox.controller.state.cache import Backend, Cache, Change, is_farebox_backend
-from farebox.domain.apikey_status import Answer, Outcome
+from farebox.domain.apikey_status import SecretOutcome, SecretWriteResult
 from farebox.domain.keys import ObjectKey
 from farebox.errors import Conflict, Invalid, KubeError, NotFound, NotLeading
 from farebox.kube.client import MERGE_PATCH, KubeClient
@@ -27,7 +27,7 @@ JSONObject = dict[str, Any]
 
 
 @dataclass
-class Writer:
+class ClusterWriter:
     """Writes for one pass over one key.
 
     Args:
@@ -43,25 +43,25 @@ class Writer:
     on_service: Callable[[Change[InferenceService]], None]
 
     async def patch_status(
-        self, kind: Kind, key: ObjectKey, version: int, patch: JSONObject, lane: Lane
+        self, kind: Kind, key: ObjectKey, version: int, patch: JSONObject, priority: Priority
     ) -> None:
         """Merge-patch the status of an object as it was at `version`."""
         path = resource_path(kind, key.namespace, key.name, "status")
         body = {"metadata": {"resourceVersion": str(version)}, "status": patch}
-        answer = await self._write("status", "PATCH", path, body, lane, MERGE_PATCH)
+        answer = await self._write("status", "PATCH", path, body, priority, MERGE_PATCH)
         change = self.cache.store(kind).put(answer)
         if change is not None and kind is Kind.SERVICE:
             self.on_service(change)
 
-    async def scale(self, key: ObjectKey, backend: Backend, replicas: int, lane: Lane) -> None:
+    async def scale(self, key: ObjectKey, backend: Backend, replicas: int, priority: Priority) -> None:
         """Set the replicas of a Deployment as it was when the decision was made."""
         body = {"metadata": {"resourceVersion": backend.version}, "spec": {"replicas": replicas}}
         path = deployment_path(key.namespace, key.name, "scale")
-        answer = await self._write("scale", "PATCH", path, body, lane, MERGE_PATCH)
+        answer = await self._write("scale", "PATCH", path, body, priority, MERGE_PATCH)
         version = answer["metadata"]["resourceVersion"]
         self.cache.backends.assume(key, backend.scaled(replicas, version), int(version))
 
-    async def create_deployment(self, deployment: JSONObject, lane: Lane) -> None:
+    async def create_deployment(self, deployment: JSONObject, priority: Priority) -> None:
         """Make a backend.
 
         Raises:
@@ -70,7 +70,7 @@ class Writer:
         metadata = deployment["metadata"]
         path = deployment_path(metadata["namespace"])
         try:
-            self.cache.backends.put(await self._write("deployment", "POST", path, deployment, lane))
+            self.cache.backends.put(await self._write("deployment", "POST", path, deployment, priority))
         except Conflict as conflict:
             found = await self.client.get(deployment_path(metadata["namespace"], metadata["name"]))
             if not is_farebox_backend(found):
@@ -79,7 +79,7 @@ class Writer:
         except NotFound as error:
             raise _no_namespace(metadata, error) from error
 
-    async def replace_deployment(self, backend: Backend, deployment: JSONObject, lane: Lane) -> None:
+    async def replace_deployment(self, backend: Backend, deployment: JSONObject, priority: Priority) -> None:
         """Put a backend right whose template or labels differ; foreign labels and annotations stay."""
         metadata = deployment["metadata"]
         merged = metadata | {
@@ -88,10 +88,10 @@ class Writer:
             "resourceVersion": backend.version,
         }
         path = deployment_path(metadata["namespace"], metadata["name"])
-        answer = await self._write("deployment", "PUT", path, deployment | {"metadata": merged}, lane)
+        answer = await self._write("deployment", "PUT", path, deployment | {"metadata": merged}, priority)
         self.cache.backends.put(answer)
 
-    async def create_endpoint(self, endpoint: JSONObject, lane: Lane) -> None:
+    async def create_endpoint(self, endpoint: JSONObject, priority: Priority) -> None:
         """Make the Service of a backend; one of Farebox's that is there already is fine.
 
         Raises:
@@ -100,7 +100,7 @@ class Writer:
         metadata = endpoint["metadata"]
         path = core_path("services", metadata["namespace"])
         try:
-            self.cache.endpoints.put(await self._write("service", "POST", path, endpoint, lane))
+            self.cache.endpoints.put(await self._write("service", "POST", path, endpoint, priority))
         except Conflict as conflict:
             found = await self.client.get(f"{path}/{metadata['name']}")
             if not is_farebox_backend(found):
@@ -109,7 +109,7 @@ class Writer:
         except NotFound as error:
             raise _no_namespace(metadata, error) from error
 
-    async def replace_endpoint(self, endpoint: JSONObject, lane: Lane) -> None:
+    async def replace_endpoint(self, endpoint: JSONObject, priority: Priority) -> None:
         """Put a Service right that leads elsewhere; foreign labels and annotations stay."""
         metadata = endpoint["metadata"]
         path = core_path("services", metadata["namespace"], metadata["name"])
@@ -120,47 +120,49 @@ class Writer:
             "resourceVersion": there["resourceVersion"],
         }
         self.cache.endpoints.put(
-            await self._write("service", "PUT", path, endpoint | {"metadata": merged}, lane)
+            await self._write("service", "PUT", path, endpoint | {"metadata": merged}, priority)
         )
 
-    async def create_service(self, service: JSONObject, lane: Lane) -> None:
+    async def create_service(self, service: JSONObject, priority: Priority) -> None:
         """Make a Default InferenceService; one that a user made meanwhile is left alone."""
         path = resource_path(Kind.SERVICE, service["metadata"]["namespace"])
         try:
-            answer = await self._write("inferenceservice", "POST", path, service, lane)
+            answer = await self._write("inferenceservice", "POST", path, service, priority)
         except Conflict:
             log.info("default_service.exists", service=service["metadata"]["name"])
             return
         if (change := self.cache.services.put(answer)) is not None:
             self.on_service(change)
 
-    async def probe_secret(self, secret: JSONObject, lane: Lane) -> Answer:
+    async def probe_secret(self, secret: JSONObject, priority: Priority) -> SecretWriteResult:
         """What the API server would say to a new Secret; nothing is stored."""
-        return await self._post_secret("secret_probe", "?dryRun=All", secret, lane)
+        return await self._post_secret("secret_probe", "?dryRun=All", secret, priority)
 
-    async def create_secret(self, secret: JSONObject, lane: Lane) -> Answer:
+    async def create_secret(self, secret: JSONObject, priority: Priority) -> SecretWriteResult:
         """Make a Secret. One that has the name already is never touched, nor read."""
-        return await self._post_secret("secret", "", secret, lane)
+        return await self._post_secret("secret", "", secret, priority)
 
-    async def _post_secret(self, what: str, query: str, secret: JSONObject, lane: Lane) -> Answer:
+    async def _post_secret(
+        self, what: str, query: str, secret: JSONObject, priority: Priority
+    ) -> SecretWriteResult:
         """Raises what `_write` does, but for a final no. What a webhook quotes of the Secret goes nowhere."""
         path = core_path("secrets", secret["metadata"]["namespace"]) + query
         try:
-            await self._write(what, "POST", path, secret, lane)
+            await self._write(what, "POST", path, secret, priority)
         except KubeError as error:
             message = redacted(error.message, secret)
             # A quota's own conflict is a 409 as well, and says nothing about the Secret.
             if isinstance(error, Conflict) and error.reason == "AlreadyExists":
-                return Answer(Outcome.EXISTS, message)
+                return SecretWriteResult(SecretOutcome.EXISTS, message)
             if isinstance(error, Invalid) or error.status == 403:
-                return Answer(Outcome.REFUSED, message)
+                return SecretWriteResult(SecretOutcome.REFUSED, message)
             raise type(error)(error.status, error.reason, message) from None
-        return Answer(Outcome.TAKEN)
+        return SecretWriteResult(SecretOutcome.TAKEN)
 
-    async def delete(self, path: str, uid: str, lane: Lane) -> None:
+    async def delete(self, path: str, uid: str, priority: Priority) -> None:
         """Delete an object if it still is the one with this uid."""
         try:
-            await self._write("delete", "DELETE", path, {"preconditions": {"uid": uid}}, lane)
+            await self._write("delete", "DELETE", path, {"preconditions": {"uid": uid}}, priority)
         except (NotFound, Conflict):
             return
 
@@ -170,7 +172,7 @@ class Writer:
         method: str,
         path: str,
         body: JSONObject,
-        lane: Lane,
+        priority: Priority,
         content_type: str = "application/json",
     ) -> JSONObject:
         """One write, within the rate for bulk work; single edits do not wait for bulk work's tokens.
@@ -179,7 +181,7 @@ class Writer:
             NotLeading: the Lease may be another's.
             KubeError, KubeUnreachable: as the client does.
         """
-        if lane is Lane.BULK:
+        if priority is Priority.LOW:
             await self.bucket.take()
         if not self.may_write():
             raise NotLeading(f"{method} {path}: this replica does not hold the Lease")

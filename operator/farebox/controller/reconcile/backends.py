@@ -7,7 +7,7 @@ import structlog
 
 from farebox.api import DeploymentServing
 from farebox.controller.keys import Key
-from farebox.controller.queue import Lane
+from farebox.controller.queue import Priority
 from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context
 from farebox.controller.reconcile.drift import contains
 from farebox.controller.reconcile.resources import JSONObject, endpoint
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 async def ensure_backend(
-    context: Context, key: Key, lane: Lane, deployment: JSONObject, serving: DeploymentServing
+    context: Context, key: Key, priority: Priority, deployment: JSONObject, serving: DeploymentServing
 ) -> None:
     """Make the backend as the Deployment says; nothing is written when it is so already.
 
@@ -32,50 +32,50 @@ async def ensure_backend(
     known_error = context.backend_errors.get(target)
     try:
         if replicas == 0:
-            await scale_to_zero(context, target, lane)
+            await scale_to_zero(context, target, priority)
         else:
-            await _bring_up(context, target, lane, deployment)
-            await _open(context, target, lane, deployment, serving)
+            await _bring_up(context, target, priority, deployment)
+            await _open(context, target, priority, deployment, serving)
     except (Invalid, Forbidden) as error:
         context.backend_errors[target] = error.message
         if known_error != error.message:
             log.warning("backend.refused", object=str(key), backend=str(target), error=error.message)
-            context.queue.add(key, lane)
+            context.queue.add(key, priority)
         context.queue.add_after(key, REFUSED_RETRY_SECONDS)
         return
     if context.backend_errors.pop(target, None) is not None:
-        context.queue.add(key, lane)
+        context.queue.add(key, priority)
 
 
-async def scale_to_zero(context: Context, target: ObjectKey, lane: Lane) -> None:
+async def scale_to_zero(context: Context, target: ObjectKey, priority: Priority) -> None:
     """Take all replicas from a backend, if it exists and has any."""
     backend = context.cache.backends.get(target)
     if backend is not None and backend.facts.desired != 0:
-        await context.writer.scale(target, backend, 0, lane)
+        await context.writer.scale(target, backend, 0, priority)
 
 
-async def stop_backend(context: Context, target: ObjectKey, lane: Lane) -> None:
+async def stop_backend(context: Context, target: ObjectKey, priority: Priority) -> None:
     """Take all replicas from a dedicated backend; a refusal of before says nothing of its way back up."""
-    await scale_to_zero(context, target, lane)
+    await scale_to_zero(context, target, priority)
     context.backend_errors.pop(target, None)
 
 
-async def remove_backend(context: Context, target: ObjectKey, lane: Lane) -> None:
+async def remove_backend(context: Context, target: ObjectKey, priority: Priority) -> None:
     """Delete a backend that nobody owns any more."""
     backend, service = context.cache.backends.get(target), context.cache.endpoints.get(target)
     if service is not None:
-        await context.writer.delete(core_path("services", *target), service.uid, lane)
+        await context.writer.delete(core_path("services", *target), service.uid, priority)
     if backend is not None:
-        await context.writer.delete(deployment_path(*target), backend.uid, lane)
+        await context.writer.delete(deployment_path(*target), backend.uid, priority)
     context.backend_errors.pop(target, None)
     context.settled_backends.pop(target, None)
 
 
-async def _bring_up(context: Context, target: ObjectKey, lane: Lane, deployment: JSONObject) -> None:
+async def _bring_up(context: Context, target: ObjectKey, priority: Priority, deployment: JSONObject) -> None:
     backend = context.cache.backends.get(target)
     replicas = deployment["spec"]["replicas"]
     if backend is None:
-        await context.writer.create_deployment(deployment, lane)
+        await context.writer.create_deployment(deployment, priority)
         return
     asked = {
         "labels": deployment["metadata"]["labels"],
@@ -88,7 +88,7 @@ async def _bring_up(context: Context, target: ObjectKey, lane: Lane, deployment:
         # is as good as it gets, and asking again would never end.
         settled = (_digest(asked), _digest(there))
         if context.settled_backends.get(target) != settled:
-            await context.writer.replace_deployment(backend, deployment, lane)
+            await context.writer.replace_deployment(backend, deployment, priority)
             written = context.cache.backends.get(target)
             if written is not None:
                 result = {
@@ -99,18 +99,22 @@ async def _bring_up(context: Context, target: ObjectKey, lane: Lane, deployment:
                 context.settled_backends[target] = (_digest(asked), _digest(result))
             return
     if backend.facts.desired != replicas:
-        await context.writer.scale(target, backend, replicas, lane)
+        await context.writer.scale(target, backend, replicas, priority)
 
 
 async def _open(
-    context: Context, target: ObjectKey, lane: Lane, deployment: JSONObject, serving: DeploymentServing
+    context: Context,
+    target: ObjectKey,
+    priority: Priority,
+    deployment: JSONObject,
+    serving: DeploymentServing,
 ) -> None:
     """Make the Service of a backend, or put it right: its port was edited in the Model, or it by hand."""
     there = context.cache.endpoints.get(target)
     if there is None:
-        await context.writer.create_endpoint(endpoint(deployment, serving), lane)
+        await context.writer.create_endpoint(endpoint(deployment, serving), priority)
     elif there.port != serving.port:
-        await context.writer.replace_endpoint(endpoint(deployment, serving), lane)
+        await context.writer.replace_endpoint(endpoint(deployment, serving), priority)
 
 
 def _digest(value: JSONObject) -> str:

@@ -9,17 +9,17 @@ from typing import Final, NamedTuple
 
 from farebox.api import APIObject, Status
 from farebox.controller.keys import Key
-from farebox.controller.queue import Lane, WorkQueue
-from farebox.controller.reconcile.apply import Writer
+from farebox.controller.queue import Priority, WorkQueue
+from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.events import Recorder
 from farebox.controller.reconcile.status import Urgency, status_change
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
-from farebox.controller.state.entitlements import Terms
-from farebox.controller.state.ledger_sync import Records
-from farebox.controller.state.shared_backend_demand import Demand
+from farebox.controller.state.entitlements import Entitlements
+from farebox.controller.state.ledger_sync import LedgerSync
+from farebox.controller.state.shared_backend_demand import SharedBackendDemand
 from farebox.domain.keys import ObjectKey
-from farebox.meterapi.types import AccountBalance, LedgerPort
+from farebox.meterapi.types import AccountBalance, LedgerAPI
 
 COUNTS_SECONDS = 1.0
 """How long a status rests before counts alone are written."""
@@ -34,7 +34,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-class Refusal(NamedTuple):
+class DefaultServiceRefusal(NamedTuple):
     """The API server's no to a Default service, which is not asked again before `until` (monotonic)."""
 
     message: str
@@ -47,24 +47,24 @@ class Context:
 
     cache: Cache
     balances: Balances
-    terms: Terms
-    demand: Demand
+    entitlements: Entitlements
+    shared_backend_demand: SharedBackendDemand
     queue: WorkQueue
-    writer: Writer
+    writer: ClusterWriter
     recorder: Recorder
-    records: Records
-    ledger: LedgerPort
+    ledger_sync: LedgerSync
+    ledger: LedgerAPI
     backend_namespace: str
     figures_seconds: float
     now: Callable[[], datetime] = utc_now
     monotonic: Callable[[], float] = time.monotonic
-    balances_learned: Callable[[AccountBalance], None] = lambda account: None
+    on_receipt: Callable[[AccountBalance], None] = lambda account: None
     """Takes in a balance that came otherwise than by the feed, and wakes what depends on it."""
-    balance_settled: Callable[[ObjectKey], None] = lambda account: None
+    on_balance_confirmed: Callable[[ObjectKey], None] = lambda account: None
     """The last top-up that an account's balance waited for is in it: what depends on it is woken."""
     backend_errors: dict[ObjectKey, str] = field(default_factory=dict)
     """The API server's refusals of backends, by the backend's key, until one is accepted."""
-    default_refusals: dict[Key, dict[str, Refusal]] = field(default_factory=dict)
+    default_refusals: dict[Key, dict[str, DefaultServiceRefusal]] = field(default_factory=dict)
     """Default services that the API server refused, by their account and their name; see accounts.py."""
     settled_backends: dict[ObjectKey, tuple[str, str]] = field(default_factory=dict)
     """What was last written for a backend and the version that came of it; see backends.py."""
@@ -75,7 +75,7 @@ class Context:
     async def write_status(
         self,
         key: Key,
-        lane: Lane,
+        priority: Priority,
         current: APIObject,
         old: Status,
         new: Status,
@@ -97,10 +97,10 @@ class Context:
         version = int(current.metadata.resource_version)
         # Noted before the answer: a change that comes meanwhile is not sooner due than this one.
         self._written[key] = self.monotonic()
-        await self.writer.patch_status(key.kind, key.object, version, change.patch, lane)
+        await self.writer.patch_status(key.kind, key.object, version, change.patch, priority)
         return True
 
-    def look_again(self, key: Key, due: datetime | None) -> None:
+    def requeue_after(self, key: Key, due: datetime | None) -> None:
         """Ask for a pass at the moment when a verdict is due to be looked at again, if it is."""
         if due is not None:
             # Up to a whole second, as `now` is: a pass before the moment would find nothing new.
@@ -111,5 +111,5 @@ class Context:
         """The object is gone."""
         self._written.pop(key, None)
         self.default_refusals.pop(key, None)
-        self.records.forget(key)
+        self.ledger_sync.forget(key)
         self.queue.forget(key)

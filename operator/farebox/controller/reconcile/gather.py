@@ -3,7 +3,7 @@
 from farebox.api import BillingAccount, InferenceService, Model, NamespacesFrom, ReservationState
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache, account_of, model_of
-from farebox.controller.state.entitlements import Terms
+from farebox.controller.state.entitlements import Entitlements
 from farebox.domain.billing.money import Nano, available, parse_amount
 from farebox.domain.facts import (
     EXTERNAL,
@@ -23,13 +23,13 @@ from farebox.domain.facts import (
 )
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import dedicated_backend_name, shared_backend_name
-from farebox.meterapi.types import AccountBalance, AccountTerms
+from farebox.meterapi.types import AccountBalance, AccountRecord
 
 
 def gather(
     cache: Cache,
     balances: Balances,
-    terms: Terms,
+    entitlements: Entitlements,
     backend_namespace: str,
     service: InferenceService,
     backend_error: str,
@@ -58,8 +58,8 @@ def gather(
         model=MISSING if model is None else _model_facts(model),
         backend=_backend_facts(cache, backend_namespace, service, model),
         backend_error=backend_error,
-        quota=_quota_facts(balances, terms, account_key, service.model_name, model),
-        reservation=_reservation_facts(balances, terms, key, service.metadata.uid),
+        quota=_quota_facts(balances, entitlements, account_key, service.model_name, model),
+        reservation=_reservation_facts(balances, entitlements, key, service.metadata.uid),
         account_key=account_key,
         model_name=service.model_name,
         previous=Previous(
@@ -72,9 +72,9 @@ def gather(
     )
 
 
-def account_terms(key: ObjectKey, account: BillingAccount) -> AccountTerms:
+def account_terms(key: ObjectKey, account: BillingAccount) -> AccountRecord:
     """What the ledger must know of an account as it is now."""
-    return AccountTerms(key, account.spec.currency, parse_amount(account.spec.credit_limit))
+    return AccountRecord(key, account.spec.currency, parse_amount(account.spec.credit_limit))
 
 
 def known_balance(balances: Balances, key: ObjectKey, account: BillingAccount) -> AccountBalance | Unknown:
@@ -127,23 +127,23 @@ def _allows(cache: Cache, account: BillingAccount, namespace: str) -> bool | Unk
 
 
 def _quota_facts(
-    balances: Balances, terms: Terms, account: ObjectKey, model_name: str, model: Model | None
+    balances: Balances, entitlements: Entitlements, account: ObjectKey, model_name: str, model: Model | None
 ) -> QuotaFacts | Missing | Unknown:
     """A quota that the model offers and the ledger has not granted yet is on its way: unknown."""
     if not balances.known:
         return UNKNOWN
-    quota = terms.quota(account, model_name)
+    quota = entitlements.quota(account, model_name)
     if quota is not None:
         return QuotaFacts(quota.total, quota.used, quota.expires_at)
     return MISSING if model is not None and model.spec.free_quota is None else UNKNOWN
 
 
 def _reservation_facts(
-    balances: Balances, terms: Terms, service: ObjectKey, uid: str
+    balances: Balances, entitlements: Entitlements, service: ObjectKey, uid: str
 ) -> ReservationFacts | Unknown:
     if not balances.known:
         return UNKNOWN
-    known = terms.reservation(service, uid)
+    known = entitlements.reservation(service, uid)
     if known is None:
         return ReservationFacts(ReservationState.PENDING)
     return ReservationFacts(known.state, known.message, known.period_start, known.period_end)

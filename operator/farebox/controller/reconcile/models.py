@@ -4,54 +4,54 @@ from datetime import datetime
 
 from farebox.api import Model, ModelStatus
 from farebox.controller.keys import Key, service_key
-from farebox.controller.queue import Lane
+from farebox.controller.queue import Priority
 from farebox.controller.reconcile.backends import ensure_backend, remove_backend
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.resources import selector_text, shared_backend
 from farebox.controller.reconcile.status import conditions
 from farebox.domain.billing.money import parse_amount
 from farebox.domain.billing.pricing import parse_price
-from farebox.domain.billing.reservations import Offer
+from farebox.domain.billing.reservations import ReservationTerms
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts
 from farebox.domain.keys import ObjectKey
-from farebox.domain.model_status import ModelVerdict, SharedBackendFacts, judge_model
+from farebox.domain.model_status import ModelVerdict, SharedBackendFacts, decide_model
 from farebox.errors import Conflict, KubeError
 from farebox.kube.names import shared_backend_name
-from farebox.meterapi.types import FreeQuota, PriceTier, PriceVersion
+from farebox.meterapi.types import FreeQuota, PriceVersion, TokenPriceTier
 
 
-async def reconcile_model(context: Context, key: Key, lane: Lane) -> None:
+async def reconcile_model(context: Context, key: Key, priority: Priority) -> None:
     """Bring one model's shared backend to what its services need. Safe to repeat (B20)."""
     model = context.cache.models.get(key.object)
     target = ObjectKey(context.backend_namespace, shared_backend_name(key.name))
     if model is None:
         context.forget(key)
-        await remove_backend(context, target, lane)
+        await remove_backend(context, target, priority)
         return
-    context.records.offer(key, price_version(model, context.now()))
+    context.ledger_sync.upsert(key, price_version(model, context.now()))
     facts = _gather(context, key, model, target)
     if facts.wanted is UNKNOWN:
         # Not all of its services were looked at since the start: the last of them brings this pass again.
         return
-    verdict = judge_model(facts)
+    verdict = decide_model(facts)
     serving = model.spec.serving.deployment
     if verdict.replicas is not None and serving is not None:
         deployment = shared_backend(context.backend_namespace, model, serving, verdict.replicas)
         try:
-            await ensure_backend(context, key, lane, deployment, serving)
+            await ensure_backend(context, key, priority, deployment, serving)
         except Conflict:
             raise
         except KubeError:
             # As in services.py: what there is meanwhile is told.
-            await _report(context, key, lane, model, facts, verdict)
+            await _report(context, key, priority, model, facts, verdict)
             raise
         if context.backend_errors.get(target, "") != facts.refusal:
             for service in context.cache.services_of_model.of(key.object):
-                context.queue.add(service_key(service), Lane.BULK)
+                context.queue.add(service_key(service), Priority.LOW)
     elif serving is None:
         # Served by a provider; one is there where a model of this name was served here before.
-        await remove_backend(context, target, lane)
-    await _report(context, key, lane, model, facts, verdict)
+        await remove_backend(context, target, priority)
+    await _report(context, key, priority, model, facts, verdict)
 
 
 def price_version(model: Model, now: datetime) -> PriceVersion:
@@ -66,7 +66,7 @@ def price_version(model: Model, now: datetime) -> PriceVersion:
         model=model.metadata.name,
         currency=model.spec.prices.currency,
         tiers=tuple(
-            PriceTier(
+            TokenPriceTier(
                 up_to_input_tokens=tier.up_to_input_tokens,
                 input=parse_price(tier.input),
                 cached_input=parse_price(tier.cached_input),
@@ -77,7 +77,7 @@ def price_version(model: Model, now: datetime) -> PriceVersion:
         effective_at=model.metadata.creation_timestamp if first else now,
         reservation=None
         if offer is None
-        else Offer(
+        else ReservationTerms(
             offer.input_unit_tpm,
             parse_amount(offer.input_unit_price_per_day),
             offer.output_unit_tpm,
@@ -97,10 +97,10 @@ def _gather(context: Context, key: Key, model: Model, target: ObjectKey) -> Shar
     )
     backend = context.cache.backends.get(target)
     serving = model.spec.serving.deployment
-    refusal = context.records.refusal(key)
+    refusal = context.ledger_sync.refusal(key)
     return SharedBackendFacts(
         backend=EXTERNAL if serving is None else MISSING if backend is None else backend.facts,
-        wanted=context.demand.wanted(key.name, shared),
+        wanted=context.shared_backend_demand.wanted(key.name, shared),
         replicas=0 if serving is None else serving.replicas,
         refusal=context.backend_errors.get(target, ""),
         price_refusal="" if refusal is None else refusal.message,
@@ -108,7 +108,12 @@ def _gather(context: Context, key: Key, model: Model, target: ObjectKey) -> Shar
 
 
 async def _report(
-    context: Context, key: Key, lane: Lane, model: Model, facts: SharedBackendFacts, verdict: ModelVerdict
+    context: Context,
+    key: Key,
+    priority: Priority,
+    model: Model,
+    facts: SharedBackendFacts,
+    verdict: ModelVerdict,
 ) -> None:
     backend = facts.backend if isinstance(facts.backend, BackendFacts) else None
     generation = model.metadata.generation
@@ -120,5 +125,5 @@ async def _report(
         selector=selector_text(shared_backend_name(key.name)) if model.spec.serving.deployment else None,
         services=context.cache.services_of_model.count(key.object),
     )
-    if await context.write_status(key, lane, model, model.status, status):
+    if await context.write_status(key, priority, model, model.status, status):
         context.recorder.standstill(model, model.status, verdict.conditions)

@@ -7,7 +7,7 @@ from farebox.controller.state.cache import account_of
 from farebox.domain.billing.reservations import Buying
 from farebox.domain.facts import UNKNOWN, Facts
 from farebox.domain.stop_reasons import may_reserve
-from farebox.meterapi.types import Reservation, ReservationBalance
+from farebox.meterapi.types import ReservationBalance, ReservationRecord
 
 
 def reserve(context: Context, key: Key, service: InferenceService, facts: Facts) -> None:
@@ -23,9 +23,9 @@ def reserve(context: Context, key: Key, service: InferenceService, facts: Facts)
     if allowed is UNKNOWN:
         return
     buying = Buying.RENEWING if wanted.auto_renew else Buying.ONCE
-    context.records.offer(
+    context.ledger_sync.upsert(
         key,
-        Reservation(
+        ReservationRecord(
             service=key.object,
             uid=service.metadata.uid,
             account=account_of(service),
@@ -43,14 +43,14 @@ def release(context: Context, key: Key, uid: str = "") -> bool:
 
     A service that is gone, or was made anew, must not go on renewing. True if there were any.
     """
-    found = context.terms.ownerless(key.object, uid)
+    found = context.entitlements.orphans(key.object, uid)
     for reservation in found:
-        context.records.offer(key, _ended(reservation))
+        context.ledger_sync.upsert(key, _ended(reservation))
     return bool(found)
 
 
-def _ended(reservation: ReservationBalance) -> Reservation:
-    return Reservation(
+def _ended(reservation: ReservationBalance) -> ReservationRecord:
+    return ReservationRecord(
         service=reservation.service,
         uid=reservation.uid,
         account=reservation.account,

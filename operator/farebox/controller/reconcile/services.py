@@ -2,7 +2,7 @@
 
 from farebox.api import ConditionType, InferenceService, Phase, StopReason
 from farebox.controller.keys import Key, model_key
-from farebox.controller.queue import Lane
+from farebox.controller.queue import Priority
 from farebox.controller.reconcile.backends import ensure_backend, remove_backend, stop_backend
 from farebox.controller.reconcile.context import COUNTS_SECONDS, Context
 from farebox.controller.reconcile.events import EventKind
@@ -14,7 +14,7 @@ from farebox.controller.state.cache import account_of
 from farebox.domain.conditions import ConditionVerdict
 from farebox.domain.facts import MISSING, BackendFacts, Facts
 from farebox.domain.keys import ObjectKey
-from farebox.domain.lifecycle import NO_REPLICA_READY, Verdict, decide, desired_replicas
+from farebox.domain.lifecycle import NO_REPLICA_READY, ServiceVerdict, decide_service, desired_replicas
 from farebox.errors import Conflict, KubeError
 from farebox.meterapi.types import Binding
 from farebox.metrics import TRANSITIONS
@@ -23,65 +23,75 @@ from farebox.metrics import TRANSITIONS
 _COUNTS_ON_THE_WAY_SECONDS = 5.0
 
 
-async def reconcile_service(context: Context, key: Key, lane: Lane) -> None:
+async def reconcile_service(context: Context, key: Key, priority: Priority) -> None:
     """Bring one service to what its facts say. Safe to repeat and to cut off anywhere (B20)."""
     service = context.cache.services.get(key.object)
     if service is None:
-        await _forget(context, key, lane)
+        await _forget(context, key, priority)
         return
     _bind(context, key, service)
     target = ObjectKey(context.backend_namespace, backend_name(service))
     facts = gather(
         context.cache,
         context.balances,
-        context.terms,
+        context.entitlements,
         context.backend_namespace,
         service,
         context.backend_errors.get(target, ""),
     )
-    verdict = decide(facts, context.now())
-    context.look_again(key, verdict.due)
+    verdict = decide_service(facts, context.now())
+    context.requeue_after(key, verdict.due)
     reserve(context, key, service, facts)
     _note_demand(context, key, service, verdict)
     if verdict.wanted:
         # Up: first what runs, then the word that it does.
         try:
-            await _apply_backend(context, key, lane, service, verdict, target)
+            await _apply_backend(context, key, priority, service, verdict, target)
         except Conflict:
             raise
         except KubeError:
             # A webhook may be down for hours: what is said meanwhile is what there is.
-            await _report(context, key, lane, service, facts, verdict)
+            await _report(context, key, priority, service, facts, verdict)
             raise
-        await _report(context, key, lane, service, facts, verdict)
+        await _report(context, key, priority, service, facts, verdict)
     else:
         # Down: first the word, so that calls are refused before the pods go (B18).
-        await _report(context, key, lane, service, facts, verdict)
-        await _apply_backend(context, key, lane, service, verdict, target)
+        await _report(context, key, priority, service, facts, verdict)
+        await _apply_backend(context, key, priority, service, verdict, target)
 
 
 async def _apply_backend(
-    context: Context, key: Key, lane: Lane, service: InferenceService, verdict: Verdict, target: ObjectKey
+    context: Context,
+    key: Key,
+    priority: Priority,
+    service: InferenceService,
+    verdict: ServiceVerdict,
+    target: ObjectKey,
 ) -> None:
     """A dedicated backend follows its service; a shared one is the Model's pass, an external one nobody's."""
     model = context.cache.models.get(ObjectKey("", service.model_name))
     serving = None if model is None else model.spec.serving.deployment
     if not service.spec.dedicated or (model is not None and serving is None):
         # One is there where a service of this name, or its model, was another one before.
-        await _remove_backends(context, key, lane)
+        await _remove_backends(context, key, priority)
         return
     if not verdict.wanted:
-        await stop_backend(context, target, lane)
+        await stop_backend(context, target, priority)
         return
     if serving is None:
         return
     replicas = desired_replicas(verdict.wanted, service.spec.replicas)
     deployment = dedicated_backend(context.backend_namespace, service, serving, replicas)
-    await ensure_backend(context, key, lane, deployment, serving)
+    await ensure_backend(context, key, priority, deployment, serving)
 
 
 async def _report(
-    context: Context, key: Key, lane: Lane, service: InferenceService, facts: Facts, verdict: Verdict
+    context: Context,
+    key: Key,
+    priority: Priority,
+    service: InferenceService,
+    facts: Facts,
+    verdict: ServiceVerdict,
 ) -> None:
     """Write the status, and tell of a new phase."""
     backend = facts.backend if isinstance(facts.backend, BackendFacts) else None
@@ -106,12 +116,12 @@ async def _report(
     )
     on_the_way = verdict.wanted and verdict.phase is not Phase.RUNNING
     rest = _COUNTS_ON_THE_WAY_SECONDS if on_the_way else COUNTS_SECONDS
-    if await context.write_status(key, lane, service, service.status, status, rest):
+    if await context.write_status(key, priority, service, service.status, status, rest):
         _tell(context, service, verdict)
         tell_renewal(context, service, facts)
 
 
-def _tell(context: Context, service: InferenceService, verdict: Verdict) -> None:
+def _tell(context: Context, service: InferenceService, verdict: ServiceVerdict) -> None:
     """Events and a count for what became of a service: its phase, or else what a phase does not tell."""
     status, recorder = service.status, context.recorder
     serving = next(c for c in verdict.conditions if c.type is ConditionType.SERVING)
@@ -126,7 +136,7 @@ def _tell(context: Context, service: InferenceService, verdict: Verdict) -> None
 
 
 def _tell_phase(
-    context: Context, service: InferenceService, verdict: Verdict, serving: ConditionVerdict
+    context: Context, service: InferenceService, verdict: ServiceVerdict, serving: ConditionVerdict
 ) -> None:
     """It came to another phase, or to other reasons."""
     if verdict.phase is None:
@@ -143,36 +153,36 @@ def _tell_phase(
         context.recorder.event(service, "Normal", serving.reason, action, serving.message)
 
 
-def _note_demand(context: Context, key: Key, service: InferenceService, verdict: Verdict) -> None:
-    demand, model = context.demand, service.model_name
+def _note_demand(context: Context, key: Key, service: InferenceService, verdict: ServiceVerdict) -> None:
+    demand, model = context.shared_backend_demand, service.model_name
     if service.spec.dedicated:
-        changed = demand.hold(key.object, verdict.decided)
+        changed = demand.record_dedicated(key.object, verdict.decided)
     else:
-        changed = demand.decide(model, key.object, verdict.wanted, verdict.decided)
+        changed = demand.record_shared(model, key.object, verdict.wanted, verdict.decided)
     for name in changed:
-        context.queue.add(model_key(name), Lane.FAST)
+        context.queue.add(model_key(name), Priority.HIGH)
 
 
 def _bind(context: Context, key: Key, service: InferenceService) -> None:
     """Tell the ledger who pays for the service from its creation on, or bills otherwise from now on."""
     created = service.metadata.generation == 1
     since = service.metadata.creation_timestamp if created else context.now()
-    context.records.offer(
+    context.ledger_sync.upsert(
         key, Binding(key.object, account_of(service), service.model_name, since, service.spec.trial)
     )
 
 
-async def _forget(context: Context, key: Key, lane: Lane) -> None:
+async def _forget(context: Context, key: Key, priority: Priority) -> None:
     """The service is gone: its dedicated backend goes too; the ledger keeps what it owes (B11)."""
-    for model in context.demand.forget(key.object):
-        context.queue.add(model_key(model), lane)
+    for model in context.shared_backend_demand.forget(key.object):
+        context.queue.add(model_key(model), priority)
     if not release(context, key):
         context.forget(key)
-    await _remove_backends(context, key, lane)
+    await _remove_backends(context, key, priority)
 
 
-async def _remove_backends(context: Context, key: Key, lane: Lane) -> None:
+async def _remove_backends(context: Context, key: Key, priority: Priority) -> None:
     """Delete what a service has, or had, of its own."""
     cache = context.cache
     for target in cache.backends_of_service.of(key.object) | cache.endpoints_of_service.of(key.object):
-        await remove_backend(context, target, lane)
+        await remove_backend(context, target, priority)

@@ -28,7 +28,7 @@ from farebox.domain.facts import (
     ReservationFacts,
     Unknown,
 )
-from farebox.domain.lifecycle import Verdict
+from farebox.domain.lifecycle import ServiceVerdict
 
 JSONObject = dict[str, Any]
 
@@ -60,7 +60,7 @@ class StatusChange:
 
 def service_status(
     previous: InferenceServiceStatus,
-    verdict: Verdict,
+    verdict: ServiceVerdict,
     backend: BackendFacts | None,
     quota: QuotaFacts | Missing | Unknown,
     reservation: ReservationFacts | Missing | Unknown,

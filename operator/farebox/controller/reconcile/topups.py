@@ -14,11 +14,11 @@ import structlog
 
 from farebox.api import ConditionType, TopUp, TopUpPhase, TopUpStatus
 from farebox.controller.keys import Key, account_key, topup_key
-from farebox.controller.queue import Lane
+from farebox.controller.queue import Priority
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.gather import account_terms
 from farebox.controller.reconcile.status import conditions
-from farebox.controller.sources.mapping import Work
+from farebox.controller.sources.mapping import Request
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
 from farebox.domain.account_status import missing_sentence
@@ -26,7 +26,7 @@ from farebox.domain.billing.money import available, format_amount, is_overdue, p
 from farebox.domain.conditions import ConditionVerdict, false, kstatus, true
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.meterapi.types import Bookmark, Posted, TopUpOrder
+from farebox.meterapi.types import Bookmark, TopUpOrder, TopUpReceipt
 from farebox.metrics import LEDGER_TOPUP_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -34,20 +34,20 @@ _CLOCKS_APART: Final = timedelta(minutes=1)
 """So far back the clock of a ledger may be set, or be behind that of another replica."""
 
 
-def doubt_balances(cache: Cache, balances: Balances) -> Iterator[Work]:
+def mark_all_unverified(cache: Cache, balances: Balances) -> Iterator[Request]:
     """Ask again for all top-ups that have a receipt: the ledger is another one, or an older one."""
     for account in _paid(cache).union(cache.accounts):
-        yield from doubt_balance(cache, balances, account)
+        yield from mark_account_unverified(cache, balances, account)
 
 
-def doubt_balance(cache: Cache, balances: Balances, account: ObjectKey) -> Iterator[Work]:
+def mark_account_unverified(cache: Cache, balances: Balances, account: ObjectKey) -> Iterator[Request]:
     """Ask again for the top-ups of one account that have a receipt."""
     found = cache.accounts.get(account)
     sequence = 0 if found is None else found.status.ledger_sequence or 0
     yield from _ask_again(balances, account, _posted(cache, account), sequence)
 
 
-def doubt_unread(cache: Cache, balances: Balances, read: Bookmark) -> Iterator[Work]:
+def mark_unread_unverified(cache: Cache, balances: Balances, read: Bookmark) -> Iterator[Request]:
     """Ask again for the top-ups that were booked after the place up to which a leader had read.
 
     Its receipts are all that is left of them, should the ledger be restored from a copy between the two. If
@@ -81,13 +81,13 @@ def _posted(cache: Cache, account: ObjectKey, since: datetime | None = None) -> 
 
 def _ask_again(
     balances: Balances, account: ObjectKey, topups: list[ObjectKey], reported: int
-) -> Iterator[Work]:
-    balances.doubt(account, topups, reported)
+) -> Iterator[Request]:
+    balances.mark_unverified(account, topups, reported)
     for key in topups:
-        yield Work(topup_key(key), Lane.BULK)
+        yield Request(topup_key(key), Priority.LOW)
 
 
-async def reconcile_topup(context: Context, key: Key, lane: Lane) -> None:
+async def reconcile_topup(context: Context, key: Key, priority: Priority) -> None:
     """Book a TopUp that has no receipt yet. Cut off anywhere, the next pass gets the same receipt (B20)."""
     topup = context.cache.topups.get(key.object)
     if topup is None:
@@ -97,22 +97,22 @@ async def reconcile_topup(context: Context, key: Key, lane: Lane) -> None:
     account = ObjectKey(key.namespace, topup.spec.billing_account_ref.name)
     if topup.status.phase is not None:
         context.forget(key)
-        if context.balances.doubted(account, key.object):
+        if context.balances.is_unverified(account, key.object):
             await _book_again(context, key, account, topup)
         return
     found = context.cache.accounts.get(account)
     if found is None:
         message = f"BillingAccount {account} does not exist: create it, and this is booked"
-        await _wait(context, key, lane, topup, "AccountNotFound", message)
+        await _wait(context, key, priority, topup, "AccountNotFound", message)
         return
     owner, terms = account_key(account), account_terms(account, found)
-    context.records.offer(owner, terms)
-    if not context.records.answered(owner, terms):
+    context.ledger_sync.upsert(owner, terms)
+    if not context.ledger_sync.acknowledged(owner, terms):
         raise LedgerUnavailable(f"the ledger has not answered to the terms of BillingAccount {account} yet")
-    if refusal := context.records.refusal(owner):
+    if refusal := context.ledger_sync.refusal(owner):
         # An amount is in its account's currency: it must not be booked in that of an earlier account (B11).
         message = f"{refusal.message}; this is booked once the ledger takes BillingAccount {account}"
-        await _wait(context, key, lane, topup, "CurrencyChanged", message)
+        await _wait(context, key, priority, topup, "CurrencyChanged", message)
         return
     try:
         with LEDGER_TOPUP_SECONDS.time():
@@ -122,14 +122,16 @@ async def reconcile_topup(context: Context, key: Key, lane: Lane) -> None:
             # It was restored from an older copy since it answered; it is told of the account again.
             raise LedgerUnavailable(refused.message) from refused
         ready = false(ConditionType.READY, refused.reason, refused.message)
-        await _finish(context, key, lane, topup, TopUpPhase.REJECTED, kstatus(ready, stalled=refused.reason))
+        await _finish(
+            context, key, priority, topup, TopUpPhase.REJECTED, kstatus(ready, stalled=refused.reason)
+        )
         context.recorder.event(topup, "Warning", refused.reason, "Reject", refused.message)
         return
     # The receipt says what the feed will say a moment later; the services need not wait for it.
-    context.balances_learned(receipt.account)
+    context.on_receipt(receipt.account)
     message = _receipt_message(context, account, receipt)
     ready = true(ConditionType.READY, "Posted", message)
-    await _finish(context, key, lane, topup, TopUpPhase.POSTED, kstatus(ready), receipt)
+    await _finish(context, key, priority, topup, TopUpPhase.POSTED, kstatus(ready), receipt)
     context.recorder.event(topup, "Normal", "Posted", "Post", message)
 
 
@@ -145,7 +147,7 @@ async def _book_again(context: Context, key: Key, account: ObjectKey, topup: Top
             return
         log.error("topup.not_restored", topup=str(key), reason=refusal.reason, message=refusal.message)
     else:
-        context.balances_learned(receipt.account)
+        context.on_receipt(receipt.account)
         if not receipt.duplicate:
             message = f"the ledger had lost it; {_receipt_message(context, account, receipt)}"
             log.warning("topup.booked_again", topup=str(key), account=str(account))
@@ -154,8 +156,8 @@ async def _book_again(context: Context, key: Key, account: ObjectKey, topup: Top
 
 
 def _settle(context: Context, key: Key) -> None:
-    for account in context.balances.settle(key.object):
-        context.balance_settled(account)
+    for account in context.balances.confirm(key.object):
+        context.on_balance_confirmed(account)
 
 
 def _order(key: Key, account: ObjectKey, topup: TopUp) -> TopUpOrder:
@@ -168,7 +170,7 @@ def _order(key: Key, account: ObjectKey, topup: TopUp) -> TopUpOrder:
     )
 
 
-def _receipt_message(context: Context, account: ObjectKey, receipt: Posted) -> str:
+def _receipt_message(context: Context, account: ObjectKey, receipt: TopUpReceipt) -> str:
     """What was booked, and how much is missing where it was too little (B3)."""
     found = context.cache.accounts.get(account)
     currency = receipt.account.currency
@@ -184,7 +186,9 @@ def _receipt_message(context: Context, account: ObjectKey, receipt: Posted) -> s
     return message
 
 
-async def _wait(context: Context, key: Key, lane: Lane, topup: TopUp, reason: str, message: str) -> None:
+async def _wait(
+    context: Context, key: Key, priority: Priority, topup: TopUp, reason: str, message: str
+) -> None:
     verdicts = kstatus(false(ConditionType.READY, reason, message), stalled=reason)
     generation = topup.metadata.generation
     status = TopUpStatus(
@@ -192,18 +196,18 @@ async def _wait(context: Context, key: Key, lane: Lane, topup: TopUp, reason: st
         conditions=conditions(topup.status, verdicts, generation, context.now()),
         message=message,
     )
-    if await context.write_status(key, lane, topup, topup.status, status):
+    if await context.write_status(key, priority, topup, topup.status, status):
         context.recorder.standstill(topup, topup.status, verdicts, "Post")
 
 
 async def _finish(
     context: Context,
     key: Key,
-    lane: Lane,
+    priority: Priority,
     topup: TopUp,
     phase: TopUpPhase,
     verdicts: tuple[ConditionVerdict, ...],
-    receipt: Posted | None = None,
+    receipt: TopUpReceipt | None = None,
 ) -> None:
     generation = topup.metadata.generation
     status = TopUpStatus(
@@ -214,4 +218,4 @@ async def _finish(
         balance_after=format_amount(receipt.balance_after) if receipt else None,
         message=verdicts[0].message,
     )
-    await context.write_status(key, lane, topup, topup.status, status)
+    await context.write_status(key, priority, topup, topup.status, status)

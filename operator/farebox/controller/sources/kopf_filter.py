@@ -58,7 +58,7 @@ _read_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _read_list_metadata = msgspec.json.Decoder(_ListMetadata).decode
 
 
-class Pages:
+class ListTracker:
     """The pages of Kopf's lists of one kind, which it asks for one after the other.
 
     Args:
@@ -70,7 +70,7 @@ class Pages:
         self._next = ""
         self._keys: set[ObjectKey] = set()
 
-    def take(self, asked: str, found: Set[ObjectKey], version: int, following: str) -> None:
+    def add_page(self, asked: str, found: Set[ObjectKey], version: int, following: str) -> None:
         """A page that was asked for with a token, "" for the first one; `following` is the next one's.
 
         One that does not follow on what was read says nothing: its list is never whole.
@@ -84,10 +84,10 @@ class Pages:
             self._keys = set()
 
 
-class _News:
+class FilteredStream:
     """The content of an answer, of which Kopf reads what is news."""
 
-    def __init__(self, content: aiohttp.StreamReader, cached: Cached, pages: Pages, asked: str) -> None:
+    def __init__(self, content: aiohttp.StreamReader, cached: Cached, pages: ListTracker, asked: str) -> None:
         self._content = content
         self._cached = cached
         self._pages = pages
@@ -102,7 +102,7 @@ class _News:
         rest = b""
         async for chunk in self._content.iter_chunked(size):
             *lines, rest = (rest + chunk).split(b"\n")
-            if news := b"".join(line + b"\n" for line in lines if not self._is_echo(line)):
+            if news := b"".join(line + b"\n" for line in lines if not self._is_known_event(line)):
                 yield news
         if rest:
             yield rest
@@ -118,11 +118,11 @@ class _News:
             version = int(metadata.resourceVersion)
         except (msgspec.MsgspecError, KeyError, ValueError):
             return body
-        self._pages.take(self._asked, {found.key for found, _ in items}, version, metadata.token)
+        self._pages.add_page(self._asked, {found.key for found, _ in items}, version, metadata.token)
         page["items"] = msgspec.Raw(msgspec.json.encode(news))
         return msgspec.json.encode(page)
 
-    def _is_echo(self, line: bytes) -> bool:
+    def _is_known_event(self, line: bytes) -> bool:
         try:
             event = _read_event(line)
             return event.type in _TELLING and self._is_known(event.object)
@@ -134,7 +134,7 @@ class _News:
         return self._cached(found.key) >= int(found.metadata.resourceVersion)
 
 
-def without_echoes(response: aiohttp.ClientResponse, cached: Cached, pages: Pages) -> None:
+def drop_known_events(response: aiohttp.ClientResponse, cached: Cached, pages: ListTracker) -> None:
     """Leave what is known out of the answer to a list or a watch of one kind that nobody has read yet."""
     asked = response.url.query.get("continue", "")
-    response.content = cast(aiohttp.StreamReader, _News(response.content, cached, pages, asked))
+    response.content = cast(aiohttp.StreamReader, FilteredStream(response.content, cached, pages, asked))

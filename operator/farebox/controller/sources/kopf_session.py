@@ -17,10 +17,10 @@ import kopf
 
 from farebox.api import GROUP, KINDS, VERSION
 from farebox.controller.keys import Kind
-from farebox.controller.sources.kopf_filter import Cached, Pages, without_echoes
-from farebox.controller.sources.resync import Sweep
+from farebox.controller.sources.kopf_filter import Cached, ListTracker, drop_known_events
+from farebox.controller.sources.resync import Resync
 from farebox.kube.client import KubeClient, tls_context
-from farebox.kube.reflector import Follower
+from farebox.kube.reflector import Reflector
 from farebox.metrics import WATCH_EVENTS
 from farebox.sockets import connector
 
@@ -72,7 +72,7 @@ class Watches:
         return _CLUSTERWIDE | _OF_BACKENDS
 
     def run(
-        self, client: KubeClient, sweep: Sweep, observe: Observe, stop: asyncio.Event
+        self, client: KubeClient, sweep: Resync, observe: Observe, stop: asyncio.Event
     ) -> list[asyncio.Task[None]]:
         """Watch Farebox's kinds and Namespaces everywhere, and the backends in their namespace only.
 
@@ -81,7 +81,7 @@ class Watches:
         """
         backends = [
             asyncio.create_task(
-                self._follower(kind, client, sweep, observe).run(sweep.primed_at[kind]),
+                self._follower(kind, client, sweep, observe).run(sweep.initial_versions[kind]),
                 name=f"watch of {kind}",
             )
             for kind in _OF_BACKENDS
@@ -89,14 +89,14 @@ class Watches:
         # Kopf last: it cancels tasks that are made after it started.
         return [*backends, _run_kopf(client, self, sweep, observe, stop)]
 
-    def _follower(self, kind: Kind, client: KubeClient, sweep: Sweep, observe: Observe) -> Follower:
+    def _follower(self, kind: Kind, client: KubeClient, sweep: Resync, observe: Observe) -> Reflector:
         plural, events = _OF_BACKENDS[kind][2], WATCH_EVENTS.labels(kind)
 
         def hear(type_: str, raw: JSONObject) -> None:
             events.inc()
             observe(kind, type_, raw)
 
-        return Follower(
+        return Reflector(
             client,
             sweep.path(kind),
             hear,
@@ -106,10 +106,10 @@ class Watches:
 
 
 def _run_kopf(
-    client: KubeClient, watches: Watches, sweep: Sweep, observe: Observe, stop: asyncio.Event
+    client: KubeClient, watches: Watches, sweep: Resync, observe: Observe, stop: asyncio.Event
 ) -> asyncio.Task[None]:
     readers = {
-        place[2]: (sweep.cache.store(kind).version, Pages(partial(sweep.keep, kind)))
+        place[2]: (sweep.cache.store(kind).version, ListTracker(partial(sweep.remove_absent, kind)))
         for kind, place in _CLUSTERWIDE.items()
     }
     registry = kopf.OperatorRegistry()
@@ -136,7 +136,7 @@ def _handler(kind: Kind, observe: Observe) -> Callable[..., Any]:
 
 
 def _login(
-    client: KubeClient, watches: Watches, readers: Mapping[str, tuple[Cached, Pages]]
+    client: KubeClient, watches: Watches, readers: Mapping[str, tuple[Cached, ListTracker]]
 ) -> Callable[..., Any]:
     """The operator's own credentials and TLS settings for Kopf; it asks again after a 401.
 
@@ -154,7 +154,7 @@ def _login(
         if response.status == 200 and plural in readers:
             if request.url.query.get("watch") == "true":
                 watches.connected(plural)
-            without_echoes(response, *readers[plural])
+            drop_known_events(response, *readers[plural])
         return response
 
     async def login(**_: Any) -> kopf.AiohttpSession:

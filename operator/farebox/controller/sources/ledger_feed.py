@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 import structlog
 
 from farebox.controller.state.balances import Balances
-from farebox.controller.state.entitlements import Terms
+from farebox.controller.state.entitlements import Entitlements
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerError
-from farebox.meterapi.types import Bookmark, ChangePage, LedgerPort, QuotaBalance
+from farebox.meterapi.types import Bookmark, ChangePage, LedgerAPI, QuotaBalance
 
 log = structlog.get_logger(__name__)
 _PAGE = 1000
 
 
 @dataclass
-class Feed:
+class LedgerFeed:
     """The reader of the feed.
 
     Args:
@@ -31,9 +31,9 @@ class Feed:
         wait_seconds: how long a quiet ledger keeps a request open; below the balances' max_age.
     """
 
-    ledger: LedgerPort
+    ledger: LedgerAPI
     balances: Balances
-    terms: Terms
+    entitlements: Entitlements
     on_changed: Callable[[ObjectKey], None]
     on_quota: Callable[[QuotaBalance, bool], None]
     on_reservation: Callable[[ObjectKey], None]
@@ -76,11 +76,11 @@ class Feed:
             return
         self.bookmark = page.bookmark
         was_known = self.balances.known
-        for account in self.balances.hear(page.accounts, page.complete):
+        for account in self.balances.update(page.accounts, page.complete):
             self.on_changed(account)
-        for quota, turned in self.terms.hear_quotas(page.quotas):
+        for quota, turned in self.entitlements.update_quotas(page.quotas):
             self.on_quota(quota, turned)
-        for service in self.terms.hear_reservations(page.reservations):
+        for service in self.entitlements.update_reservations(page.reservations):
             self.on_reservation(service)
         if self.balances.known and not was_known:
             log.info("feed.current", sequence=page.next)
@@ -98,5 +98,5 @@ class Feed:
         log.error("feed.reset", ledger=page.ledger_id, head=page.head, sequence=read.sequence)
         self.bookmark = Bookmark()
         self.balances.forget()
-        self.terms.forget()
+        self.entitlements.forget()
         self.on_reset()

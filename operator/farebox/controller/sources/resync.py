@@ -27,7 +27,7 @@ _DEAF_AFTER = 2
 
 
 @dataclass
-class Sweep:
+class Resync:
     """Compares the cache with the cluster.
 
     Args:
@@ -40,23 +40,25 @@ class Sweep:
     backend_namespace: str
     on_change: Callable[[Change[Any]], None]
     grace_seconds: float = 5.0
-    primed_at: dict[Kind, str] = field(default_factory=dict)
+    initial_versions: dict[Kind, str] = field(default_factory=dict)
     """The resourceVersion of each kind's first list: a watch that begins there misses nothing."""
     _missed_in_a_row: dict[Kind, int] = field(default_factory=dict)
 
     @property
-    def deaf(self) -> list[Kind]:
+    def stale_watches(self) -> list[Kind]:
         """Kinds whose watch missed changes in one sweep after the other."""
         return [kind for kind, count in self._missed_in_a_row.items() if count >= _DEAF_AFTER]
 
-    async def prime(self) -> None:
+    async def initial_list(self) -> None:
         """Fill the cache with everything there is.
 
         Raises:
             KubeError, KubeUnreachable: a kind cannot be listed; NotFound means that its CRD is missing.
         """
         for kind in Kind:
-            _, self.primed_at[kind] = await self.client.listed(self.path(kind), partial(self._put, kind))
+            _, self.initial_versions[kind] = await self.client.listed(
+                self.path(kind), partial(self._put, kind)
+            )
 
     async def relist(self, kind: Kind) -> str:
         """Take in one kind as it is now, for a watch that lost its place; returns the list's resourceVersion.
@@ -70,10 +72,10 @@ class Sweep:
                 self.on_change(change)
 
         listed, version = await self.client.listed(self.path(kind), take)
-        self.keep(kind, listed, int(version))
+        self.remove_absent(kind, listed, int(version))
         return version
 
-    def keep(self, kind: Kind, listed: Set[ObjectKey], version: int) -> None:
+    def remove_absent(self, kind: Kind, listed: Set[ObjectKey], version: int) -> None:
         """What is not in a whole list is gone. What is newer than the list was made after it, and stays."""
         store = self.cache.store(kind)
         for key in [key for key in store if key not in listed]:

@@ -24,7 +24,7 @@ class Balances:
 
     max_age: float
     clock: Callable[[], float] = time.monotonic
-    heard_at: float | None = None
+    updated_at: float | None = None
     complete: bool = False
     _accounts: dict[ObjectKey, AccountBalance] = field(default_factory=dict)
     _doubts: dict[ObjectKey, set[ObjectKey]] = field(default_factory=dict)
@@ -33,11 +33,11 @@ class Balances:
     @property
     def known(self) -> bool:
         """Whether the feed is alive and was read to its end once."""
-        return self.complete and self.heard_at is not None and self.age() < self.max_age
+        return self.complete and self.updated_at is not None and self.age() < self.max_age
 
     def age(self) -> float:
         """Seconds since the feed was heard; infinite before the first time."""
-        return float("inf") if self.heard_at is None else self.clock() - self.heard_at
+        return float("inf") if self.updated_at is None else self.clock() - self.updated_at
 
     def of(self, account: ObjectKey, at_least: int) -> AccountBalance | Unknown:
         """The account's balance, unless it is not known now; one `behind` what was reported is not."""
@@ -45,14 +45,14 @@ class Balances:
             return UNKNOWN
         return self._accounts.get(account, UNKNOWN)
 
-    def hear(self, accounts: Iterable[AccountBalance], complete: bool) -> list[ObjectKey]:
+    def update(self, accounts: Iterable[AccountBalance], complete: bool) -> list[ObjectKey]:
         """Take in a page of the feed; returns the accounts that changed."""
-        self.heard_at = self.clock()
-        changed = [account.account for account in accounts if self.learn(account)]
+        self.updated_at = self.clock()
+        changed = [account.account for account in accounts if self.update_account(account)]
         self.complete = self.complete or complete
         return changed
 
-    def learn(self, account: AccountBalance) -> bool:
+    def update_account(self, account: AccountBalance) -> bool:
         """Take in one account, unless something newer is known. A top-up's receipt comes this way too."""
         known = self._accounts.get(account.account)
         if known is not None and known.sequence >= account.sequence:
@@ -80,22 +80,22 @@ class Balances:
             and self._doubted_at.get(account, 0) < reported
         )
 
-    def doubt(self, account: ObjectKey, topups: Iterable[ObjectKey], reported: int) -> None:
+    def mark_unverified(self, account: ObjectKey, topups: Iterable[ObjectKey], reported: int) -> None:
         """Make a balance unknown until these top-ups are in it; then it is not behind `reported` any more."""
         self._doubted_at[account] = max(reported, self._doubted_at.get(account, 0))
         if waiting := set(topups):
             self._doubts.setdefault(account, set()).update(waiting)
 
     @property
-    def in_doubt(self) -> bool:
+    def any_unverified(self) -> bool:
         """Whether any balance waits for top-ups."""
         return bool(self._doubts)
 
-    def doubted(self, account: ObjectKey, topup: ObjectKey) -> bool:
+    def is_unverified(self, account: ObjectKey, topup: ObjectKey) -> bool:
         """Whether the balance waits for a top-up."""
         return topup in self._doubts.get(account, ())
 
-    def settle(self, topup: ObjectKey) -> list[ObjectKey]:
+    def confirm(self, topup: ObjectKey) -> list[ObjectKey]:
         """A top-up is in its balance, or never will be; returns the accounts that waited for it alone."""
         settled = [account for account, waiting in self._doubts.items() if waiting == {topup}]
         for account in settled:

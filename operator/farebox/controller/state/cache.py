@@ -64,7 +64,7 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class BackendService:
     """The Service in front of a backend, as far as it matters."""
 
     name: str
@@ -260,7 +260,7 @@ class Cache:
             if backend is not None and backend.service is not None:
                 update(self.backends_of_service, backend.service, change.key)
 
-    def _index_endpoint(self, change: Change[Endpoint]) -> None:
+    def _index_endpoint(self, change: Change[BackendService]) -> None:
         for endpoint, update in ((change.old, Index.discard), (change.new, Index.add)):
             if endpoint is not None and endpoint.service is not None:
                 update(self.endpoints_of_service, endpoint.service, change.key)
@@ -307,11 +307,11 @@ def model_of(service: InferenceService) -> ObjectKey:
     return ObjectKey("", service.spec.model_ref.name)
 
 
-def parse_endpoint(raw: JSONObject) -> Endpoint:
+def parse_endpoint(raw: JSONObject) -> BackendService:
     """A Service as the endpoint of a backend."""
     metadata = raw["metadata"]
     name, annotations = metadata["name"], metadata.get("annotations") or {}
-    return Endpoint(
+    return BackendService(
         name, metadata["uid"], annotations, service_behind(name, annotations), _port_of(name, raw["spec"])
     )
 

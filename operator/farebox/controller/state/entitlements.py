@@ -12,7 +12,7 @@ from farebox.meterapi.types import QuotaBalance, ReservationBalance
 
 
 @dataclass
-class Terms:
+class Entitlements:
     """Quotas by account and model, reservations by service and uid."""
 
     _quotas: dict[tuple[ObjectKey, str], QuotaBalance] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Terms:
         """The reservation of a service with this uid, if the ledger has it."""
         return self._reservations.get(service, {}).get(uid)
 
-    def ownerless(self, service: ObjectKey, uid: str = "") -> list[ReservationBalance]:
+    def orphans(self, service: ObjectKey, uid: str = "") -> list[ReservationBalance]:
         """Reservations under a service's name that still buy terms and are not those of this uid."""
         return [
             found
@@ -38,7 +38,7 @@ class Terms:
         """Every service that ever reserved."""
         return iter(list(self._reservations))
 
-    def hear_quotas(self, quotas: Iterable[QuotaBalance]) -> Iterator[tuple[QuotaBalance, bool]]:
+    def update_quotas(self, quotas: Iterable[QuotaBalance]) -> Iterator[tuple[QuotaBalance, bool]]:
         """Take in a page's quotas; those that are news, and whether there is one now, or none left now."""
         for quota in quotas:
             key = (quota.account, quota.model)
@@ -49,7 +49,7 @@ class Terms:
             turned = known is None or (known.used < known.total) != (quota.used < quota.total)
             yield quota, turned
 
-    def hear_reservations(self, reservations: Iterable[ReservationBalance]) -> Iterator[ObjectKey]:
+    def update_reservations(self, reservations: Iterable[ReservationBalance]) -> Iterator[ObjectKey]:
         """Take in a page's reservations; the services whose are news."""
         for reservation in reservations:
             of_service = self._reservations.setdefault(reservation.service, {})

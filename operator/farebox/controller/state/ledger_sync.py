@@ -16,13 +16,13 @@ import structlog
 from farebox.controller.keys import Key
 from farebox.errors import LedgerError
 from farebox.meterapi.types import (
-    AccountTerms,
+    AccountRecord,
     Binding,
-    LedgerPort,
+    LedgerAPI,
     PriceVersion,
     Record,
     RecordRefusal,
-    Reservation,
+    ReservationRecord,
 )
 from farebox.metrics import LEDGER_RECORDS_PENDING
 
@@ -41,7 +41,7 @@ class _Slot(NamedTuple):
 
 
 @dataclass
-class Records:
+class LedgerSync:
     """Facts on their way to the ledger, one of each sort for an object.
 
     Args:
@@ -49,7 +49,7 @@ class Records:
             is refused no more.
     """
 
-    ledger: LedgerPort
+    ledger: LedgerAPI
     on_answer: Callable[[Key], None]
     retry_seconds: float = 1.0
     _pending: dict[_Slot, Record] = field(default_factory=dict)
@@ -60,11 +60,11 @@ class Records:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """How many facts the ledger has not answered yet."""
         return len(self._pending)
 
-    def offer(self, key: Key, record: Record) -> None:
+    def upsert(self, key: Key, record: Record) -> None:
         """Send a fact unless the ledger has it, refused the very same, or it is on its way."""
         slot = _slot(key, record)
         refused = self._refused.get(key, {}).get(slot)
@@ -78,7 +78,7 @@ class Records:
                 self.on_answer(key)
             return
         self._pending[slot] = _later(record, _since(latest) or self._gone.get(slot))
-        LEDGER_RECORDS_PENDING.set(self.waiting)
+        LEDGER_RECORDS_PENDING.set(self.pending)
         self._wake.set()
 
     def forget(self, key: Key) -> None:
@@ -103,7 +103,7 @@ class Records:
         """Why the ledger did not take a fact of the object, if it refused one."""
         return next((refusal for _, refusal in self._refused.get(key, {}).values()), None)
 
-    def answered(self, key: Key, record: Record) -> bool:
+    def acknowledged(self, key: Key, record: Record) -> bool:
         """Whether the ledger has taken or refused this very fact of the object."""
         slot = _slot(key, record)
         taken = self._taken.get(key, {}).get(slot)
@@ -120,7 +120,7 @@ class Records:
                 try:
                     await self._send_batch()
                 except LedgerError as error:
-                    log.warning("records.not_sent", waiting=self.waiting, error=str(error))
+                    log.warning("records.not_sent", waiting=self.pending, error=str(error))
                     await asyncio.sleep(self.retry_seconds)
 
     async def _send_batch(self) -> None:
@@ -131,7 +131,7 @@ class Records:
             if self._pending.get(slot) is record:
                 del self._pending[slot]
             self._answered(slot, record, refusals.get(index))
-        LEDGER_RECORDS_PENDING.set(self.waiting)
+        LEDGER_RECORDS_PENDING.set(self.pending)
 
     def _answered(self, slot: _Slot, record: Record, refusal: RecordRefusal | None) -> None:
         key = slot.key
@@ -149,7 +149,7 @@ class Records:
 
 
 def _slot(key: Key, record: Record) -> _Slot:
-    return _Slot(key, type(record).__name__, record.uid if isinstance(record, Reservation) else "")
+    return _Slot(key, type(record).__name__, record.uid if isinstance(record, ReservationRecord) else "")
 
 
 def _since(record: Record | None) -> datetime | None:
@@ -168,7 +168,7 @@ def _later(record: Record, before: datetime | None) -> Record:
     return replace(record, effective_at=before + _MICROSECOND)
 
 
-_ORDER: Final = {AccountTerms: 0, PriceVersion: 0, Binding: 1, Reservation: 2}
+_ORDER: Final = {AccountRecord: 0, PriceVersion: 0, Binding: 1, ReservationRecord: 2}
 
 
 def _same(known: Record, offered: Record) -> bool:

@@ -10,7 +10,7 @@ from farebox.domain.facts import UNKNOWN, Unknown
 from farebox.domain.keys import ObjectKey
 
 
-class Demand:
+class SharedBackendDemand:
     """The verdicts of this process, as far as others depend on them.
 
     A service is counted in the demand of one model at a time. One that was deleted and made again on another
@@ -22,12 +22,12 @@ class Demand:
         self._wanted: defaultdict[str, set[ObjectKey]] = defaultdict(set)
         self._decided: defaultdict[str, set[ObjectKey]] = defaultdict(set)
         self._model_of: dict[ObjectKey, str] = {}
-        self.held: set[ObjectKey] = set()
+        self.undecided: set[ObjectKey] = set()
         """Services that wait for a fact to become known."""
 
-    def decide(self, model: str, service: ObjectKey, wanted: bool, decided: bool) -> list[str]:
+    def record_shared(self, model: str, service: ObjectKey, wanted: bool, decided: bool) -> list[str]:
         """Note the verdict on a shared service."""
-        (self.held.discard if decided else self.held.add)(service)
+        (self.undecided.discard if decided else self.undecided.add)(service)
         changed = self._leave(service) if self._model_of.get(service, model) != model else []
         first = service not in self._decided[model]
         self._decided[model].add(service)
@@ -36,14 +36,14 @@ class Demand:
         (self._wanted[model].add if wanted else self._wanted[model].discard)(service)
         return [*changed, model] if first or before is not bool(self._wanted[model]) else changed
 
-    def hold(self, service: ObjectKey, decided: bool) -> list[str]:
+    def record_dedicated(self, service: ObjectKey, decided: bool) -> list[str]:
         """Note whether a dedicated service waits for a fact."""
-        (self.held.discard if decided else self.held.add)(service)
+        (self.undecided.discard if decided else self.undecided.add)(service)
         return self._leave(service)
 
     def forget(self, service: ObjectKey) -> list[str]:
         """The service is gone."""
-        self.held.discard(service)
+        self.undecided.discard(service)
         return self._leave(service)
 
     def wanted(self, model: str, services: frozenset[ObjectKey]) -> bool | Unknown:

@@ -7,32 +7,40 @@ from functools import cached_property
 from msgspec import Struct
 
 from farebox.domain.admission.estimates import bound_input, bound_output, most_expensive
-from farebox.domain.admission.rate_limits import Demand, Standing
-from farebox.domain.admission.types import Call, FreeTokens, Funds, KeyTerms, ModelTerms, ServiceTerms, View
+from farebox.domain.admission.rate_limits import LimitRequest, LimitStatus
+from farebox.domain.admission.types import (
+    AvailableFunds,
+    Call,
+    FreeTokens,
+    KeyPolicy,
+    ModelPolicy,
+    ServicePolicy,
+    Snapshot,
+)
 from farebox.domain.billing.money import Nano
 from farebox.domain.facts import UNKNOWN, Unknown
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Deny:
     """Why a call is refused.
 
     Args:
         status: of HTTP.
         code: a word for machines.
         message: a sentence for people.
-        standings: of all limits that the call would have counted on, where one refused it.
+        limit_statuses: of all limits that the call would have counted on, where one refused it.
         exceeded: that one.
     """
 
     status: int
     code: str
     message: str
-    standings: tuple[Standing, ...] = ()
-    exceeded: Standing | None = None
+    limit_statuses: tuple[LimitStatus, ...] = ()
+    exceeded: LimitStatus | None = None
 
 
-class Grant(Struct, frozen=True):
+class Allow(Struct, frozen=True):
     """A call that may be made as soon as its demands are met and its commitment is made.
 
     Args:
@@ -45,10 +53,10 @@ class Grant(Struct, frozen=True):
         output_bound: tokens of all answers together; None: nothing bounds them.
     """
 
-    key: KeyTerms
-    service: ServiceTerms
-    model: ModelTerms
-    demands: tuple[Demand, ...]
+    key: KeyPolicy
+    service: ServicePolicy
+    model: ModelPolicy
+    limit_requests: tuple[LimitRequest, ...]
     hold: Nano | None
     committed: Nano
     covered: bool
@@ -57,7 +65,7 @@ class Grant(Struct, frozen=True):
     output_bound: int | None
 
 
-class Case(Struct, frozen=True, dict=True):
+class AdmissionRequest(Struct, frozen=True, dict=True):
     """A call with its key, service and model, and what there is to pay it with.
 
     `reserved` says that a reservation is in force: it is paid, and outlives an empty account (B9).
@@ -65,17 +73,23 @@ class Case(Struct, frozen=True, dict=True):
 
     call: Call
     now: datetime
-    key: KeyTerms
-    service: ServiceTerms
-    model: ModelTerms
-    funds: Funds
+    key: KeyPolicy
+    service: ServicePolicy
+    model: ModelPolicy
+    funds: AvailableFunds
     free: FreeTokens | Unknown
     reserved: bool
 
     @classmethod
     def of(
-        cls, call: Call, key: KeyTerms, service: ServiceTerms, model: ModelTerms, view: View, now: datetime
-    ) -> "Case":
+        cls,
+        call: Call,
+        key: KeyPolicy,
+        service: ServicePolicy,
+        model: ModelPolicy,
+        view: Snapshot,
+        now: datetime,
+    ) -> "AdmissionRequest":
         """With what is known now of the money."""
         reservation = service.reservation
         return cls(

@@ -5,23 +5,23 @@ fit; an answer whose length the caller leaves open is assumed to have some, and 
 """
 
 from farebox.domain.admission.estimates import ASSUMED_OUTPUT_TOKENS, estimate_input
-from farebox.domain.admission.rate_limits import WINDOW, Demand, Span
-from farebox.domain.admission.types import Call, KeyTerms, ModelTerms, ReservationTerms, ServiceTerms
+from farebox.domain.admission.rate_limits import SLIDING, LimitRequest, Window
+from farebox.domain.admission.types import Call, KeyPolicy, ModelPolicy, ReservedThroughput, ServicePolicy
 from farebox.domain.billing.pricing import MAX_TOKENS
 from farebox.domain.keys import ObjectKey
 
 
-def tightest(limit: int, ceiling: int) -> int:
+def effective_limit(limit: int, ceiling: int) -> int:
     """The limit that applies to a service: its own or its model's, whichever is less; 0: none (B8)."""
     return min(limit or ceiling, ceiling or limit)
 
 
-def expected_input(call: Call, model: ModelTerms) -> int:
+def expected_input(call: Call, model: ModelPolicy) -> int:
     """Tokens that all inputs of a call are expected to have."""
     return estimate_input(call.body_bytes, model.context_tokens * call.inputs)
 
 
-def expected_output(call: Call, model: ModelTerms) -> int:
+def expected_output(call: Call, model: ModelPolicy) -> int:
     """Tokens that all answers of a call are expected to have at most.
 
     No more than one call can be charged: who counts them has but 64 bits for the calls of a minute.
@@ -31,17 +31,17 @@ def expected_output(call: Call, model: ModelTerms) -> int:
     return min(ASSUMED_OUTPUT_TOKENS, model.max_output_tokens or ASSUMED_OUTPUT_TOKENS) * call.choices
 
 
-def demands(
+def limit_requests(
     call: Call,
-    key: KeyTerms,
-    service: ServiceTerms,
-    model: ModelTerms,
-    reservation: ReservationTerms | None,
+    key: KeyPolicy,
+    service: ServicePolicy,
+    model: ModelPolicy,
+    reservation: ReservedThroughput | None,
     inputs: int,
     outputs: int,
     *,
-    binding: bool,
-) -> tuple[Demand, ...]:
+    enforced: bool,
+) -> tuple[LimitRequest, ...]:
     """All demands of a call, in the order in which they refuse it (B15).
 
     Args:
@@ -55,14 +55,14 @@ def demands(
     asked = outputs if call.asked_output is not None else 0
     assumed = outputs - asked
     name, wanted = f"{{{service.key.namespace}}}/{service.key.name}", []
-    if rpm := tightest(service.rpm, model.rpm):
-        wanted.append(Demand("rpm", f"rpm:{name}", WINDOW, rpm, 1))
-    if tpm := tightest(service.tpm, model.tpm):
-        wanted.append(Demand("tpm", f"tpm:{name}", WINDOW, tpm, inputs + asked, assumed))
+    if rpm := effective_limit(service.rpm, model.rpm):
+        wanted.append(LimitRequest("rpm", f"rpm:{name}", SLIDING, rpm, 1))
+    if tpm := effective_limit(service.tpm, model.tpm):
+        wanted.append(LimitRequest("tpm", f"tpm:{name}", SLIDING, tpm, inputs + asked, assumed))
     if key.quota is not None:
-        quota, span = key.quota.tokens, key.quota.span
-        counter = key_counter(key.key, span)
-        wanted.append(Demand(f"key_quota_{span}", counter, span, quota, inputs + asked, assumed))
+        quota, window = key.quota.tokens, key.quota.window
+        counter = key_counter(key.key, window)
+        wanted.append(LimitRequest(f"key_quota_{window}", counter, window, quota, inputs + asked, assumed))
     if reservation is not None:
         sorts = (
             ("input", reservation.input_tpm, inputs, 0),
@@ -71,16 +71,16 @@ def demands(
         for sort, tokens, must, may in sorts:
             if tokens and must:
                 dimension, counter = f"reservation_{sort}", f"reservation-{sort}:{name}"
-                wanted.append(Demand(dimension, counter, Span.MINUTE, tokens, must, may, binding))
+                wanted.append(LimitRequest(dimension, counter, Window.MINUTE, tokens, must, may, enforced))
     return tuple(wanted)
 
 
-def key_counter(key: ObjectKey, span: Span) -> str:
+def key_counter(key: ObjectKey, window: Window) -> str:
     """Where a key's tokens are counted."""
-    return f"key-{span}:{{{key.namespace}}}/{key.name}"
+    return f"key-{window}:{{{key.namespace}}}/{key.name}"
 
 
-def used_of(counter: str, input_tokens: int, output_tokens: int) -> int | None:
+def amount_used(counter: str, input_tokens: int, output_tokens: int) -> int | None:
     """What a call did use of a count that `demands` named; None where it is what was taken."""
     match counter.partition(":")[0]:
         case "rpm":

@@ -12,72 +12,70 @@ from functools import cache
 
 from farebox.api import StopReason
 from farebox.domain.admission.addresses import within
-from farebox.domain.admission.cases import Case, Grant, Refusal
-from farebox.domain.admission.demands import demands, expected_input, expected_output
-from farebox.domain.admission.rate_limits import Standing, first_exceeded
-from farebox.domain.admission.types import Call, KeyTerms, ModelTerms, ServiceTerms, View
+from farebox.domain.admission.cases import AdmissionRequest, Allow, Deny
+from farebox.domain.admission.demands import expected_input, expected_output, limit_requests
+from farebox.domain.admission.rate_limits import LimitStatus, first_exceeded
+from farebox.domain.admission.types import Call, KeyPolicy, ModelPolicy, ServicePolicy, Snapshot
 from farebox.domain.billing.money import Nano, format_amount
 from farebox.domain.billing.pricing import charge
 from farebox.domain.facts import UNKNOWN
 
 
-def key_known(call: Call, view: View) -> KeyTerms | Refusal:
+def key_known(call: Call, view: Snapshot) -> KeyPolicy | Deny:
     """The token is one of ours (B14)."""
-    return view.key(call.key_hash) or Refusal(
+    return view.key(call.key_hash) or Deny(
         401, "invalid_api_key", "the API key is not known: send it as Authorization: Bearer fbx_..."
     )
 
 
-def key_enabled(key: KeyTerms) -> Refusal | None:
+def key_enabled(key: KeyPolicy) -> Deny | None:
     """The key is not disabled (B14)."""
     if key.disabled:
-        return Refusal(401, "api_key_disabled", f"the API key {key.key.name} is disabled")
+        return Deny(401, "api_key_disabled", f"the API key {key.key.name} is disabled")
     return None
 
 
-def key_in_time(key: KeyTerms, now: datetime) -> Refusal | None:
+def key_in_time(key: KeyPolicy, now: datetime) -> Deny | None:
     """The key is not past its date (B14)."""
     expires = key.expires_at
     if expires is not None and now >= expires:
-        return Refusal(401, "api_key_expired", f"the API key {key.key.name} expired on {expires:%Y-%m-%d}")
+        return Deny(401, "api_key_expired", f"the API key {key.key.name} expired on {expires:%Y-%m-%d}")
     return None
 
 
-def key_from_address(key: KeyTerms, call: Call) -> Refusal | None:
+def key_from_address(key: KeyPolicy, call: Call) -> Deny | None:
     """The key may be used from where the call comes (B14)."""
     networks = key.networks
     if networks == () or (networks is not None and within(call.address, networks)):
         return None
     where = call.address or "an unknown address"
-    return Refusal(403, "address_not_allowed", f"the API key {key.key.name} may not be used from {where}")
+    return Deny(403, "address_not_allowed", f"the API key {key.key.name} may not be used from {where}")
 
 
-def key_bound(key: KeyTerms, call: Call) -> Refusal | None:
+def key_bound(key: KeyPolicy, call: Call) -> Deny | None:
     """The key is for this service (B14). Said before it is said whether the service exists."""
     if key.services is None or call.model in key.services:
         return None
-    return Refusal(
-        403, "service_not_allowed", f"the API key {key.key.name} is not for the model {call.model!r}"
-    )
+    return Deny(403, "service_not_allowed", f"the API key {key.key.name} is not for the model {call.model!r}")
 
 
-def service_known(key: KeyTerms, call: Call, view: View) -> ServiceTerms | Refusal:
+def service_known(key: KeyPolicy, call: Call, view: Snapshot) -> ServicePolicy | Deny:
     """There is a service of that name in the key's namespace (B13)."""
-    return view.service(key.key.namespace, call.model) or Refusal(
+    return view.service(key.key.namespace, call.model) or Deny(
         404, "model_not_found", f"there is no model {call.model!r}: GET /v1/models lists what there is"
     )
 
 
-def service_from_address(service: ServiceTerms, call: Call) -> Refusal | None:
+def service_from_address(service: ServicePolicy, call: Call) -> Deny | None:
     """The service takes calls from there (B14)."""
     networks = service.networks
     if networks == () or (networks is not None and within(call.address, networks)):
         return None
     where = call.address or "an unknown address"
-    return Refusal(403, "address_not_allowed", f"the model {call.model!r} takes no calls from {where}")
+    return Deny(403, "address_not_allowed", f"the model {call.model!r} takes no calls from {where}")
 
 
-def service_enabled(service: ServiceTerms) -> Refusal | None:
+def service_enabled(service: ServicePolicy) -> Deny | None:
     """Its owner wants it to be called (B13).
 
     What its owner wrote is believed before the operator has acted on it, so that switching off acts at once.
@@ -87,7 +85,7 @@ def service_enabled(service: ServiceTerms) -> Refusal | None:
     return _inactive(StopReason.POSTPAID_DISABLED)
 
 
-def model_served(service: ServiceTerms, view: View) -> ModelTerms | Refusal:
+def model_served(service: ServicePolicy, view: Snapshot) -> ModelPolicy | Deny:
     """Its model is there, and not retired (B13)."""
     model = view.model(service.model)
     if model is None:
@@ -95,40 +93,40 @@ def model_served(service: ServiceTerms, view: View) -> ModelTerms | Refusal:
     return _inactive(StopReason.MODEL_RETIRED) if model.retired else model
 
 
-def service_active(service: ServiceTerms) -> Refusal | None:
+def service_active(service: ServicePolicy) -> Deny | None:
     """It serves, by the operator's word (B13, B18)."""
     return _inactive(service.inactive) if service.inactive else None
 
 
-def output_within_ceiling(model: ModelTerms, call: Call) -> Refusal | None:
+def output_within_ceiling(model: ModelPolicy, call: Call) -> Deny | None:
     """The caller asks for no longer answer than the model gives."""
     ceiling, asked = model.max_output_tokens, call.asked_output
     if not ceiling or asked is None or asked <= ceiling:
         return None
-    return Refusal(
+    return Deny(
         400,
         "max_tokens_above_ceiling",
         f"the call asks for {asked} output tokens: {ceiling} is the most here",
     )
 
 
-def money_known(case: Case) -> Refusal | None:
+def money_known(case: AdmissionRequest) -> Deny | None:
     """What is spent is spent on a balance that was heard of recently enough."""
     if case.funds.fresh and case.funds.available is not UNKNOWN:
         return None
-    return Refusal(503, "balance_unknown", "the balance is not known now: try again in a moment")
+    return Deny(503, "balance_unknown", "the balance is not known now: try again in a moment")
 
 
-def not_overdue(case: Case) -> Refusal | None:
+def not_overdue(case: AdmissionRequest) -> Deny | None:
     """The account has something left to spend (B3, B17)."""
     return None if case.solvent else _inactive(StopReason.OVERDUE)
 
 
-def cost_bounded(case: Case) -> Refusal | None:
+def cost_bounded(case: AdmissionRequest) -> Deny | None:
     """What a call can cost at most can be told, where it has to be held (B17, Hard)."""
     if not case.funds.hard or case.most is not None:
         return None
-    return Refusal(
+    return Deny(
         400,
         "cost_unbounded",
         "the account pays only for calls whose cost is bounded: set max_tokens and send text alone, "
@@ -136,14 +134,14 @@ def cost_bounded(case: Case) -> Refusal | None:
     )
 
 
-def hold_covered(case: Case) -> Refusal | None:
+def hold_covered(case: AdmissionRequest) -> Deny | None:
     """The account has the most that the call can cost (B17, Hard)."""
     if case.can_hold:
         return None
     most, available = case.most, case.funds.available
     assert most is not None, "money_known and cost_bounded come before"
     assert available is not UNKNOWN, "money_known and cost_bounded come before"
-    return Refusal(
+    return Deny(
         402,
         "insufficient_balance",
         f"the call may cost {format_amount(most)}, and {format_amount(available)} is available: "
@@ -151,14 +149,14 @@ def hold_covered(case: Case) -> Refusal | None:
     )
 
 
-def free_tokens_known(case: Case) -> Refusal | None:
+def free_tokens_known(case: AdmissionRequest) -> Deny | None:
     """What a trial uses is used on figures that were heard of recently enough."""
     if case.funds.fresh:
         return None
-    return Refusal(503, "quota_unknown", "the free quota is not known now: try again in a moment")
+    return Deny(503, "quota_unknown", "the free quota is not known now: try again in a moment")
 
 
-def free_tokens_in_time(case: Case) -> Refusal | None:
+def free_tokens_in_time(case: AdmissionRequest) -> Deny | None:
     """The free quota of a trial is not past its date (B6)."""
     free = case.free
     if free is not UNKNOWN and case.now >= free.expires_at:
@@ -166,7 +164,7 @@ def free_tokens_in_time(case: Case) -> Refusal | None:
     return None
 
 
-def free_tokens_left(case: Case) -> Refusal | None:
+def free_tokens_left(case: AdmissionRequest) -> Deny | None:
     """Some of the free quota of a trial is left: a call that crosses the line finishes (B6)."""
     free = case.free
     if free is not UNKNOWN and free.left <= 0:
@@ -174,7 +172,7 @@ def free_tokens_left(case: Case) -> Refusal | None:
     return None
 
 
-def reservation_covers(case: Case) -> Refusal | None:
+def reservation_covers(case: AdmissionRequest) -> Deny | None:
     """Where a reservation alone pays, it has tokens of both sorts that the call needs (B9).
 
     How many are left of its minute is a demand: see `farebox.domain.admission.demands`.
@@ -188,7 +186,7 @@ def reservation_covers(case: Case) -> Refusal | None:
         ("output", reservation.output_tpm, case.call.asked_output != 0),
     ):
         if needed and not tokens:
-            return Refusal(
+            return Deny(
                 402,
                 "reservation_exceeded",
                 f"no {sort} tokens are reserved, and nothing else pays for them now",
@@ -196,44 +194,44 @@ def reservation_covers(case: Case) -> Refusal | None:
     return None
 
 
-def admit(call: Call, view: View, now: datetime) -> Grant | Refusal:
+def admit(call: Call, view: Snapshot, now: datetime) -> Allow | Deny:
     """Whether a call may be made, and on which conditions (B13-B18): the first rule that refuses speaks."""
     key = identify(call, view, now)
-    return key if isinstance(key, Refusal) else admit_known(call, key, view, now)
+    return key if isinstance(key, Deny) else admit_known(call, key, view, now)
 
 
-def identify(call: Call, view: View, now: datetime) -> KeyTerms | Refusal:
+def identify(call: Call, view: Snapshot, now: datetime) -> KeyPolicy | Deny:
     """Who calls: what is asked of the key alone (B14), before a body is read, and where none is."""
     key = key_known(call, view)
-    if isinstance(key, Refusal):
+    if isinstance(key, Deny):
         return key
     return key_enabled(key) or key_in_time(key, now) or key_from_address(key, call) or key
 
 
-def look_up(call: Call, key: KeyTerms, view: View) -> ServiceTerms | Refusal:
+def look_up(call: Call, key: KeyPolicy, view: Snapshot) -> ServicePolicy | Deny:
     """The service that is named, if the key may learn of it: what it may call, active or not."""
     service = key_bound(key, call) or service_known(key, call, view)
-    if isinstance(service, Refusal):
+    if isinstance(service, Deny):
         return service
     return service_from_address(service, call) or service
 
 
-def admit_known(call: Call, key: KeyTerms, view: View, now: datetime) -> Grant | Refusal:
+def admit_known(call: Call, key: KeyPolicy, view: Snapshot, now: datetime) -> Allow | Deny:
     """The rest of `admit`, for a call whose key was identified."""
     service = look_up(call, key, view)
-    if isinstance(service, Refusal):
+    if isinstance(service, Deny):
         return service
     model = service_enabled(service) or model_served(service, view)
-    if isinstance(model, Refusal):
+    if isinstance(model, Deny):
         return model
     refusal = service_active(service) or output_within_ceiling(model, call)
     if refusal is not None:
         return refusal
-    case = Case.of(call, key, service, model, view, now)
+    case = AdmissionRequest.of(call, key, service, model, view, now)
     return _unpaid(case) or _grant(case)
 
 
-def _unpaid(case: Case) -> Refusal | None:
+def _unpaid(case: AdmissionRequest) -> Deny | None:
     """What is asked of whatever pays for the call in the end."""
     if case.needs_money:
         return money_known(case) or not_overdue(case) or cost_bounded(case) or hold_covered(case)
@@ -242,17 +240,17 @@ def _unpaid(case: Case) -> Refusal | None:
     return reservation_covers(case) if case.reserved else None
 
 
-def limit_refusal(standings: Sequence[Standing]) -> Refusal | None:
+def limit_refusal(limit_statuses: Sequence[LimitStatus]) -> Deny | None:
     """The refusal of a call whose demands do not all fit (B15); None if they do."""
-    exceeded = first_exceeded(standings)
+    exceeded = first_exceeded(limit_statuses)
     if exceeded is None:
         return None
-    message = f"rate limit exceeded on dimension: {exceeded.demand.dimension}"
-    return Refusal(429, "rate_limit_exceeded", message, tuple(standings), exceeded)
+    message = f"rate limit exceeded on dimension: {exceeded.request.dimension}"
+    return Deny(429, "rate_limit_exceeded", message, tuple(limit_statuses), exceeded)
 
 
-def _inactive(reason: str) -> Refusal:
-    return Refusal(402, "endpoint_inactive", f"endpoint is inactive: {_upper_snake(reason)}")
+def _inactive(reason: str) -> Deny:
+    return Deny(402, "endpoint_inactive", f"endpoint is inactive: {_upper_snake(reason)}")
 
 
 @cache
@@ -260,7 +258,7 @@ def _upper_snake(word: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).upper()
 
 
-def _grant(case: Case) -> Grant:
+def _grant(case: AdmissionRequest) -> Allow:
     call, model = case.call, case.model
     inputs = expected_input(call, model)
     outputs = expected_output(call, model)
@@ -272,12 +270,12 @@ def _grant(case: Case) -> Grant:
     covered = case.reserved or free_covers
     committed = charge(model.tiers, inputs, 0, 0) if pays_money and not covered else Nano(0)
     reservation = case.service.reservation if case.reserved else None
-    return Grant(
+    return Allow(
         key=case.key,
         service=case.service,
         model=model,
-        demands=demands(
-            call, case.key, case.service, model, reservation, inputs, outputs, binding=not excess_is_paid
+        limit_requests=limit_requests(
+            call, case.key, case.service, model, reservation, inputs, outputs, enforced=not excess_is_paid
         ),
         hold=hold,
         committed=committed,

@@ -1,7 +1,7 @@
 """What admission looks at, as plain values: the call, and what is known of the key, service, model and money.
 
-`View` is how admission asks for them; it never learns where they come from. `None` is knowledge: there is no
-such object. `UNKNOWN` is not (product.md, States).
+`Snapshot` is how admission asks for them; it never learns where they come from. `None` is knowledge: there is
+no such object. `UNKNOWN` is not (product.md, States).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from farebox.domain.admission.addresses import Address, Network
-from farebox.domain.admission.rate_limits import Span
+from farebox.domain.admission.rate_limits import Window
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import Tier
 from farebox.domain.facts import Unknown
@@ -49,15 +49,15 @@ class Call(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class KeyQuota:
-    """Tokens that a key may use in each span."""
+class KeyAllowance:
+    """Tokens that a key may use in each window."""
 
     tokens: int
-    span: Span
+    window: Window
 
 
 @dataclass(frozen=True, slots=True)
-class KeyTerms:
+class KeyPolicy:
     """An APIKey. `services` None: all of its namespace. `networks` empty: everywhere; None: unreadable."""
 
     key: ObjectKey
@@ -65,12 +65,12 @@ class KeyTerms:
     expires_at: datetime | None = None
     services: frozenset[str] | None = None
     networks: tuple[Network, ...] | None = ()
-    quota: KeyQuota | None = None
+    quota: KeyAllowance | None = None
     created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ReservationTerms:
+class ReservedThroughput:
     """A term that was bought: tokens for each calendar minute between two times."""
 
     input_tpm: int
@@ -84,7 +84,7 @@ class ReservationTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceTerms:
+class ServicePolicy:
     """An InferenceService. `inactive` is why the operator says that it does not serve, or ""."""
 
     key: ObjectKey
@@ -98,12 +98,12 @@ class ServiceTerms:
     rpm: int = 0
     tpm: int = 0
     networks: tuple[Network, ...] | None = ()
-    reservation: ReservationTerms | None = None
+    reservation: ReservedThroughput | None = None
     created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ModelTerms:
+class ModelPolicy:
     """A Model: its ceilings (0: none) and its prices."""
 
     name: str
@@ -115,7 +115,7 @@ class ModelTerms:
     tiers: tuple[Tier, ...] = field(default=())
 
 
-class Funds(Struct, frozen=True):
+class AvailableFunds(Struct, frozen=True):
     """The money of an account.
 
     Args:
@@ -140,11 +140,11 @@ class FreeTokens(Struct, frozen=True):
         return max(0, self.left) if now < self.expires_at else 0
 
 
-class View(Protocol):
+class Snapshot(Protocol):
     """What is known now."""
 
-    def key(self, key_hash: str) -> KeyTerms | None: ...
-    def service(self, namespace: str, name: str) -> ServiceTerms | None: ...
-    def model(self, name: str) -> ModelTerms | None: ...
-    def funds(self, account: ObjectKey) -> Funds: ...
+    def key(self, key_hash: str) -> KeyPolicy | None: ...
+    def service(self, namespace: str, name: str) -> ServicePolicy | None: ...
+    def model(self, name: str) -> ModelPolicy | None: ...
+    def funds(self, account: ObjectKey) -> AvailableFunds: ...
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown: ...

@@ -30,7 +30,7 @@ class Buying(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReservationPlan:
     """What the owner of a service reserves: tokens a minute, for terms of so many days."""
 
     input_tpm: int
@@ -40,7 +40,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ReservationTerms:
     """What a model offers for reservation: units of tokens a minute; prices a day in nano-units."""
 
     input_unit_tpm: int
@@ -68,7 +68,7 @@ class Purchase:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReservationOutcome:
     """Where a reservation is.
 
     `reason` and `message` say why the next term is not bought, or are "". `current` is the number of the
@@ -88,7 +88,7 @@ def renewal_at(term: Term) -> int:
     return term.end - min(RENEWAL_LEAD, (term.end - term.start) // 2)
 
 
-def term_price(plan: Plan, offer: Offer | None) -> Nano | str:
+def term_price(plan: ReservationPlan, offer: ReservationTerms | None) -> Nano | str:
     """What a term costs, or a sentence that says why it cannot be bought."""
     if offer is None:
         return "the model offers no reservations"
@@ -110,9 +110,13 @@ def term_price(plan: Plan, offer: Offer | None) -> Nano | str:
     return Nano(price)
 
 
-def judge(
-    plan: Plan, bought: Sequence[Term], offer: Offer | None, available: Nano | None, now: int
-) -> Purchase | Outcome:
+def decide_reservation(
+    plan: ReservationPlan,
+    bought: Sequence[Term],
+    offer: ReservationTerms | None,
+    available: Nano | None,
+    now: int,
+) -> Purchase | ReservationOutcome:
     """What to do about a reservation now.
 
     Args:
@@ -131,38 +135,47 @@ def judge(
     if plan.buying is Buying.NOTHING or (plan.buying is Buying.ONCE and last is not None):
         # Nothing was bought and nothing will be: it waits for its owner, or for leave to spend.
         state = ReservationState.EXPIRED if last is not None else ReservationState.PENDING
-        return Outcome(state, number)
+        return ReservationOutcome(state, number)
     if available is None:
-        return Outcome(ReservationState.PENDING, number, "AccountNotFound", "its account is not known yet")
+        return ReservationOutcome(
+            ReservationState.PENDING, number, "AccountNotFound", "its account is not known yet"
+        )
     attempt = _attempt(plan, Term(number + 1, now, now + plan.days * MICROS_PER_DAY), offer, available)
     if isinstance(attempt, Purchase):
         return attempt
     reason, message = attempt
-    return Outcome(ReservationState.UNPAID, number, reason, message)
+    return ReservationOutcome(ReservationState.UNPAID, number, reason, message)
 
 
 def _in_force(
-    plan: Plan, bought: Sequence[Term], last: Term, offer: Offer | None, available: Nano | None, now: int
-) -> Purchase | Outcome:
+    plan: ReservationPlan,
+    bought: Sequence[Term],
+    last: Term,
+    offer: ReservationTerms | None,
+    available: Nano | None,
+    now: int,
+) -> Purchase | ReservationOutcome:
     """A term is in force, and perhaps the next one is bought already."""
     current = next((term for term in reversed(bought) if term.start <= now), last)
     if last.start > now:
-        return Outcome(ReservationState.ACTIVE, current.number, due=last.start)
+        return ReservationOutcome(ReservationState.ACTIVE, current.number, due=last.start)
     renewal = renewal_at(last)
     if plan.buying is not Buying.RENEWING:
-        return Outcome(ReservationState.ACTIVE, current.number, due=last.end)
+        return ReservationOutcome(ReservationState.ACTIVE, current.number, due=last.end)
     if now < renewal:
-        return Outcome(ReservationState.ACTIVE, current.number, due=renewal)
+        return ReservationOutcome(ReservationState.ACTIVE, current.number, due=renewal)
     assert available is not None, "an account that a term was bought from is known"
     next_term = Term(last.number + 1, last.end, last.end + plan.days * MICROS_PER_DAY)
     attempt = _attempt(plan, next_term, offer, available)
     if isinstance(attempt, Purchase):
         return attempt
     reason, message = attempt
-    return Outcome(ReservationState.ACTIVE, current.number, reason, message, due=last.end)
+    return ReservationOutcome(ReservationState.ACTIVE, current.number, reason, message, due=last.end)
 
 
-def _attempt(plan: Plan, term: Term, offer: Offer | None, available: Nano) -> Purchase | tuple[str, str]:
+def _attempt(
+    plan: ReservationPlan, term: Term, offer: ReservationTerms | None, available: Nano
+) -> Purchase | tuple[str, str]:
     price = term_price(plan, offer)
     if isinstance(price, str):
         return "NotOffered", f"{price}: create another service with what it offers"

@@ -14,9 +14,9 @@ from farebox.gateway.envoy.clusters import decision_cluster, dns_cache, upstream
 from farebox.gateway.envoy.local_replies import local_replies
 from farebox.gateway.envoy.overload import http2_options, overload_manager
 from farebox.gateway.envoy.parts import TYPES, Json, http_filter, seconds
-from farebox.gateway.envoy.usage_filter import HIDING, answers_filter, hiding_of_route, says
+from farebox.gateway.envoy.usage_filter import REDACTION, redaction_of_route, says, usage_filter
 from farebox.gateway.ext_proc import messages
-from farebox.gateway.interface import Hiding
+from farebox.gateway.interface import UsageRedaction
 
 DECISION_SOCKET: Final = "decide.sock"
 ADMIN_SOCKET: Final = "admin.sock"
@@ -40,7 +40,7 @@ class EnvoySettings:
         head_seconds, body_seconds: the headers of a request, and all of it, must have come after that.
         idle_seconds: a call on which nothing moves for so long is ended.
         call_seconds: a call that takes longer is ended, and pays what it got. What is held for calls is held
-            longer (`purse.LOST_SECONDS`).
+            longer (`spend.LOST_SECONDS`).
         memory_bytes: what Envoy may use; it gives up calls before it uses more.
         connection_buffer_bytes: of what came from one side of a connection, and the other has not taken yet.
         http2_streams: calls at a time on one connection of HTTP/2.
@@ -180,7 +180,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "http_filters": [
             _health(),
             http_filter("ext_proc", "ext_proc.v3.ExternalProcessor", _ext_proc(settings)),
-            answers_filter(),
+            usage_filter(),
             http_filter(
                 "dynamic_forward_proxy",
                 "dynamic_forward_proxy.v3.FilterConfig",
@@ -258,7 +258,7 @@ def _routes(settings: EnvoySettings) -> Json:
                 "domains": ["*"],
                 "request_body_buffer_limit": settings.max_body_bytes,
                 "routes": [
-                    *(_hiding_route(settings, hiding) for hiding in HIDING),
+                    *(_hiding_route(settings, redaction) for redaction in REDACTION),
                     _route(settings),
                 ],
             }
@@ -283,11 +283,11 @@ def _route(settings: EnvoySettings) -> Json:
     }
 
 
-def _hiding_route(settings: EnvoySettings, hiding: Hiding) -> Json:
+def _hiding_route(settings: EnvoySettings, redaction: UsageRedaction) -> Json:
     """For streams of which usage is hidden."""
     route = _route(settings)
-    route["match"]["headers"] = [says(hiding)]
-    route["typed_per_filter_config"] = hiding_of_route(hiding)
+    route["match"]["headers"] = [says(redaction)]
+    route["typed_per_filter_config"] = redaction_of_route(redaction)
     return route
 
 

@@ -2,7 +2,7 @@
 -- out of a stream what its caller did not ask for. It neither says what usage means nor decides anything: an answer
 -- passes as it is when the script fails, and its call is charged by an estimate.
 --
--- envoy_answers.py puts before it: NAMESPACE, the metadata that the log writes; HIDING, a Hiding.
+-- envoy_answers.py puts before it: NAMESPACE, the metadata that the log writes; REDACTION, a Hiding.
 --
 -- Patterns look at each byte of a text, slowly, and those with a repetition in front many times: long texts are
 -- searched for plain words here.
@@ -197,7 +197,7 @@ local function shown(text)
       local choices = find(text, '"choices"', line, true)
       if choices and choices < stop and find(text, '^"choices"%s*:%s*%[%s*%]', choices) then
         on = stop
-        if HIDING == "all" then
+        if REDACTION == "all" then
           parts[#parts + 1] = sub(text, from, line - 1)
           local _, blank = find(text, "^\r?\n", stop + 1)
           from = (blank or stop) + 1
@@ -218,7 +218,7 @@ end
 -- What a caller may see of a stream, piece by piece. What comes of a line that has no end yet is held; at the end of
 -- a stream it is no event, and is left out.
 local function hider()
-  local held, size, blank, passes = {}, 0, false, HIDING == ""
+  local held, size, blank, passes = {}, 0, false, REDACTION == ""
   return function(bytes)
     if passes then return bytes end
     local whole = byte(bytes, -1) == 10 and #bytes or line_of(bytes, 1, #bytes + 1) - 1
@@ -258,7 +258,7 @@ function envoy_on_response(handle)
       told = told or tell(read(chunk:getBytes(0, chunk:length())))
     end
   elseif sub(kind, 1, 17) == "text/event-stream" then
-    if HIDING ~= "" then headers:remove("content-length") end
+    if REDACTION ~= "" then headers:remove("content-length") end
     local read, hide = events(tell), hider()
     for chunk in handle:bodyChunks() do
       local bytes = chunk:getBytes(0, chunk:length())

@@ -14,32 +14,32 @@ from typing import Final
 
 from farebox.gateway.envoy.parts import FILTERS, Json, http_filter
 from farebox.gateway.ext_proc import messages
-from farebox.gateway.interface import Hiding
+from farebox.gateway.interface import UsageRedaction
 
 NAME: Final = "envoy.filters.http.lua"
 NAMESPACE: Final = "farebox.usage"
 """The dynamic metadata in which the script leaves usage: "first" and "last", each a JSON object as text."""
-HIDING: Final = (Hiding.EACH_EVENT, Hiding.ALL)
+REDACTION: Final = (UsageRedaction.EACH_EVENT, UsageRedaction.ALL)
 _SCRIPT: Final = files("farebox.gateway.envoy").joinpath("usage_filter.lua").read_text(encoding="utf-8")
 
 
-def script(hiding: Hiding) -> str:
+def script(redaction: UsageRedaction) -> str:
     """What Envoy runs on an answer that gets this."""
-    return f'NAMESPACE, HIDING = "{NAMESPACE}", "{hiding.value}"\n{_SCRIPT}'
+    return f'NAMESPACE, REDACTION = "{NAMESPACE}", "{redaction.value}"\n{_SCRIPT}'
 
 
-def answers_filter() -> Json:
+def usage_filter() -> Json:
     """Nothing is hidden where the route does not say so."""
-    scripts = {each.value: {"inline_string": script(each)} for each in HIDING}
-    default = {"inline_string": script(Hiding.NOTHING)}
+    scripts = {each.value: {"inline_string": script(each)} for each in REDACTION}
+    default = {"inline_string": script(UsageRedaction.NOTHING)}
     return http_filter("lua", "lua.v3.Lua", {"default_source_code": default, "source_codes": scripts})
 
 
-def hiding_of_route(hiding: Hiding) -> Json:
+def redaction_of_route(redaction: UsageRedaction) -> Json:
     """The configuration of a route whose streams get this."""
-    return {NAME: {"@type": f"{FILTERS}lua.v3.LuaPerRoute", "name": hiding.value}}
+    return {NAME: {"@type": f"{FILTERS}lua.v3.LuaPerRoute", "name": redaction.value}}
 
 
-def says(hiding: Hiding) -> Json:
+def says(redaction: UsageRedaction) -> Json:
     """The matcher of such a route."""
-    return {"name": messages.HIDING_HEADER, "string_match": {"exact": hiding.value}}
+    return {"name": messages.HIDING_HEADER, "string_match": {"exact": redaction.value}}

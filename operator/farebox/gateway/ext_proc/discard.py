@@ -15,7 +15,7 @@ import msgspec
 from farebox.gateway.ext_proc.frames import Headers, literal_block
 from farebox.gateway.ext_proc.messages import InvalidMessage
 from farebox.gateway.ext_proc.streams import Stream
-from farebox.gateway.interface import Refuse
+from farebox.gateway.interface import ImmediateResponse
 
 PATH: Final = b"/refused"
 HEADER: Final = "x-gw-refusal"
@@ -27,15 +27,15 @@ QUIET_SECONDS: Final = 0.2
 """A client that sends nothing for so long waits for its answer."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Refuse).decode
+_decode: Final = msgspec.msgpack.Decoder(ImmediateResponse).decode
 
 
-def written(refusal: Refuse) -> str:
+def written(refusal: ImmediateResponse) -> str:
     """A refusal as the value of HEADER."""
     return base64.b64encode(_encode(refusal)).decode()
 
 
-class Drains:
+class BodyDiscarder:
     """Those under way."""
 
     def __init__(self) -> None:
@@ -46,20 +46,20 @@ class Drains:
         """Whether no more are taken."""
         return self.count >= MOST
 
-    def accept(self, stream: Stream, headers: Headers) -> "Drain":
+    def accept(self, stream: Stream, headers: Headers) -> "DiscardedBody":
         """The receiver of a body. Raises InvalidMessage if there is no refusal with it."""
         name = HEADER.encode()
         value = next((value for key, value in headers if key == name), b"")
         try:
-            return Drain(self, stream, _decode(base64.b64decode(value)))
+            return DiscardedBody(self, stream, _decode(base64.b64decode(value)))
         except (ValueError, msgspec.MsgspecError) as error:
             raise InvalidMessage("a body without a refusal") from error
 
 
-class Drain:
+class DiscardedBody:
     """One body."""
 
-    def __init__(self, drains: Drains, stream: Stream, refusal: Refuse) -> None:
+    def __init__(self, drains: BodyDiscarder, stream: Stream, refusal: ImmediateResponse) -> None:
         self._drains = drains
         self._stream = stream
         self._refusal = refusal

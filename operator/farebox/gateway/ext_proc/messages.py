@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from farebox.gateway.interface import Forward, Head, Refuse
+from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
 
 CONTINUE: Final = b"\x0a\x00"
 """ProcessingResponse{request_headers: {}}: go on, and send the body."""
@@ -20,7 +20,7 @@ LABELS: Final = "farebox"
 """The namespace of the dynamic metadata that the access log reads."""
 CLUSTER_HEADER: Final = "x-gw-cluster"
 PEER_HEADER: Final = "x-gw-peer"
-HIDING_HEADER: Final = "x-gw-hiding"
+HIDING_HEADER: Final = "x-gw-redaction"
 """A Hiding, where there is one."""
 PRIVATE_PREFIX: Final = "x-gw-"
 PLAIN_CLUSTER: Final = "upstream"
@@ -48,7 +48,7 @@ class InvalidMessage(Exception):
 class HeadersMessage(Struct, frozen=True):
     """The head of a request, and whether it has a body."""
 
-    head: Head
+    head: RequestHead
     has_body: bool
 
 
@@ -70,7 +70,7 @@ def read_request(message: bytes) -> HeadersMessage | bytes:
     raise InvalidMessage("neither headers nor a body of a request")
 
 
-def _head(entries: list[tuple[str, str]]) -> Head:
+def _head(entries: list[tuple[str, str]]) -> RequestHead:
     headers, repeated = dict(entries), _NOTHING
     if len(headers) < len(entries):
         headers = dict(reversed(entries))  # the first of each
@@ -81,7 +81,7 @@ def _head(entries: list[tuple[str, str]]) -> Head:
     authority = headers.pop(":authority", "")
     headers.setdefault("host", authority)
     peer = headers.pop(PEER_HEADER, "")
-    return Head(method, path, headers, repeated, peer, headers.get(_REQUEST_ID, ""))
+    return RequestHead(method, path, headers, repeated, peer, headers.get(_REQUEST_ID, ""))
 
 
 def _map(message: bytes) -> list[tuple[str, str]]:
@@ -171,7 +171,7 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
 # Writing.
 
 
-def forward(decision: Forward, on_headers: bool) -> bytes:
+def continue_request(decision: Route, on_headers: bool) -> bytes:
     """The ProcessingResponse that sends a call to its upstream.
 
     Args:
@@ -187,7 +187,7 @@ def forward(decision: Forward, on_headers: bool) -> bytes:
     return _bytes(1 if on_headers else 3, _bytes(1, common)) + _bytes(8, _labels(decision.labels))
 
 
-def drain(path: str, header: str, value: str, removed: Iterable[str]) -> bytes:
+def discard(path: str, header: str, value: str, removed: Iterable[str]) -> bytes:
     """The ProcessingResponse to a headers message that sends the body here, with one header."""
     headers = {":path": path, CLUSTER_HEADER: DECISION_CLUSTER, header: value}
     parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]
@@ -195,7 +195,7 @@ def drain(path: str, header: str, value: str, removed: Iterable[str]) -> bytes:
     return _bytes(1, _bytes(1, _bytes(2, b"".join(parts)) + _CLEAR_ROUTE_CACHE))
 
 
-def refuse(decision: Refuse) -> bytes:
+def immediate_response(decision: ImmediateResponse) -> bytes:
     """The ProcessingResponse that answers a call here."""
     mutation = b"".join(_bytes(1, _set_header(name, value)) for name, value in decision.headers.items())
     immediate = _bytes(1, b"\x08" + _number(decision.status)) + _bytes(2, mutation)
@@ -205,13 +205,13 @@ def refuse(decision: Refuse) -> bytes:
 _mutations: dict[tuple[object, ...], bytes] = {}
 
 
-def _mutation(decision: Forward) -> bytes:
+def _mutation(decision: Route) -> bytes:
     """HeaderMutation{set_headers = 1, remove_headers = 2}, without content-length.
 
     Calls of one service differ in nothing here, so it is made once.
     """
     key = (
-        *(decision.path, decision.upstream, decision.tls, decision.hiding),
+        *(decision.path, decision.upstream, decision.tls, decision.redaction),
         decision.remove_headers,
         *decision.set_headers.items(),
     )
@@ -224,8 +224,8 @@ def _mutation(decision: Forward) -> bytes:
         ":authority": decision.upstream,
         CLUSTER_HEADER: TLS_CLUSTER if decision.tls else PLAIN_CLUSTER,
     }
-    if decision.hiding:
-        headers[HIDING_HEADER] = decision.hiding
+    if decision.redaction:
+        headers[HIDING_HEADER] = decision.redaction
     parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]
     parts += [_bytes(2, name.encode()) for name in (*_ALWAYS_REMOVED, *decision.remove_headers)]
     if len(_mutations) >= _MAX_MUTATIONS:

@@ -15,12 +15,19 @@ from typing import Final
 import structlog
 
 from farebox.gateway.ext_proc import discard, messages
-from farebox.gateway.ext_proc.discard import Drains
+from farebox.gateway.ext_proc.discard import BodyDiscarder
 from farebox.gateway.ext_proc.frames import Headers, literal_block
 from farebox.gateway.ext_proc.http2 import Connection
 from farebox.gateway.ext_proc.messages import HeadersMessage, InvalidMessage
 from farebox.gateway.ext_proc.streams import Receiver, Stream
-from farebox.gateway.interface import Decide, Forward, Handler, Head, OnUnread, Refuse
+from farebox.gateway.interface import (
+    BodyHandler,
+    HeadHandler,
+    ImmediateResponse,
+    OnAbandoned,
+    RequestHead,
+    Route,
+)
 from farebox.gateway.request.errors import too_large
 from farebox.metrics import GATEWAY_DECISION_SECONDS
 
@@ -46,24 +53,24 @@ _log = structlog.get_logger(__name__)
 class Decisions:
     """What all exchanges share: the handler, the limit, and the decisions under way."""
 
-    def __init__(self, handler: Handler, max_body_bytes: int, unread: OnUnread) -> None:
+    def __init__(self, handler: HeadHandler, max_body_bytes: int, unread: OnAbandoned) -> None:
         self.handler = handler
         self.unread = unread
         self.max_body_bytes = max_body_bytes
         self.tasks: set[asyncio.Task[None]] = set()
-        self.drains = Drains()
+        self.drains = BodyDiscarder()
         self._loop = asyncio.get_running_loop()
 
     def accept(self, stream: Stream, headers: Headers) -> Receiver:
         """The receiver of a new stream."""
         if (b":path", PATH) in headers:
-            return Exchange(self, stream)
+            return ProcessingStream(self, stream)
         if (b":path", discard.PATH) in headers:
             with suppress(InvalidMessage):
                 return self.drains.accept(stream, headers)
         return Unimplemented(stream)
 
-    def begin(self, exchange: "Exchange", body: bytes | None) -> asyncio.Task[None]:
+    def begin(self, exchange: "ProcessingStream", body: bytes | None) -> asyncio.Task[None]:
         """Decide in a task of its own."""
         task = self._loop.create_task(exchange.decide(body))
         self.tasks.add(task)
@@ -87,7 +94,7 @@ class Unimplemented:
         """Nothing to do."""
 
 
-class Exchange:
+class ProcessingStream:
     """One call: its head comes, then its body if there is one; a decision goes back and ends the stream."""
 
     __slots__ = ("_buffer", "_decide", "_decisions", "_head", "_stream", "_task")
@@ -96,8 +103,8 @@ class Exchange:
         self._decisions = decisions
         self._stream = stream
         self._buffer = bytearray()
-        self._head: Head | None = None
-        self._decide: Decide | None = None
+        self._head: RequestHead | None = None
+        self._decide: BodyHandler | None = None
         self._task: asyncio.Task[None] | None = None
 
     def data(self, chunk: bytes) -> None:
@@ -167,7 +174,7 @@ class Exchange:
         except Exception:
             self._fault()
             return
-        if isinstance(first, Refuse):
+        if isinstance(first, ImmediateResponse):
             GATEWAY_DECISION_SECONDS.observe(perf_counter() - began)
             self._refuse(first, message)
             return
@@ -180,14 +187,14 @@ class Exchange:
         else:
             self._send(messages.CONTINUE)
 
-    def _refuse(self, refusal: Refuse, message: HeadersMessage) -> None:
+    def _refuse(self, refusal: ImmediateResponse, message: HeadersMessage) -> None:
         """Answer a call by its head. A large body that comes is read first, so that its client listens."""
         large = message.has_body and _announced(message.head, discard.SMALL_BYTES + 1) > discard.SMALL_BYTES
         if not large or message.head.method == "CONNECT" or self._decisions.drains.full:
             self._answer(refusal, on_headers=True)
             return
         removed = [name for name in message.head.headers if name not in _KEPT]
-        self._send(messages.drain(discard.PATH.decode(), discard.HEADER, discard.written(refusal), removed))
+        self._send(messages.discard(discard.PATH.decode(), discard.HEADER, discard.written(refusal), removed))
         self._stream.finish(_OK)
 
     def _on_body(self, body: bytes) -> None:
@@ -198,15 +205,15 @@ class Exchange:
         else:
             self._task = self._decisions.begin(self, body)
 
-    def _too_large(self, head: Head) -> Refuse:
+    def _too_large(self, head: RequestHead) -> ImmediateResponse:
         return too_large(head, self._decisions.max_body_bytes)
 
-    def _answer(self, decision: Forward | Refuse, on_headers: bool) -> None:
-        if isinstance(decision, Refuse):
-            self._send(messages.refuse(decision))
+    def _answer(self, decision: Route | ImmediateResponse, on_headers: bool) -> None:
+        if isinstance(decision, ImmediateResponse):
+            self._send(messages.immediate_response(decision))
             self._stream.finish(_OK)
         else:
-            self._send(messages.forward(decision, on_headers))
+            self._send(messages.continue_request(decision, on_headers))
             self._stream.finish(_OK, self._unread)
 
     def _unread(self) -> None:
@@ -229,7 +236,7 @@ class Exchange:
         self._stream.finish(trailers)
 
 
-def _announced(head: Head, unsaid: int = 0) -> int:
+def _announced(head: RequestHead, unsaid: int = 0) -> int:
     """The Content-Length, or `unsaid` without one. Envoy has checked that it is a number."""
     value = head.headers.get("content-length", "")
     return int(value) if value.isdecimal() else unsaid
@@ -237,7 +244,7 @@ def _announced(head: Head, unsaid: int = 0) -> int:
 
 @asynccontextmanager
 async def listening(
-    path: Path, handler: Handler, max_body_bytes: int, unread: OnUnread = lambda _: None
+    path: Path, handler: HeadHandler, max_body_bytes: int, unread: OnAbandoned = lambda _: None
 ) -> AsyncIterator[None]:
     """Answer Envoys on this socket inside the `async with`.
 

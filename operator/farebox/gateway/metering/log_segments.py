@@ -26,7 +26,7 @@ class Position(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Chunk:
     """Whole lines of the log, without the last newline, and the place behind them."""
 
     lines: tuple[bytes, ...]
@@ -35,7 +35,7 @@ class Piece:
     end: Position
 
 
-class Bookmark:
+class Checkpoint:
     """How far the log is done, in a file that is whole at any moment."""
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +90,7 @@ def _is_open_for_writing(path: Path) -> bool:
     return False
 
 
-class Segments:
+class LogSegments:
     """The files of one log, of which Envoy writes the last."""
 
     def __init__(self, log_file: Path, done: Position | None) -> None:
@@ -108,7 +108,7 @@ class Segments:
         """Envoy has not opened the file anew after a rotation (or has not been started yet)."""
         return not self._log_file.exists()
 
-    def read(self, position: Position) -> Piece:
+    def read(self, position: Position) -> Chunk:
         """The next lines: none if there are no more yet.
 
         A line that is not finished is left for later, but for one in a file that nobody writes any more.
@@ -118,10 +118,10 @@ class Segments:
         end = data.rfind(b"\n") + 1
         if not data:
             if finished:
-                return Piece((), (), Position(position.number + 1, 0))
-            return Piece((), (), Position(position.number, 0) if self._was_cut(position) else position)
+                return Chunk((), (), Position(position.number + 1, 0))
+            return Chunk((), (), Position(position.number, 0) if self._was_cut(position) else position)
         if end == 0 and not finished:
-            return Piece((), (), position)
+            return Chunk((), (), position)
         block = data[:end] if end else data
         lines = tuple(block.removesuffix(b"\n").split(b"\n"))
         ends = []
@@ -131,7 +131,7 @@ class Segments:
             ends.append(Position(position.number, offset))
         behind = Position(position.number, position.offset + len(block))
         ends[-1] = behind
-        return Piece(lines, tuple(ends), behind)
+        return Chunk(lines, tuple(ends), behind)
 
     def bytes_behind(self, position: Position) -> int:
         """How much of the log is behind a place."""

@@ -20,10 +20,17 @@ import structlog
 
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.metering import usage
-from farebox.gateway.metering.log_segments import Bookmark, Position, Segments
-from farebox.gateway.metering.publisher import BATCH_EVENTS, Event, Events, Receipt, Rejected, event_of
-from farebox.gateway.metering.usage import InvalidLine, UsageLine, Used
-from farebox.meterapi.types import Budget
+from farebox.gateway.metering.log_segments import Checkpoint, LogSegments, Position
+from farebox.gateway.metering.publisher import (
+    BATCH_EVENTS,
+    Event,
+    PublishResult,
+    RejectedEvent,
+    UsageSink,
+    event_of,
+)
+from farebox.gateway.metering.usage import BilledTokens, InvalidLine, UsageLine
+from farebox.meterapi.types import CreditLease
 from farebox.metrics import GATEWAY_USAGE, GATEWAY_USAGE_RETRIES
 
 POLL_SECONDS: Final = 0.01
@@ -39,9 +46,9 @@ _REOPEN_SECONDS: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
-OnUsage = Callable[[UsageLine, Used | None], None]
+OnUsage = Callable[[UsageLine, BilledTokens | None], None]
 """Hears of a call that has ended, and what it has to pay."""
-OnAcknowledged = Callable[[Sequence[str], Sequence[Budget], int], None]
+OnAcknowledged = Callable[[Sequence[str], Sequence[CreditLease], int], None]
 Reopen = Callable[[], Awaitable[None]]
 """Tells Envoy to open its log anew; raises OSError if it cannot be told now."""
 
@@ -72,10 +79,10 @@ class Outbox:
         self,
         log_file: Path,
         source: str,
-        events: Events,
+        events: UsageSink,
         reopen: Reopen,
         on_usage: OnUsage = lambda _line, _paid: None,
-        on_acknowledged: OnAcknowledged = lambda _calls, _budgets, _sequence: None,
+        on_acknowledged: OnAcknowledged = lambda _calls, _leases, _sequence: None,
     ) -> None:
         """Nothing is read before `run`.
 
@@ -85,11 +92,11 @@ class Outbox:
             on_usage: hears of each line as soon as it is in the log; after a restart once more of those
                 that the meter had not acknowledged.
             on_acknowledged: hears of calls that the ledger has charged, or never will, by their request ids,
-                of what is left of budgets, and up to which number the feed has it (Receipt).
+                of what is left of leases, and up to which number the feed has it (Receipt).
         """
-        self._bookmark = Bookmark(log_file.with_suffix(".done"))
+        self._bookmark = Checkpoint(log_file.with_suffix(".done"))
         self._rejected = log_file.with_suffix(".rejected")
-        self._segments = Segments(log_file, self._bookmark.load())
+        self._segments = LogSegments(log_file, self._bookmark.load())
         self._source = source
         self._events = events
         self._reopen = reopen
@@ -177,7 +184,7 @@ class Outbox:
             event = None
             if parsed is not None:
                 self.counts.lines += 1
-                paid = usage.used(parsed)
+                paid = usage.billed_tokens(parsed)
                 self._tell(parsed, paid)
                 event = self._event(parsed, paid)
             self._ahead.append(_Entry(start, end, event))
@@ -188,10 +195,10 @@ class Outbox:
         self._news.set()
         return len(piece.lines)
 
-    def _event(self, line: UsageLine, paid: Used | None) -> Event | None:
+    def _event(self, line: UsageLine, paid: BilledTokens | None) -> Event | None:
         return None if paid is None else event_of(line, paid, self._source)
 
-    def _tell(self, line: UsageLine, paid: Used | None) -> None:
+    def _tell(self, line: UsageLine, paid: BilledTokens | None) -> None:
         try:
             self._on_usage(line, paid)
         except Exception:
@@ -260,7 +267,7 @@ class Outbox:
                 if end > limit or len(entries) == BATCH_EVENTS:
                     break
                 parsed = self._parse(line, end)
-                event = None if parsed is None else self._event(parsed, usage.used(parsed))
+                event = None if parsed is None else self._event(parsed, usage.billed_tokens(parsed))
                 entries.append(_Entry(start, end, event))
                 start = end
             else:
@@ -288,14 +295,14 @@ class Outbox:
             GATEWAY_USAGE.labels("rejected").inc(len(receipt.rejected))
             return
 
-    def _tell_acknowledged(self, events: Sequence[Event], receipt: Receipt) -> None:
+    def _tell_acknowledged(self, events: Sequence[Event], receipt: PublishResult) -> None:
         try:
             calls = [str(event["data"]["requestId"]) for event in events]
-            self._on_acknowledged(calls, receipt.budgets, receipt.sequence)
+            self._on_acknowledged(calls, receipt.leases, receipt.sequence)
         except Exception:
             _log.exception("a listener to acknowledgements failed", events=len(events))
 
-    def _put_aside(self, rejected: Sequence[Rejected]) -> None:
+    def _put_aside(self, rejected: Sequence[RejectedEvent]) -> None:
         """Keep what the meter will never take, for a person to look at."""
         self.counts.rejected += len(rejected)
         with self._rejected.open("ab") as file:

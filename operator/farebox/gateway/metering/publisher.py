@@ -10,10 +10,10 @@ import aiohttp
 from pydantic_core import from_json, to_json
 
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.metering.usage import UsageLine, Used
+from farebox.gateway.metering.usage import BilledTokens, UsageLine
 from farebox.meterapi.client import TokenFile
 from farebox.meterapi.schema import SEQUENCE_HEADER
-from farebox.meterapi.types import Budget
+from farebox.meterapi.types import CreditLease
 from farebox.meterapi.wire_answers import WireBudget
 from farebox.sockets import connector
 
@@ -28,7 +28,7 @@ Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedEvent:
     """An event that the meter will never store, and why."""
 
     event: Event
@@ -43,29 +43,29 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of a batch: all is stored but what is `rejected`; `budgets` as they are after it (B17).
+class PublishResult:
+    """What became of a batch: all is stored but what is `rejected`; `leases` as they are after it (B17).
 
     The feed has its charges when it was read up to `sequence`; 0: nobody said.
     """
 
-    rejected: Sequence[Rejected] = ()
-    budgets: Sequence[Budget] = ()
+    rejected: Sequence[RejectedEvent] = ()
+    leases: Sequence[CreditLease] = ()
     sequence: int = 0
 
 
-class Events(Protocol):
+class UsageSink(Protocol):
     """Where usage goes."""
 
-    async def post(self, events: Sequence[Event]) -> Receipt:
+    async def post(self, events: Sequence[Event]) -> PublishResult:
         """Store them; those that never will be come back. Raises LedgerUnavailable: nothing is known."""
 
 
-def event_of(line: UsageLine, paid: Used, source: str) -> Event:
+def event_of(line: UsageLine, paid: BilledTokens, source: str) -> Event:
     """A call as a CloudEvent.
 
     The process that admitted the call is its source, if the call says which: what was held for it then is of
-    that process's budget. Otherwise `source` is.
+    that process's lease. Otherwise `source` is.
     """
     labels = line.labels
     data = {
@@ -95,7 +95,7 @@ def _event_id(line: UsageLine) -> str:
     return f"{int(line.time.timestamp() * 1000):012x}-{line.request_id}"
 
 
-class RemoteEvents:
+class UsagePublisher:
     """The meter over HTTP. Make it inside a running event loop; use it with `async with`."""
 
     def __init__(self, url: str, token_file: Path | None) -> None:
@@ -108,36 +108,38 @@ class RemoteEvents:
             timeout=aiohttp.ClientTimeout(total=POST_SECONDS),
         )
 
-    async def __aenter__(self) -> "RemoteEvents":
+    async def __aenter__(self) -> "UsagePublisher":
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self._session.close()
 
-    async def post(self, events: Sequence[Event]) -> Receipt:
+    async def post(self, events: Sequence[Event]) -> PublishResult:
         """See Events. A batch that cannot be read as a whole is halved until the event is found."""
         status, body, sequence = await self._send(events)
         if status in _TOO_MUCH:
             if len(events) > 1:
                 middle = len(events) // 2
                 first, second = await self.post(events[:middle]), await self.post(events[middle:])
-                return Receipt(
+                return PublishResult(
                     [*first.rejected, *second.rejected],
                     # The second answer is the newer word on what it names.
-                    [*first.budgets, *second.budgets],
+                    [*first.leases, *second.leases],
                     max(first.sequence, second.sequence),
                 )
-            return Receipt([Rejected(events[0], f"HTTP{status}", body.decode(errors="replace")[:500])])
+            return PublishResult(
+                [RejectedEvent(events[0], f"HTTP{status}", body.decode(errors="replace")[:500])]
+            )
         if status != 200:
             raise LedgerUnavailable(f"POST /v1/events failed with {status}: {body[:300]!r}")
         try:
             answer = from_json(body)
             rejected = [
-                Rejected(events[item["index"]], str(item["reason"]), str(item["message"]))
+                RejectedEvent(events[item["index"]], str(item["reason"]), str(item["message"]))
                 for item in answer["rejected"]
             ]
-            budgets = [WireBudget.model_validate(item).value() for item in answer.get("budgets", ())]
-            return Receipt(rejected, budgets, sequence)
+            leases = [WireBudget.model_validate(item).value() for item in answer.get("budgets", ())]
+            return PublishResult(rejected, leases, sequence)
         except (ValueError, LookupError, TypeError) as error:
             raise LedgerUnavailable(f"the meter's answer cannot be read: {error}") from error
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
 
-from farebox.gateway.interface import NO
+from farebox.gateway.interface import FALSE_VALUES
 
 STREAM_BYTES_PER_TOKEN: Final = 200
 """What a token takes in a stream of events: model servers send one event for each, about so long."""
@@ -60,7 +60,7 @@ class UsageLine(Struct, frozen=True):
     milliseconds: int
 
 
-class Used(Struct, frozen=True):
+class BilledTokens(Struct, frozen=True):
     """Tokens to be paid; input includes the cached ones. `estimated`: the upstream did not say so."""
 
     input_tokens: int
@@ -105,7 +105,7 @@ def parse(line: bytes) -> UsageLine:
         raise InvalidLine(f"{type(error).__name__}: {error}") from error
 
 
-def used(line: UsageLine) -> Used | None:
+def billed_tokens(line: UsageLine) -> BilledTokens | None:
     """What a call has to pay, or None if it costs nothing (B16).
 
     - An answer that is an error costs nothing, nor one that the upstream broke off.
@@ -129,20 +129,20 @@ def used(line: UsageLine) -> Used | None:
         return None
     if line.complete and line.input_tokens is not None and line.output_tokens is not None:
         cached = min(line.cached_tokens or 0, line.input_tokens)
-        return Used(line.input_tokens, cached, line.output_tokens, False)
+        return BilledTokens(line.input_tokens, cached, line.output_tokens, False)
     return _estimate(line)
 
 
-def _estimate(line: UsageLine) -> Used:
+def _estimate(line: UsageLine) -> BilledTokens:
     input_tokens = _whole(line.labels, "estimate_input") if line.input_tokens is None else line.input_tokens
     cached = min(line.cached_tokens or 0, input_tokens)
     if line.output_tokens is not None and _is_on(line.labels, "continuous_usage"):
-        return Used(input_tokens, cached, line.output_tokens, line.input_tokens is None)
+        return BilledTokens(input_tokens, cached, line.output_tokens, line.input_tokens is None)
     size = STREAM_BYTES_PER_TOKEN if _is_on(line.labels, "stream") else TEXT_BYTES_PER_TOKEN
     output = line.sent_bytes // size
     if "max_output" in line.labels:
         output = min(output, _whole(line.labels, "max_output"))
-    return Used(input_tokens, cached, max(output, line.output_tokens or 0), True)
+    return BilledTokens(input_tokens, cached, max(output, line.output_tokens or 0), True)
 
 
 def _usage_line(line: _Line) -> UsageLine:
@@ -228,7 +228,7 @@ def _whole(labels: Mapping[str, str], name: str) -> int:
 
 
 def _is_on(labels: Mapping[str, str], name: str) -> bool:
-    return labels.get(name, "") not in NO
+    return labels.get(name, "") not in FALSE_VALUES
 
 
 _LINE: Final = Decoder(_Line)

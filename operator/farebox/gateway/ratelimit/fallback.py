@@ -12,15 +12,15 @@ from typing import Final, Protocol
 import structlog
 from msgspec import structs
 
-from farebox.domain.admission.rate_limits import Adjustment, Demand, Span, place, returned
+from farebox.domain.admission.rate_limits import Adjustment, LimitRequest, Window, bucket_start, refunds
 from farebox.errors import CountersUnavailable
-from farebox.gateway.ratelimit.memory import Answer, Counters, MemoryCounters
+from farebox.gateway.ratelimit.memory import Counters, MemoryCounters, TakeResult
 
 log = structlog.get_logger(__name__)
 
-_LONG: Final = (Span.DAY, Span.MONTH, Span.LIFETIME)
+_LONG: Final = (Window.DAY, Window.MONTH, Window.LIFETIME)
 """Spans of quotas: what was used in them is not forgotten with an outage."""
-_Place = tuple[str, Span, int]
+_Place = tuple[str, Window, int]
 
 
 class SharedCounters(Counters, Protocol):
@@ -30,7 +30,7 @@ class SharedCounters(Counters, Protocol):
         """Raise CountersUnavailable unless they answer."""
 
 
-class DividedCounters(MemoryCounters):
+class EvenShareCounters(MemoryCounters):
     """Counts of one of several replicas that share none: each has its share of every minute's limit."""
 
     def __init__(self, replicas: int) -> None:
@@ -38,20 +38,20 @@ class DividedCounters(MemoryCounters):
         assert replicas > 0
         self._replicas = replicas
 
-    async def take(self, demands: Sequence[Demand], now: int) -> Answer:
+    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters."""
         return await super().take([share_of(demand, self._replicas) for demand in demands], now)
 
 
-def share_of(demand: Demand, replicas: int) -> Demand:
+def share_of(demand: LimitRequest, replicas: int) -> LimitRequest:
     """The demand on one replica's share; one that the whole limit has room for still fits into it."""
-    if demand.span in _LONG:
+    if demand.window in _LONG:
         return demand
     share = max(1, demand.limit // replicas)
-    return structs.replace(demand, limit=max(share, min(demand.must, demand.limit)))
+    return structs.replace(demand, limit=max(share, min(demand.required, demand.limit)))
 
 
-class DegradingCounters:
+class FallbackCounters:
     """Shared counts, or this replica's own while those are away. Never raises CountersUnavailable.
 
     Args:
@@ -73,7 +73,7 @@ class DegradingCounters:
         self._clock = clock
         self._local = MemoryCounters()
         self._next_try: float | None = None
-        self._known: dict[tuple[str, Span], tuple[int, int]] = {}
+        self._known: dict[tuple[str, Window], tuple[int, int]] = {}
         self._owed: dict[_Place, int] = {}
         self._undoing: set[asyncio.Future[None]] = set()
 
@@ -82,23 +82,23 @@ class DegradingCounters:
         """Whether this replica counts by itself."""
         return self._next_try is not None
 
-    async def take(self, demands: Sequence[Demand], now: int) -> Answer:
+    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters."""
         if await self._available(now):
             try:
                 answer = await self._take_shared(demands, now)
                 for taken, total in zip(answer.taken, answer.totals, strict=True):
-                    if taken.span in _LONG:
-                        self._known[taken.counter, taken.span] = (place(taken.span, now), total)
+                    if taken.window in _LONG:
+                        self._known[taken.counter, taken.window] = (bucket_start(taken.window, now), total)
                 return answer
             except CountersUnavailable as error:
                 await self._lose(error, now)
         answer = await self._local.take([share_of(demand, self._replicas) for demand in demands], now)
         for taken in answer.taken:
-            self._owe(taken.counter, taken.span, place(taken.span, now), taken.amount)
+            self._owe(taken.counter, taken.window, bucket_start(taken.window, now), taken.amount)
         return answer
 
-    async def _take_shared(self, demands: Sequence[Demand], now: int) -> Answer:
+    async def _take_shared(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
         """A call that is given up meanwhile may be counted all the same: then that is undone."""
         taking = asyncio.ensure_future(self._shared.take(demands, now))
         try:
@@ -109,12 +109,12 @@ class DegradingCounters:
             undoing.add_done_callback(self._undoing.discard)
             raise
 
-    async def _undo(self, taking: asyncio.Future[Answer], now: int) -> None:
+    async def _undo(self, taking: asyncio.Future[TakeResult], now: int) -> None:
         try:
             answer = await taking
         except CountersUnavailable:
             return
-        await self.adjust(returned(answer.taken, now), now)
+        await self.adjust(refunds(answer.taken, now), now)
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
@@ -125,20 +125,20 @@ class DegradingCounters:
                 await self._lose(error, now)
         await self._local.adjust(adjustments, now)
         for each in adjustments:
-            self._owe(each.counter, each.span, each.place, each.amount)
+            self._owe(each.counter, each.window, each.bucket, each.amount)
         return None
 
-    async def raise_to(self, counter: str, span: Span, used: int, now: int) -> None:
+    async def raise_to(self, counter: str, window: Window, used: int, now: int) -> None:
         """See Counters."""
-        at = place(span, now)
-        known_at, known = self._known.get((counter, span), (at, 0))
-        self._known[counter, span] = (at, max(used, known if known_at == at else 0))
+        at = bucket_start(window, now)
+        known_at, known = self._known.get((counter, window), (at, 0))
+        self._known[counter, window] = (at, max(used, known if known_at == at else 0))
         if await self._available(now):
             try:
-                return await self._shared.raise_to(counter, span, used, now)
+                return await self._shared.raise_to(counter, window, used, now)
             except CountersUnavailable as error:
                 await self._lose(error, now)
-        await self._local.raise_to(counter, span, used, now)
+        await self._local.raise_to(counter, window, used, now)
         return None
 
     async def close(self) -> None:
@@ -168,26 +168,27 @@ class DegradingCounters:
         if self._next_try is None:
             log.warning("counters.away", error=str(error), share=f"1/{self._replicas}")
             self._local = MemoryCounters()
-            for (counter, span), (at, used) in self._known.items():
-                await self._local.raise_to(counter, span, used, at * 1000)
+            for (counter, window), (at, used) in self._known.items():
+                await self._local.raise_to(counter, window, used, at * 1000)
         self._next_try = self._clock() + self._retry_seconds
 
     async def _pay(self, now: int) -> None:
         """Tell the server what it does not know: how quotas stood, if it forgot, and what was used since."""
-        for (counter, span), (at, used) in list(self._known.items()):
-            if at == place(span, now):
-                await self._shared.raise_to(counter, span, used, now)
+        for (counter, window), (at, used) in list(self._known.items()):
+            if at == bucket_start(window, now):
+                await self._shared.raise_to(counter, window, used, now)
         owed, self._owed = self._owed, {}
         try:
             await self._shared.adjust(
-                [Adjustment(counter, span, at, amount) for (counter, span, at), amount in owed.items()], now
+                [Adjustment(counter, window, at, amount) for (counter, window, at), amount in owed.items()],
+                now,
             )
         except CountersUnavailable:
             for where, amount in owed.items():
                 self._owed[where] = self._owed.get(where, 0) + amount
             raise
 
-    def _owe(self, counter: str, span: Span, at: int, amount: int) -> None:
-        if span in _LONG:
-            where = (counter, span, at)
+    def _owe(self, counter: str, window: Window, at: int, amount: int) -> None:
+        if window in _LONG:
+            where = (counter, window, at)
             self._owed[where] = self._owed.get(where, 0) + amount

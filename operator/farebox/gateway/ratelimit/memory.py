@@ -12,38 +12,38 @@ from typing import Protocol
 from msgspec import Struct
 
 from farebox.domain.admission.rate_limits import (
-    WINDOW,
-    WINDOW_SECONDS,
+    SLIDING,
+    SLIDING_SECONDS,
     Adjustment,
-    Demand,
-    Span,
-    Standing,
-    Taken,
-    amount_taken,
+    Consumption,
+    LimitRequest,
+    LimitStatus,
+    Window,
+    amount_to_take,
+    bucket_start,
     first_slot,
     period_end,
-    period_standing,
-    place,
-    window_standing,
-    window_used,
+    period_status,
+    sliding_status,
+    sliding_used,
 )
 
 
-class Answer(Struct, frozen=True):
+class TakeResult(Struct, frozen=True):
     """What became of a call's demands: all `taken`, or none, and then where each limit stood.
 
     `totals` is each count with what was taken.
     """
 
-    taken: tuple[Taken, ...]
+    taken: tuple[Consumption, ...]
     totals: tuple[int, ...] = ()
-    standings: tuple[Standing, ...] = ()
+    limit_statuses: tuple[LimitStatus, ...] = ()
 
 
 class Counters(Protocol):
     """Where amounts are counted."""
 
-    async def take(self, demands: Sequence[Demand], now: int) -> Answer:
+    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
         """Count all demands of a call if each of them fits, or none.
 
         Args:
@@ -53,7 +53,7 @@ class Counters(Protocol):
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """Correct counts. One that is too old to matter is let go."""
 
-    async def raise_to(self, counter: str, span: Span, used: int, now: int) -> None:
+    async def raise_to(self, counter: str, window: Window, used: int, now: int) -> None:
         """Make a period's count at least this: what another source knows was used in it."""
 
     async def close(self) -> None:
@@ -72,13 +72,13 @@ class _Window:
     def used(self, at: int) -> int:
         """What the window holds: added up once a second, not for each call."""
         if self._at != at:
-            self._at, self._sum = at, window_used(self.slots, at * 1000)
+            self._at, self._sum = at, sliding_used(self.slots, at * 1000)
         return self._sum
 
     def add(self, at: int, amount: int) -> None:
         """Count an amount."""
         self.slots[at] = self.slots.get(at, 0) + amount
-        if at >= self._at - WINDOW_SECONDS:
+        if at >= self._at - SLIDING_SECONDS:
             self._sum += amount
 
     def has(self, at: int) -> bool:
@@ -121,56 +121,56 @@ class MemoryCounters:
     def __len__(self) -> int:
         return len(self._windows) + len(self._periods)
 
-    async def take(self, demands: Sequence[Demand], now: int) -> Answer:
+    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters. Nothing else runs meanwhile."""
         if now - self._swept >= self._SWEEP_MS:
             self._sweep(now)
         found, taken, totals = [], [], []
         for demand in demands:
-            at = place(demand.span, now)
-            count = self._count(demand.counter, demand.span, at)
+            at = bucket_start(demand.window, now)
+            count = self._count(demand.counter, demand.window, at)
             used = count.used(at)
-            if demand.binding and used + demand.must > demand.limit:
-                return Answer((), (), tuple(self._standing(each, now) for each in demands))
+            if demand.enforced and used + demand.required > demand.limit:
+                return TakeResult((), (), tuple(self._limit_status(each, now) for each in demands))
             found.append((demand, at, count, used))
         for demand, at, count, used in found:
-            amount = amount_taken(demand, used)
+            amount = amount_to_take(demand, used)
             count.add(at, amount)
-            taken.append(Taken(demand.counter, demand.span, now, amount))
+            taken.append(Consumption(demand.counter, demand.window, now, amount))
             totals.append(used + amount)
-        return Answer(tuple(taken), tuple(totals))
+        return TakeResult(tuple(taken), tuple(totals))
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
         for each in adjustments:
-            if each.span is WINDOW and each.place < first_slot(now):
+            if each.window is SLIDING and each.bucket < first_slot(now):
                 continue
-            count = self._count(each.counter, each.span, each.place)
-            if each.amount > 0 or count.has(each.place):
-                count.add(each.place, each.amount)
+            count = self._count(each.counter, each.window, each.bucket)
+            if each.amount > 0 or count.has(each.bucket):
+                count.add(each.bucket, each.amount)
 
-    async def raise_to(self, counter: str, span: Span, used: int, now: int) -> None:
+    async def raise_to(self, counter: str, window: Window, used: int, now: int) -> None:
         """See Counters."""
-        at = place(span, now)
-        count = self._count(counter, span, at)
+        at = bucket_start(window, now)
+        count = self._count(counter, window, at)
         count.add(at, max(0, used - count.used(at)))
 
     async def close(self) -> None:
         """See Counters."""
 
-    def _count(self, counter: str, span: Span, at: int) -> _Window | _Period:
-        if span is WINDOW:
+    def _count(self, counter: str, window: Window, at: int) -> _Window | _Period:
+        if window is SLIDING:
             return self._windows[counter]
         count = self._periods.get((counter, at))
         if count is None:
-            count = self._periods[counter, at] = _Period(period_end(span, at * 1000))
+            count = self._periods[counter, at] = _Period(period_end(window, at * 1000))
         return count
 
-    def _standing(self, demand: Demand, now: int) -> Standing:
-        if demand.span is WINDOW:
-            return window_standing(demand, self._windows[demand.counter].slots, now)
-        at = place(demand.span, now)
-        return period_standing(demand, self._count(demand.counter, demand.span, at).used(at), now)
+    def _limit_status(self, demand: LimitRequest, now: int) -> LimitStatus:
+        if demand.window is SLIDING:
+            return sliding_status(demand, self._windows[demand.counter].slots, now)
+        at = bucket_start(demand.window, now)
+        return period_status(demand, self._count(demand.counter, demand.window, at).used(at), now)
 
     def _sweep(self, now: int) -> None:
         """Forget what no call can be counted on any more."""

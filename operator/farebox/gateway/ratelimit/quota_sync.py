@@ -13,18 +13,18 @@ from typing import Protocol
 import structlog
 
 from farebox.domain.admission.demands import key_counter
-from farebox.domain.admission.rate_limits import Span, place
-from farebox.domain.admission.types import KeyTerms
+from farebox.domain.admission.rate_limits import Window, bucket_start
+from farebox.domain.admission.types import KeyPolicy
 from farebox.domain.keys import ObjectKey
 from farebox.errors import FareboxError
 from farebox.gateway.ratelimit.memory import Counters
 from farebox.gateway.settlement import milliseconds
-from farebox.gateway.snapshot import GatewayView
+from farebox.gateway.snapshot import GatewaySnapshot
 
 log = structlog.get_logger(__name__)
 
 
-class UsageOfKeys(Protocol):
+class KeyUsageSource(Protocol):
     """Where it is known what keys used."""
 
     async def tokens_by_key(
@@ -33,7 +33,7 @@ class UsageOfKeys(Protocol):
         """Tokens of keys by their names. Raises LedgerUnavailable."""
 
 
-class Quotas:
+class QuotaSync:
     """Raises counts of quotas to what was charged.
 
     Args:
@@ -43,14 +43,14 @@ class Quotas:
 
     def __init__(
         self,
-        ledger: UsageOfKeys,
-        view: GatewayView,
+        ledger: KeyUsageSource,
+        snapshot: GatewaySnapshot,
         counters: Counters,
         clock: Callable[[], datetime],
         every_seconds: float = 60.0,
     ) -> None:
         self._ledger = ledger
-        self._view = view
+        self._snapshot = snapshot
         self._counters = counters
         self._clock = clock
         self._every_seconds = every_seconds
@@ -72,29 +72,29 @@ class Quotas:
         Raises:
             LedgerUnavailable: the rest comes next time.
         """
-        groups: defaultdict[tuple[str, Span], list[KeyTerms]] = defaultdict(list)
-        for key in self._view.keys_with_quota():
+        groups: defaultdict[tuple[str, Window], list[KeyPolicy]] = defaultdict(list)
+        for key in self._snapshot.keys_with_quota():
             assert key.quota is not None
-            if key.quota.span is Span.LIFETIME:
+            if key.quota.window is Window.LIFETIME:
                 await self._compare_lifetime(key)
             else:
-                groups[key.key.namespace, key.quota.span].append(key)
-        for (namespace, span), keys in groups.items():
+                groups[key.key.namespace, key.quota.window].append(key)
+        for (namespace, window), keys in groups.items():
             now = self._clock()
-            start = datetime.fromtimestamp(place(span, milliseconds(now)), UTC)
+            start = datetime.fromtimestamp(bucket_start(window, milliseconds(now)), UTC)
             tokens = await self._ledger.tokens_by_key(namespace, start, now)
             for key in keys:
-                await self._raise(key.key, span, tokens.get(key.key.name, 0), now)
+                await self._raise(key.key, window, tokens.get(key.key.name, 0), now)
 
-    async def _compare_lifetime(self, key: KeyTerms) -> None:
+    async def _compare_lifetime(self, key: KeyPolicy) -> None:
         """Since the key was made: one that had its name before is another."""
         name, now = (key.key, key.created_at), self._clock()
         if name in self._read or key.created_at is None:
             return
         tokens = await self._ledger.tokens_by_key(key.key.namespace, key.created_at, now, key.key.name)
-        await self._raise(key.key, Span.LIFETIME, tokens.get(key.key.name, 0), now)
+        await self._raise(key.key, Window.LIFETIME, tokens.get(key.key.name, 0), now)
         self._read.add(name)
 
-    async def _raise(self, key: ObjectKey, span: Span, used: int, now: datetime) -> None:
+    async def _raise(self, key: ObjectKey, window: Window, used: int, now: datetime) -> None:
         if used:
-            await self._counters.raise_to(key_counter(key, span), span, used, milliseconds(now))
+            await self._counters.raise_to(key_counter(key, window), window, used, milliseconds(now))

@@ -15,20 +15,20 @@ from valkey.exceptions import TimeoutError as ValkeyTimeoutError
 from valkey.exceptions import ValkeyError
 
 from farebox.domain.admission.rate_limits import (
-    WINDOW_SECONDS,
+    SLIDING_SECONDS,
     Adjustment,
-    Demand,
-    Span,
-    Standing,
-    Taken,
+    Consumption,
+    LimitRequest,
+    LimitStatus,
+    Window,
+    bucket_start,
     first_slot,
     period_end,
-    period_standing,
-    place,
-    window_standing,
+    period_status,
+    sliding_status,
 )
 from farebox.errors import CountersUnavailable
-from farebox.gateway.ratelimit.memory import Answer
+from farebox.gateway.ratelimit.memory import TakeResult
 
 _PREFIX: Final = "farebox:"
 _CONNECTIONS: Final = 64
@@ -104,7 +104,7 @@ if used < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
 if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
-_KEPT_SECONDS: Final = 2 * WINDOW_SECONDS + 2
+_KEPT_SECONDS: Final = 2 * SLIDING_SECONDS + 2
 
 
 class ValkeyCounters:
@@ -134,42 +134,42 @@ class ValkeyCounters:
         self._turns = asyncio.Semaphore(_CONNECTIONS)
         self._failures = 0
 
-    async def take(self, demands: Sequence[Demand], now: int) -> Answer:
+    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters."""
-        keys = [_key(demand.counter, demand.span, place(demand.span, now)) for demand in demands]
+        keys = [_key(demand.counter, demand.window, bucket_start(demand.window, now)) for demand in demands]
         arguments: list[Any] = [now // 1000, first_slot(now), _KEPT_SECONDS]
         for demand in demands:
             arguments += (
-                _sort(demand.span),
+                _sort(demand.window),
                 demand.limit,
-                demand.must,
-                demand.may,
-                int(demand.binding),
-                _kept(demand.span, place(demand.span, now), now),
+                demand.required,
+                demand.optional,
+                int(demand.enforced),
+                _kept(demand.window, bucket_start(demand.window, now), now),
             )
         exceeded, amounts, *rest = await self._run(self._take, keys, arguments)
         if exceeded:
-            return Answer((), (), tuple(map(_standing, demands, amounts, [now] * len(demands))))
+            return TakeResult((), (), tuple(map(_limit_status, demands, amounts, [now] * len(demands))))
         taken = tuple(
-            Taken(demand.counter, demand.span, now, amount)
+            Consumption(demand.counter, demand.window, now, amount)
             for demand, amount in zip(demands, amounts, strict=True)
         )
         totals = tuple(used + amount for used, amount in zip(rest[0], amounts, strict=True))
-        return Answer(taken, totals)
+        return TakeResult(taken, totals)
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
-        keys = [_key(each.counter, each.span, each.place) for each in adjustments]
+        keys = [_key(each.counter, each.window, each.bucket) for each in adjustments]
         arguments: list[Any] = [first_slot(now), _KEPT_SECONDS]
         for each in adjustments:
-            arguments += (_sort(each.span), each.place, each.amount, _kept(each.span, each.place, now))
+            arguments += (_sort(each.window), each.bucket, each.amount, _kept(each.window, each.bucket, now))
         if keys:
             await self._run(self._adjust, keys, arguments)
 
-    async def raise_to(self, counter: str, span: Span, used: int, now: int) -> None:
+    async def raise_to(self, counter: str, window: Window, used: int, now: int) -> None:
         """See Counters."""
-        at = place(span, now)
-        await self._run(self._raise, [_key(counter, span, at)], [used, _kept(span, at, now)])
+        at = bucket_start(window, now)
+        await self._run(self._raise, [_key(counter, window, at)], [used, _kept(window, at, now)])
 
     async def reach(self) -> None:
         """Raise CountersUnavailable unless the server answers."""
@@ -205,25 +205,25 @@ class ValkeyCounters:
             return await command()
 
 
-def _standing(demand: Demand, shown: list[int], now: int) -> Standing:
+def _limit_status(demand: LimitRequest, shown: list[int], now: int) -> LimitStatus:
     """Where a limit stands, from what the script showed of its count."""
-    if demand.span is Span.WINDOW:
-        return window_standing(demand, dict(zip(shown[::2], shown[1::2], strict=True)), now)
-    return period_standing(demand, shown[0], now)
+    if demand.window is Window.SLIDING:
+        return sliding_status(demand, dict(zip(shown[::2], shown[1::2], strict=True)), now)
+    return period_status(demand, shown[0], now)
 
 
-def _key(counter: str, span: Span, at: int) -> str:
-    return f"{_PREFIX}{counter}" if span is Span.WINDOW else f"{_PREFIX}{counter}:{at}"
+def _key(counter: str, window: Window, at: int) -> str:
+    return f"{_PREFIX}{counter}" if window is Window.SLIDING else f"{_PREFIX}{counter}:{at}"
 
 
-def _sort(span: Span) -> str:
-    return "w" if span is Span.WINDOW else "p"
+def _sort(window: Window) -> str:
+    return "w" if window is Window.SLIDING else "p"
 
 
-def _kept(span: Span, at: int, now: int) -> int:
+def _kept(window: Window, at: int, now: int) -> int:
     """Milliseconds for which a period's count is kept, some more for late corrections; 0: for ever.
 
     By the caller's clock, like all else: a server whose clock is ahead would drop counts too early.
     """
-    end = None if span is Span.WINDOW else period_end(span, at * 1000)
+    end = None if window is Window.SLIDING else period_end(window, at * 1000)
     return 0 if end is None else max(1, end + _LINGER_MS - now)

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from farebox.errors import InvalidCall
-from farebox.gateway.interface import Hiding
-from farebox.gateway.request.endpoints import ENDPOINTS, Endpoint
+from farebox.gateway.interface import UsageRedaction
+from farebox.gateway.request.endpoints import ENDPOINTS, APIEndpoint
 from farebox.gateway.request.modality import is_text_only
 
 MAX_DEPTH: Final = 64
@@ -73,7 +73,7 @@ GOVERNED: Final = frozenset(
 """Keys by which the gateway goes. Another spelling of one is refused: some readers take it for the same."""
 
 
-class Body(msgspec.Struct, frozen=True):
+class RequestBody(msgspec.Struct, frozen=True):
     """A body that was read.
 
     Args:
@@ -83,7 +83,7 @@ class Body(msgspec.Struct, frozen=True):
         options: `stream_options` of a stream that is asked for its usage; None: this one is not, or is none.
     """
 
-    endpoint: Endpoint
+    endpoint: APIEndpoint
     fields: Fields
     raw: bytes
     model: str
@@ -124,18 +124,18 @@ class Body(msgspec.Struct, frozen=True):
             fields[self.endpoint.output_fields[-1]] = max_output
         return _encode(fields)
 
-    def hiding(self, *, continuous_usage: bool = False) -> Hiding:
+    def redaction(self, *, continuous_usage: bool = False) -> UsageRedaction:
         """What of the usage that `rewritten` asks for the caller did not ask for."""
         if self.options is None:
-            return Hiding.NOTHING
+            return UsageRedaction.NOTHING
         if not _flag(self.options, "include_usage"):
-            return Hiding.ALL
+            return UsageRedaction.ALL
         if continuous_usage and not _flag(self.options, "continuous_usage_stats"):
-            return Hiding.EACH_EVENT
-        return Hiding.NOTHING
+            return UsageRedaction.EACH_EVENT
+        return UsageRedaction.NOTHING
 
 
-def parse(endpoint: Endpoint, body: bytes) -> Body:
+def parse(endpoint: APIEndpoint, body: bytes) -> RequestBody:
     """Read a body.
 
     Raises:
@@ -151,7 +151,7 @@ def parse(endpoint: Endpoint, body: bytes) -> Body:
     for name, reason in endpoint.refused:
         if name in fields and bytes(fields[name]) not in _ABSENT:
             raise InvalidCall("not_offered", f"{name} is not offered: {reason}")
-    return Body(
+    return RequestBody(
         endpoint=endpoint,
         fields=fields,
         raw=body,
@@ -220,7 +220,7 @@ def _count(fields: Mapping[str, msgspec.Raw], name: str, least: int, most: int) 
     return count
 
 
-def _asked_output(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int | None:
+def _asked_output(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int | None:
     """The larger, where two fields say it: upstreams differ in which they heed."""
     if not endpoint.output_fields:
         return 0
@@ -232,7 +232,7 @@ def _asked_output(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int 
     return largest
 
 
-def _choices(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
+def _choices(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int:
     """Answers to each input."""
     most = 1
     for name in endpoint.choice_fields:
@@ -240,7 +240,7 @@ def _choices(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
     return most
 
 
-def _inputs(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int:
+def _inputs(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int:
     """Texts, or lists of token ids, that stand by themselves; one list of ids is one input."""
     name = endpoint.inputs_field
     if name not in fields:

@@ -6,7 +6,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class APIEndpoint:
     """One path that is forwarded.
 
     Args:
@@ -37,14 +37,14 @@ class Endpoint:
 _LLAMA_BOUND: Final = ("n_predict", "llama.cpp takes it before the bound of this API: leave it out")
 _STORED: Final = "conversations are not stored here, and one backend serves many: send the whole conversation"
 
-CHAT: Final = Endpoint(
+CHAT: Final = APIEndpoint(
     "/v1/chat/completions",
     ("max_completion_tokens", "max_tokens"),
     choice_fields=("n",),
     asks_for_usage=True,
     refused=(_LLAMA_BOUND,),
 )
-COMPLETIONS: Final = Endpoint(
+COMPLETIONS: Final = APIEndpoint(
     "/v1/completions",
     ("max_tokens",),
     least_output=0,  # its prompt alone is asked for, with the likelihood of each token
@@ -53,8 +53,8 @@ COMPLETIONS: Final = Endpoint(
     asks_for_usage=True,
     refused=(_LLAMA_BOUND,),
 )
-EMBEDDINGS: Final = Endpoint("/v1/embeddings", inputs_field="input")
-RESPONSES: Final = Endpoint(
+EMBEDDINGS: Final = APIEndpoint("/v1/embeddings", inputs_field="input")
+RESPONSES: Final = APIEndpoint(
     "/v1/responses",
     ("max_output_tokens",),
     refused=(
@@ -65,9 +65,9 @@ RESPONSES: Final = Endpoint(
         ("prompt", "prompts are not stored here: send the input itself"),
     ),
 )
-MESSAGES: Final = Endpoint("/v1/messages", ("max_tokens",), refused=(_LLAMA_BOUND,))
+MESSAGES: Final = APIEndpoint("/v1/messages", ("max_tokens",), refused=(_LLAMA_BOUND,))
 
-ENDPOINTS: Final[Mapping[str, Endpoint]] = {
+ENDPOINTS: Final[Mapping[str, APIEndpoint]] = {
     endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES)
 }
 """By their path."""

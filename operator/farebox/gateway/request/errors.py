@@ -12,9 +12,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from farebox.domain.admission.cases import Refusal
-from farebox.domain.admission.rate_limits import Standing
-from farebox.gateway.interface import Head, Refuse
+from farebox.domain.admission.cases import Deny
+from farebox.domain.admission.rate_limits import LimitStatus
+from farebox.gateway.interface import ImmediateResponse, RequestHead
 from farebox.metrics import GATEWAY_DECISIONS
 
 Source = Literal["client", "gateway", "upstream"]
@@ -57,28 +57,28 @@ def error_body(status: int, code: str, message: str, request_id: str) -> bytes:
 
 def refuse(
     status: int, code: str, message: str, request_id: str, headers: Mapping[str, str] | None = None
-) -> Refuse:
+) -> ImmediateResponse:
     """A refusal as the transport takes it; counted by its code."""
     GATEWAY_DECISIONS.labels(code).inc()
     body = error_body(status, code, message, request_id)
-    return Refuse(status, {**_JSON, "x-request-id": request_id, **(headers or {})}, body)
+    return ImmediateResponse(status, {**_JSON, "x-request-id": request_id, **(headers or {})}, body)
 
 
-def of_rule(refusal: Refusal, request_id: str) -> Refuse:
+def of_rule(refusal: Deny, request_id: str) -> ImmediateResponse:
     """A refusal by a rule, with the headers that its limits ask for (B15)."""
-    headers = {} if refusal.exceeded is None else limit_headers(refusal.standings, refusal.exceeded)
+    headers = {} if refusal.exceeded is None else limit_headers(refusal.limit_statuses, refusal.exceeded)
     if refusal.status == 401:
         headers["www-authenticate"] = 'Bearer realm="farebox"'
     return refuse(refusal.status, refusal.code, refusal.message, request_id, headers)
 
 
-def too_large(head: Head, max_body_bytes: int) -> Refuse:
+def too_large(head: RequestHead, max_body_bytes: int) -> ImmediateResponse:
     """A body beyond what the gateway reads."""
     message = f"the request is larger than {max_body_bytes} bytes, the most that is read here"
     return refuse(413, "request_too_large", message, head.request_id)
 
 
-def limit_headers(standings: Sequence[Standing], exceeded: Standing) -> dict[str, str]:
+def limit_headers(limit_statuses: Sequence[LimitStatus], exceeded: LimitStatus) -> dict[str, str]:
     """retry-after, and x-ratelimit-{limit,remaining,reset}-{requests,tokens}.
 
     Of several limits on the same, the one that refused is told, else the one with the least left. A limit
@@ -90,11 +90,11 @@ def limit_headers(standings: Sequence[Standing], exceeded: Standing) -> dict[str
     else:
         headers["x-should-retry"] = "false"
     for sort in ("requests", "tokens"):
-        same = [each for each in standings if (each.demand.dimension == "rpm") == (sort == "requests")]
+        same = [each for each in limit_statuses if (each.request.dimension == "rpm") == (sort == "requests")]
         if not same:
             continue
         told = exceeded if exceeded in same else min(same, key=lambda each: each.remaining)
-        headers[f"x-ratelimit-limit-{sort}"] = str(told.demand.limit)
+        headers[f"x-ratelimit-limit-{sort}"] = str(told.request.limit)
         headers[f"x-ratelimit-remaining-{sort}"] = str(told.remaining)
         if told.reset_ms is not None:
             headers[f"x-ratelimit-reset-{sort}"] = duration(told.reset_ms)
@@ -102,7 +102,7 @@ def limit_headers(standings: Sequence[Standing], exceeded: Standing) -> dict[str
 
 
 def duration(milliseconds: int) -> str:
-    """A time span as OpenAI's headers have it.
+    """A time window as OpenAI's headers have it.
 
     >>> duration(17), duration(61_000), duration(7_200_500), duration(0)
     ('17ms', '1m1s', '2h0m1s', '0s')

@@ -12,7 +12,7 @@ from typing import Final
 
 from farebox.domain.admission.addresses import Address, Network, client_address
 from farebox.errors import InvalidCall
-from farebox.gateway.interface import Head
+from farebox.gateway.interface import RequestHead
 
 _TOKEN: Final = r"(fbx_[A-Za-z0-9_-]{43})"
 _BEARER: Final = re.compile(rf"(?i:bearer) +{_TOKEN} *")
@@ -43,7 +43,7 @@ _KEPT: Final = "x-forwarded-proto"
 _REMOVED_PREFIXES: Final = ("x-gw-", "x-envoy-", "x-forwarded-", "x-farebox-")
 
 
-def key_hash(head: Head) -> str | None:
+def key_hash(head: RequestHead) -> str | None:
     """The hash of the caller's key; None if it sent none that could be one.
 
     `Authorization: Bearer` as OpenAI's clients send it, or `x-api-key` as Anthropic's; both if they agree.
@@ -58,13 +58,13 @@ def key_hash(head: Head) -> str | None:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def address_of(head: Head, trusted: Sequence[Network]) -> Address | None:
+def address_of(head: RequestHead, trusted: Sequence[Network]) -> Address | None:
     """Where the client is, by the trusted-hop rule (`farebox.domain.admission.addresses`)."""
     name = "x-forwarded-for"
     return client_address(head.peer, head.headers.get(name), trusted, repeated=name in head.repeated)
 
 
-def check_headers(head: Head) -> None:
+def check_headers(head: RequestHead) -> None:
     """Raises InvalidCall for headers that make the body another than it seems."""
     for name in head.repeated:
         if name in _ONCE:

@@ -1,6 +1,6 @@
 """Money held before calls, for accounts that must never fall below their credit line (B17, Hard).
 
-The ledger gives this gateway a budget of an account (`ledger/booking/credit_leases.py`); every call that is
+The ledger gives this gateway a lease of an account (`ledger/booking/credit_leases.py`); every call that is
 admitted holds the most that it can cost of it, until the ledger has charged the call or it is known to cost
 nothing. So what all gateways hold together is never more than there is, whatever they do not know of each
 other.
@@ -21,7 +21,7 @@ from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerError
 from farebox.gateway.spend.tracker import LOST_SECONDS
-from farebox.meterapi.types import Budget, BudgetClaim
+from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 
 SPARE_CALLS: Final = 8
 """A claim asks for so many more calls like the one that needs it."""
@@ -30,15 +30,15 @@ DENIED_SECONDS: Final = 0.05
 IDLE_SECONDS: Final = 2.0
 """What is to spare is given back when nobody held anything for so long: another gateway may need it."""
 REFRESH_SECONDS: Final = 600.0
-"""A budget is claimed anew so often, well before it ends."""
+"""A lease is claimed anew so often, well before it ends."""
 
-Claim = Callable[[BudgetClaim], Awaitable[Budget]]
+RequestLease = Callable[[CreditLeaseRequest], Awaitable[CreditLease]]
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Purse:
-    """One account's budget, in nano-units. `granted` and `spent` count up; calls wait for `wanted`."""
+class _Lease:
+    """One account's lease, in nano-units. `granted` and `spent` count up; calls wait for `wanted`."""
 
     granted: int = 0
     spent: int = 0
@@ -55,7 +55,7 @@ class _Purse:
         return self.granted - self.spent - self.held
 
 
-class Budgets:
+class CreditLeases:
     """What this gateway may spend. Make it in a running event loop; `run` keeps it fresh.
 
     Args:
@@ -68,7 +68,7 @@ class Budgets:
     def __init__(
         self,
         source: str,
-        claim: Claim,
+        claim: RequestLease,
         clock: Callable[[], float] = time.monotonic,
         call_seconds: float = 3600.0,
     ) -> None:
@@ -76,7 +76,7 @@ class Budgets:
         self.call_seconds = call_seconds
         self._claim = claim
         self._clock = clock
-        self._purses: defaultdict[ObjectKey, _Purse] = defaultdict(_Purse)
+        self._spends: defaultdict[ObjectKey, _Lease] = defaultdict(_Lease)
         self._holds: dict[str, tuple[ObjectKey, int, float]] = {}
 
     async def hold(self, request_id: str, account: ObjectKey, amount: Nano) -> bool:
@@ -85,27 +85,27 @@ class Budgets:
         Raises:
             LedgerUnavailable: the ledger cannot be asked now.
         """
-        purse = self._purses[account]
-        if purse.left < amount and not await self._get(account, purse, amount):
+        spend = self._spends[account]
+        if spend.left < amount and not await self._get(account, spend, amount):
             return False
-        purse.held += amount
-        purse.used_at = self._clock()
-        self._holds[request_id] = (account, amount, purse.used_at)
+        spend.held += amount
+        spend.used_at = self._clock()
+        self._holds[request_id] = (account, amount, spend.used_at)
         return True
 
-    def settle(self, request_ids: Iterable[str], budgets: Iterable[Budget] = ()) -> None:
+    def release(self, request_ids: Iterable[str], leases: Iterable[CreditLease] = ()) -> None:
         """These calls are charged, or cost nothing: what they held is free again.
 
-        `budgets` are the ledger's, as it answered to the usage; taken in the same moment, so nothing counts
+        `leases` are the ledger's, as it answered to the usage; taken in the same moment, so nothing counts
         neither as held nor as spent.
         """
         for request_id in request_ids:
             found = self._holds.pop(request_id, None)
             if found is not None:
                 account, amount, _ = found
-                self._purses[account].held -= amount
-        for budget in budgets:
-            self._hear(budget)
+                self._spends[account].held -= amount
+        for lease in leases:
+            self._update(lease)
 
     def ended(self, request_id: str) -> None:
         """A call is to be charged: it holds what it does until then, however long the ledger is away."""
@@ -115,9 +115,9 @@ class Budgets:
 
     def forget(self) -> None:
         """The ledger is another one, or an older one: what it granted counts no more. Holds stay."""
-        for purse in self._purses.values():
-            purse.granted = purse.spent = 0
-            purse.claimed_at = purse.denied_at = float("-inf")
+        for spend in self._spends.values():
+            spend.granted = spend.spent = 0
+            spend.claimed_at = spend.denied_at = float("-inf")
 
     def holds(self, request_id: str) -> bool:
         """Whether a call holds money."""
@@ -134,12 +134,12 @@ class Budgets:
             await asyncio.sleep(seconds)
             now = self._clock()
             self._forget_lost(now)
-            for account, purse in list(self._purses.items()):
-                idle = purse.left > 0 and now - purse.used_at > IDLE_SECONDS
-                needed = purse.held > 0 or purse.granted > purse.spent
-                stale = needed and now - purse.claimed_at > REFRESH_SECONDS
+            for account, spend in list(self._spends.items()):
+                idle = spend.left > 0 and now - spend.used_at > IDLE_SECONDS
+                needed = spend.held > 0 or spend.granted > spend.spent
+                stale = needed and now - spend.claimed_at > REFRESH_SECONDS
                 if idle or stale:
-                    await self._try(account, purse, spare=0 if idle else max(0, purse.left))
+                    await self._try(account, spend, spare=0 if idle else max(0, spend.left))
 
     def _forget_lost(self, now: float) -> None:
         """Calls whose end will never be told hold nothing."""
@@ -147,46 +147,46 @@ class Budgets:
         lost = [call for call, (_, _, since) in self._holds.items() if since < lost_since]
         if lost:
             _log.warning("holds.of_lost_calls", calls=len(lost))
-            self.settle(lost)
+            self.release(lost)
 
     async def close(self) -> None:
         """Give everything back that no running call holds."""
-        for account, purse in list(self._purses.items()):
-            if purse.left > 0:
-                await self._try(account, purse, spare=0)
+        for account, spend in list(self._spends.items()):
+            if spend.left > 0:
+                await self._try(account, spend, spare=0)
 
-    async def _try(self, account: ObjectKey, purse: _Purse, spare: int) -> None:
-        async with purse.lock:
+    async def _try(self, account: ObjectKey, spend: _Lease, spare: int) -> None:
+        async with spend.lock:
             try:
-                await self._ask(account, purse, spare)
+                await self._ask(account, spend, spare)
             except LedgerError as error:
                 _log.warning("budget.not_claimed", account=str(account), error=str(error))
 
-    async def _get(self, account: ObjectKey, purse: _Purse, amount: int) -> bool:
+    async def _get(self, account: ObjectKey, spend: _Lease, amount: int) -> bool:
         """Claim for a call; callers that wait together are claimed for together."""
-        purse.wanted += amount
+        spend.wanted += amount
         try:
-            async with purse.lock:
-                if purse.left < amount and self._clock() - purse.denied_at > DENIED_SECONDS:
-                    wanted = purse.wanted + SPARE_CALLS * amount
-                    if not await self._ask(account, purse, wanted):
-                        purse.denied_at = self._clock()
-                return purse.left >= amount
+            async with spend.lock:
+                if spend.left < amount and self._clock() - spend.denied_at > DENIED_SECONDS:
+                    wanted = spend.wanted + SPARE_CALLS * amount
+                    if not await self._ask(account, spend, wanted):
+                        spend.denied_at = self._clock()
+                return spend.left >= amount
         finally:
-            purse.wanted -= amount
+            spend.wanted -= amount
 
-    async def _ask(self, account: ObjectKey, purse: _Purse, spare: int) -> bool:
-        """Set the budget to what is held and `spare` more; whether there was as much."""
-        claimed = min(purse.held + spare, MAX_NANO)
+    async def _ask(self, account: ObjectKey, spend: _Lease, spare: int) -> bool:
+        """Set the lease to what is held and `spare` more; whether there was as much."""
+        claimed = min(spend.held + spare, MAX_NANO)
         # What may be given back must not be held by anybody while the ledger is asked.
-        purse.granted = min(purse.granted, purse.spent + claimed)
-        budget = await self._claim(BudgetClaim(self.source, account, Nano(claimed)))
-        purse.claimed_at = self._clock()
-        purse.granted = budget.granted
-        self._hear(budget)
-        return budget.granted - budget.spent >= claimed
+        spend.granted = min(spend.granted, spend.spent + claimed)
+        lease = await self._claim(CreditLeaseRequest(self.source, account, Nano(claimed)))
+        spend.claimed_at = self._clock()
+        spend.granted = lease.granted
+        self._update(lease)
+        return lease.granted - lease.spent >= claimed
 
-    def _hear(self, budget: Budget) -> None:
-        purse = self._purses.get(budget.account)
-        if purse is not None:
-            purse.spent = max(purse.spent, budget.spent)
+    def _update(self, lease: CreditLease) -> None:
+        spend = self._spends.get(lease.account)
+        if spend is not None:
+            spend.spent = max(spend.spent, lease.spent)

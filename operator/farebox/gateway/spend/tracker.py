@@ -2,7 +2,7 @@
 
 A call's commitment counts from its admission until the ledger's own figures have its charge in them. So a
 charge is never missing in between; for a moment it may count twice. What Hard accounts must have in full is
-held elsewhere, in `budgets.py`. No I/O: `feed.py` tells it what the meter says, the handler what is admitted.
+held elsewhere, in `leases.py`. No I/O: `feed.py` tells it what the meter says, the handler what is admitted.
 """
 
 import time
@@ -29,7 +29,7 @@ _Pool = tuple[ObjectKey, str]
 """An account's free tokens for a model."""
 
 
-class _Commitment(Struct):
+class _Authorization(Struct):
     account: ObjectKey
     amount: int
     model: str
@@ -39,7 +39,7 @@ class _Commitment(Struct):
 
 
 @dataclass
-class Purse:
+class SpendTracker:
     """Balances and free quotas, with what is committed of them.
 
     Args:
@@ -51,12 +51,12 @@ class Purse:
     max_age: float
     clock: Callable[[], float] = time.monotonic
     call_seconds: float = 3600.0
-    heard_at: float | None = None
+    updated_at: float | None = None
     complete: bool = False
     _balances: dict[ObjectKey, AccountBalance] = field(default_factory=dict)
     _quotas: dict[_Pool, QuotaBalance] = field(default_factory=dict)
-    _running: dict[str, _Commitment] = field(default_factory=dict)
-    _ended: dict[str, _Commitment] = field(default_factory=dict)
+    _running: dict[str, _Authorization] = field(default_factory=dict)
+    _ended: dict[str, _Authorization] = field(default_factory=dict)
     _money: dict[ObjectKey, int] = field(default_factory=dict)
     _tokens: dict[_Pool, int] = field(default_factory=dict)
     _acknowledged: deque[tuple[float, str]] = field(default_factory=deque)
@@ -72,7 +72,7 @@ class Purse:
     @property
     def fresh(self) -> bool:
         """Whether the feed was read to its end once, and heard recently enough."""
-        return self.complete and self.heard_at is not None and self.clock() - self.heard_at < self.max_age
+        return self.complete and self.updated_at is not None and self.clock() - self.updated_at < self.max_age
 
     def available(self, account: ObjectKey) -> Nano | Unknown:
         """What the account can spend."""
@@ -89,23 +89,23 @@ class Purse:
             return UNKNOWN
         return FreeTokens(quota.total - quota.used - self._tokens.get((account, model), 0), quota.expires_at)
 
-    def commit(self, call: str, account: ObjectKey, amount: int, model: str, tokens: int) -> None:
+    def authorize(self, call: str, account: ObjectKey, amount: int, model: str, tokens: int) -> None:
         """Count money and free tokens as spent by a call that is on its way."""
         assert call not in self._running, "each call has an id of its own"
-        self._running[call] = _Commitment(account, amount, model, tokens, self.clock())
+        self._running[call] = _Authorization(account, amount, model, tokens, self.clock())
         self._count(account, amount, model, tokens)
 
-    def release(self, call: str) -> None:
+    def void(self, call: str) -> None:
         """The call is not made, or used nothing. One that is not known is fine."""
         commitment = self._running.pop(call, None) or self._ended.pop(call, None)
         if commitment is not None:
             self._count(commitment.account, -commitment.amount, commitment.model, -commitment.tokens)
 
-    def runs(self, call: str) -> bool:
+    def is_authorized(self, call: str) -> bool:
         """Whether it was committed, and nothing was heard of its end."""
         return call in self._running
 
-    def settle(self, call: str, amount: int, tokens: int) -> None:
+    def capture(self, call: str, amount: int, tokens: int) -> None:
         """The call has ended: the ledger is going to charge it so much, however long it is away.
 
         Its tokens count on the free quota if it was to be paid by that.
@@ -142,7 +142,7 @@ class Purse:
         if self._acknowledged or self._charged:
             self.on_acknowledged()
 
-    def hear(
+    def update(
         self,
         balances: Iterable[AccountBalance],
         quotas: Iterable[QuotaBalance],
@@ -156,7 +156,7 @@ class Purse:
             asked_at: when it was asked for, by `clock`.
             sequence: the feed is read so far with it.
         """
-        self.heard_at = self.clock()
+        self.updated_at = self.clock()
         for balance in balances:
             known = self._balances.get(balance.account)
             if known is None or balance.sequence >= known.sequence:
@@ -184,15 +184,15 @@ class Purse:
     def _let_go_of_charged(self) -> None:
         """Drop what the figures that were heard have in them: from the same moment on, so it counts once."""
         while self._charged and self._charged[0][0] <= self._read_to:
-            self.release(self._charged.popleft()[1])
+            self.void(self._charged.popleft()[1])
 
     def _let_go(self, asked_at: float) -> None:
         """Drop what the ledger's figures have in them by now, and calls that will never be heard of again."""
         while self._acknowledged and self._acknowledged[0][0] < asked_at:
-            self.release(self._acknowledged.popleft()[1])
+            self.void(self._acknowledged.popleft()[1])
         lost_since = asked_at - self.lost_after
         for call, _ in list(takewhile(lambda entry: entry[1].since < lost_since, self._running.items())):
-            self.release(call)
+            self.void(call)
 
     def _count(self, account: ObjectKey, amount: int, model: str, tokens: int) -> None:
         if amount:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from farebox.errors import ConfigurationError, LedgerUnavailable
-from farebox.ledger.audit.verify import Report, verify
+from farebox.ledger.audit.verify import VerificationReport, verify
 from farebox.ledger.db.engine import ledger_url
 
 _PARTIAL: Final = ".partial"
 
 
-def backup(url: str, destination: Path) -> Report:
+def backup(url: str, destination: Path) -> VerificationReport:
     """Write a copy of the ledger to a new file, and return what `verify` finds in it.
 
     The file has its name only once it is complete and on the disk; one with differences is there too, to be

@@ -30,7 +30,7 @@ _Row = Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class VerificationReport:
     """What was read, and each difference as a sentence: none means that the books are right."""
 
     accounts: int
@@ -53,7 +53,7 @@ class Report:
         return "\n".join((*self.differences, summary))
 
 
-def verify(url: str) -> Report:
+def verify(url: str) -> VerificationReport:
     """Check the whole ledger; blocks for as long as reading it takes.
 
     Raises:
@@ -103,7 +103,7 @@ class _Verification:
         self._numbers = 0
         self._terms = TermsVerification(connection, self._differs)
 
-    def run(self) -> Report:
+    def run(self) -> VerificationReport:
         self._prices = {
             price.id: (model, price) for model, _, price in read_prices(self._connection, after=0)
         }
@@ -118,7 +118,7 @@ class _Verification:
         self._check_numbers()
         pending = self._connection.execute(_count(_events.transaction_sequence.is_(None))).scalar_one()
         usage_events = self._connection.execute(_count()).scalar_one()
-        return Report(len(stored), transactions, usage_events, pending, tuple(self._differences))
+        return VerificationReport(len(stored), transactions, usage_events, pending, tuple(self._differences))
 
     def _rows(self, statement: Any) -> Iterator[_Row]:
         yield from self._connection.execution_options(yield_per=_STREAM_ROWS).execute(statement)

@@ -9,7 +9,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, select
 
-from farebox.domain.billing.reservations import MICROS_PER_DAY, MICROS_PER_MINUTE, Buying, Plan, term_price
+from farebox.domain.billing.reservations import (
+    MICROS_PER_DAY,
+    MICROS_PER_MINUTE,
+    Buying,
+    ReservationPlan,
+    term_price,
+)
 from farebox.ledger.booking.charging import QUOTA
 from farebox.ledger.booking.entitlements import GRANT, GRANTED, RESERVATIONS, TERM
 from farebox.ledger.booking.journal import BALANCE
@@ -72,7 +78,7 @@ class TermsVerification:
         if term.end_at - term.start_at != reservation.days * MICROS_PER_DAY:
             self._differs(f"{name} has not {reservation.days} days")
         model, price = self._prices[term.price_version_id]
-        plan = Plan(reservation.input_tpm, reservation.output_tpm, reservation.days, Buying.ONCE)
+        plan = ReservationPlan(reservation.input_tpm, reservation.output_tpm, reservation.days, Buying.ONCE)
         due = term_price(plan, price.offer)
         if model != reservation.model or due != term.price:
             self._differs(f"{name} cost {term.price}, but its price is {due}")

@@ -17,7 +17,7 @@ from farebox.domain.billing.reservations import MICROS_PER_MINUTE
 from farebox.domain.keys import ObjectKey
 from farebox.errors import InvalidAmount
 from farebox.ledger.booking.journal import Journal
-from farebox.ledger.booking.state import AccountState, KnownBinding, KnownPrice, QuotaState
+from farebox.ledger.booking.state import AccountRow, KnownBinding, KnownPrice, QuotaRow
 from farebox.ledger.db import tables
 from farebox.ledger.db.prepared import Prepared
 
@@ -62,7 +62,7 @@ def _waits(reason: str, waiting_for: object) -> Outcome:
 
 @dataclass(slots=True)
 class _Group:
-    account: AccountState
+    account: AccountRow
     model: str
     sequence: int
     first: tuple[str, str]
@@ -81,9 +81,9 @@ class _Route:
     begins: int
     ends: int
     binding: KnownBinding
-    account: AccountState
+    account: AccountRow
     price: KnownPrice
-    quota: QuotaState | None
+    quota: QuotaRow | None
     reserved: bool
     group: _Group | None = None
 
@@ -189,7 +189,7 @@ class Charging:
         self,
         service: ObjectKey,
         binding: KnownBinding,
-        quota: QuotaState | None,
+        quota: QuotaRow | None,
         occurred_at: int,
         tokens: tuple[int, int, int],
     ) -> Coverage:
@@ -215,7 +215,7 @@ class Charging:
     def _use(
         self,
         service: ObjectKey,
-        quota: QuotaState | None,
+        quota: QuotaRow | None,
         group: _Group,
         occurred_at: int,
         coverage: Coverage,
@@ -241,13 +241,13 @@ class Charging:
             self._minutes[service, number] = minute
         return minute
 
-    def _spend(self, source: str, account: AccountState, nano: int) -> None:
+    def _spend(self, source: str, account: AccountRow, nano: int) -> None:
         """Take a charge from the budget of the gateway that it came from (B17)."""
         budget = self._catalog.budgets.get((source, account.id))
         if budget is not None:
             budget.spent += nano
-            self._journal.set_budget(budget, new=False)
-            self._journal.charged_budgets.add((source, account.id))
+            self._journal.set_lease(budget, new=False)
+            self._journal.charged_leases.add((source, account.id))
 
     def post(self) -> None:
         """Book a transaction for each account and model that was charged."""

@@ -16,14 +16,14 @@ from farebox.domain.billing.money import MAX_NANO, Nano, available
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
 from farebox.ledger.booking.journal import Journal
-from farebox.ledger.booking.state import AccountState, BudgetState
+from farebox.ledger.booking.state import AccountRow, CreditLeaseRow
 from farebox.ledger.db.engine import from_micros, to_micros
-from farebox.meterapi.types import Budget, BudgetClaim
+from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 
 BUDGET_SECONDS: Final = 3600
 
 
-def claim(journal: Journal, order: BudgetClaim) -> Budget:
+def grant_lease(journal: Journal, order: CreditLeaseRequest) -> CreditLease:
     """Set a gateway's budget to what it claims, or to as much of it as there is.
 
     Raises (before anything is written):
@@ -35,16 +35,16 @@ def claim(journal: Journal, order: BudgetClaim) -> Budget:
     if account is None:
         raise LedgerRefused("AccountNotFound", f"the ledger has no account {order.account}")
     known = journal.catalog.budgets.get((order.source, account.id))
-    budget = known or BudgetState(order.source, account.id, 0, 0, 0)
+    budget = known or CreditLeaseRow(order.source, account.id, 0, 0, 0)
     budget.expires_at = 0
     free = available(account.balance, account.credit_limit) - outstanding(journal, account)
     budget.granted = budget.spent + max(0, min(order.amount, free))
     budget.expires_at = to_micros(journal.now + timedelta(seconds=BUDGET_SECONDS))
-    journal.set_budget(budget, new=known is None)
+    journal.set_lease(budget, new=known is None)
     return _public(order.account, budget)
 
 
-def outstanding(journal: Journal, account: AccountState) -> int:
+def outstanding(journal: Journal, account: AccountRow) -> int:
     """What gateways may still spend of an account, and nobody else should count on."""
     return sum(
         max(0, budget.granted - budget.spent)
@@ -53,14 +53,14 @@ def outstanding(journal: Journal, account: AccountState) -> int:
     )
 
 
-def budgets_of(journal: Journal, sources: Collection[str]) -> tuple[Budget, ...]:
+def leases_of(journal: Journal, sources: Collection[str]) -> tuple[CreditLease, ...]:
     """The budgets of these gateways that were charged in this transaction, as they are now."""
     return tuple(
         _public(journal.catalog.account_keys[account], journal.catalog.budgets[source, account])
-        for source, account in journal.charged_budgets
+        for source, account in journal.charged_leases
         if source in sources
     )
 
 
-def _public(account: ObjectKey, budget: BudgetState) -> Budget:
-    return Budget(account, Nano(budget.granted), Nano(budget.spent), from_micros(budget.expires_at))
+def _public(account: ObjectKey, budget: CreditLeaseRow) -> CreditLease:
+    return CreditLease(account, Nano(budget.granted), Nano(budget.spent), from_micros(budget.expires_at))

@@ -10,13 +10,18 @@ from typing import Final
 
 from farebox.api import ReservationState
 from farebox.domain.billing.money import Nano, available
-from farebox.domain.billing.reservations import Outcome, Plan, Purchase, judge
+from farebox.domain.billing.reservations import (
+    Purchase,
+    ReservationOutcome,
+    ReservationPlan,
+    decide_reservation,
+)
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.charging import QUOTA
 from farebox.ledger.booking.credit_leases import outstanding
 from farebox.ledger.booking.journal import Journal, fits
-from farebox.ledger.booking.state import AccountState, KnownPrice, KnownReservation
-from farebox.meterapi.types import Reservation
+from farebox.ledger.booking.state import AccountRow, KnownPrice, KnownReservation
+from farebox.meterapi.types import ReservationRecord
 
 GRANT: Final = "Grant"
 """The kind of a transaction that grants a free quota."""
@@ -48,7 +53,7 @@ def grant_quotas(journal: Journal, accounts: Iterable[ObjectKey], models: Iterab
             _grant(journal, account, model, price, max(offered_at, catalog.first_bound[key][model]))
 
 
-def _grant(journal: Journal, account: AccountState, model: str, price: KnownPrice, granted_at: int) -> None:
+def _grant(journal: Journal, account: AccountRow, model: str, price: KnownPrice, granted_at: int) -> None:
     assert price.free_quota is not None, "there is something to grant"
     tokens, days = price.free_quota.tokens, price.free_quota.valid_days
     sequence = journal.next_sequence()
@@ -64,10 +69,10 @@ def _grant(journal: Journal, account: AccountState, model: str, price: KnownPric
     journal.add_quota(account, model, tokens, granted_at, expires_at, sequence)
 
 
-def record_reservation(journal: Journal, record: Reservation) -> bool:
+def record_reservation(journal: Journal, record: ReservationRecord) -> bool:
     """Keep what a service reserves, or whether it goes on buying; whether that was news."""
     catalog = journal.catalog
-    plan = Plan(record.input_tpm, record.output_tpm, record.days, record.buying)
+    plan = ReservationPlan(record.input_tpm, record.output_tpm, record.days, record.buying)
     known = next(
         (found for found in catalog.reservations_of.get(record.service, ()) if found.uid == record.uid), None
     )
@@ -80,7 +85,7 @@ def record_reservation(journal: Journal, record: Reservation) -> bool:
                 account=record.account,
                 model=record.model,
                 plan=plan,
-                outcome=Outcome(ReservationState.PENDING, 0),
+                outcome=ReservationOutcome(ReservationState.PENDING, 0),
                 sequence=0,
             )
         )
@@ -88,12 +93,12 @@ def record_reservation(journal: Journal, record: Reservation) -> bool:
     if known.plan.buying is plan.buying:
         # The rest cannot be changed: what was recorded first is what was reserved.
         return False
-    known.plan = Plan(known.plan.input_tpm, known.plan.output_tpm, known.plan.days, plan.buying)
+    known.plan = ReservationPlan(known.plan.input_tpm, known.plan.output_tpm, known.plan.days, plan.buying)
     journal.change_reservation(known, known.outcome)
     return True
 
 
-def advance(journal: Journal, accounts: Iterable[ObjectKey] | None = None) -> None:
+def process_due_renewals(journal: Journal, accounts: Iterable[ObjectKey] | None = None) -> None:
     """Buy, renew and end reservations as far as time and money go (B9); of these accounts, or of all.
 
     Every term is bought once: its number is part of the transaction's key, and the ledger is locked.
@@ -112,23 +117,23 @@ def _advance(journal: Journal, reservation: KnownReservation) -> None:
         price = None
     left = None if account is None else _left(journal, account)
     offer = price.offer if price is not None else None
-    step = judge(reservation.plan, reservation.terms, offer, left, journal.recorded_at)
+    step = decide_reservation(reservation.plan, reservation.terms, offer, left, journal.recorded_at)
     while isinstance(step, Purchase):
         assert account is not None, "money comes from an account"
         assert price is not None, "what is bought has a price"
         _buy(journal, reservation, account, price, step)
         left = _left(journal, account)
-        step = judge(reservation.plan, reservation.terms, offer, left, journal.recorded_at)
+        step = decide_reservation(reservation.plan, reservation.terms, offer, left, journal.recorded_at)
     if _differs(reservation.outcome, step):
         journal.change_reservation(reservation, step)
 
 
-def _left(journal: Journal, account: AccountState) -> Nano:
+def _left(journal: Journal, account: AccountRow) -> Nano:
     """What an account can spend on terms: what gateways may spend on calls is not to be spent twice (B17)."""
     return Nano(available(account.balance, account.credit_limit) - outstanding(journal, account))
 
 
-def _differs(before: Outcome, after: Outcome) -> bool:
+def _differs(before: ReservationOutcome, after: ReservationOutcome) -> bool:
     """Whether there is something to tell; `due` is nobody's business but the clock's."""
     return (before.state, before.current, before.reason, before.message) != (
         after.state,
@@ -141,7 +146,7 @@ def _differs(before: Outcome, after: Outcome) -> bool:
 def _buy(
     journal: Journal,
     reservation: KnownReservation,
-    account: AccountState,
+    account: AccountRow,
     price: KnownPrice,
     purchase: Purchase,
 ) -> None:

@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from farebox.domain.billing.money import MAX_NANO
-from farebox.domain.billing.reservations import Outcome, Term
+from farebox.domain.billing.reservations import ReservationOutcome, Term
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.state import (
-    AccountState,
-    BudgetState,
+    AccountRow,
+    CreditLeaseRow,
     KnownBinding,
     KnownPrice,
     KnownReservation,
-    QuotaState,
+    QuotaRow,
 )
-from farebox.ledger.booking.unit_of_work import Writing
+from farebox.ledger.booking.unit_of_work import UnitOfWork
 from farebox.ledger.db import tables
 from farebox.ledger.db.engine import to_micros
-from farebox.meterapi.types import AccountTerms, Binding, PriceVersion
+from farebox.meterapi.types import AccountRecord, Binding, PriceVersion
 
 BALANCE: Final = "balance"
 """The book of what an account has: positive is the customer's."""
@@ -34,17 +34,17 @@ def fits(amount: int) -> bool:
     return -MAX_NANO <= amount <= MAX_NANO
 
 
-class Journal(Writing):
+class Journal(UnitOfWork):
     """What one database transaction books. Made and finished by the writer."""
 
-    def account(self, key: ObjectKey) -> AccountState | None:
+    def account(self, key: ObjectKey) -> AccountRow | None:
         """The account, or None if it was never recorded."""
         return self.catalog.accounts.get(key)
 
-    def open_account(self, terms: AccountTerms) -> AccountState:
+    def open_account(self, terms: AccountRecord) -> AccountRow:
         """A new account with nothing on it."""
         sequence = self.next_sequence()
-        account = AccountState(
+        account = AccountRow(
             self.catalog.last_account + 1, terms.account, terms.currency, terms.credit_limit, 0, sequence
         )
         self.catalog.add_account(account)
@@ -61,14 +61,14 @@ class Journal(Writing):
         self._add_terms(account)
         return account
 
-    def change_terms(self, account: AccountState, credit_limit: int) -> None:
+    def change_terms(self, account: AccountRow, credit_limit: int) -> None:
         """Give an account another credit limit, under a number of its own."""
         account.credit_limit = credit_limit
         account.sequence = self.next_sequence()
         self._touched[account.id] = account
         self._add_terms(account)
 
-    def _add_terms(self, account: AccountState) -> None:
+    def _add_terms(self, account: AccountRow) -> None:
         self._add(
             tables.account_terms,
             sequence=account.sequence,
@@ -128,7 +128,7 @@ class Journal(Writing):
     def post(
         self,
         sequence: int,
-        account: AccountState,
+        account: AccountRow,
         *,
         kind: str,
         idempotency_key: str,
@@ -150,7 +150,7 @@ class Journal(Writing):
     def post_tokens(
         self,
         sequence: int,
-        account: AccountState,
+        account: AccountRow,
         *,
         kind: str,
         idempotency_key: str,
@@ -163,7 +163,7 @@ class Journal(Writing):
     def _post(
         self,
         sequence: int,
-        account: AccountState,
+        account: AccountRow,
         kind: str,
         idempotency_key: str,
         occurred_at: int,
@@ -190,7 +190,7 @@ class Journal(Writing):
         account.sequence = max(account.sequence, sequence)
         self._touched[account.id] = account
 
-    def _book(self, account: AccountState, name: str, unit: str) -> int:
+    def _book(self, account: AccountRow, name: str, unit: str) -> int:
         known = self.catalog.books.get((account.id, name))
         if known is not None:
             return known
@@ -200,11 +200,11 @@ class Journal(Writing):
         return book_id
 
     def add_quota(
-        self, account: AccountState, model: str, tokens: int, granted_at: int, expires_at: int, sequence: int
+        self, account: AccountRow, model: str, tokens: int, granted_at: int, expires_at: int, sequence: int
     ) -> None:
         """Keep what an account was granted on a model; the caller books it."""
         quota_id = self.catalog.last_quota + 1
-        self.catalog.add_quota(QuotaState(quota_id, account.id, model, tokens, 0, expires_at, sequence))
+        self.catalog.add_quota(QuotaRow(quota_id, account.id, model, tokens, 0, expires_at, sequence))
         self._add(
             tables.quotas,
             id=quota_id,
@@ -217,17 +217,17 @@ class Journal(Writing):
             sequence=sequence,
         )
 
-    def use_quota(self, quota: QuotaState, sequence: int) -> None:
+    def use_quota(self, quota: QuotaRow, sequence: int) -> None:
         """Write a quota whose `used` the caller moved, under the number of his transaction."""
         quota.sequence = max(quota.sequence, sequence)
         self._used[quota.id] = quota
 
-    def set_budget(self, budget: BudgetState, *, new: bool) -> None:
+    def set_lease(self, budget: CreditLeaseRow, *, new: bool) -> None:
         """Write what a gateway may spend; the caller set it."""
         if not new:
             self._budgets[budget.source, budget.account_id] = budget
             return
-        self.catalog.add_budget(budget)
+        self.catalog.add_lease(budget)
         self._add(
             tables.budgets,
             source=budget.source,
@@ -256,7 +256,7 @@ class Journal(Writing):
         )
         self._add_change(reservation)
 
-    def change_reservation(self, reservation: KnownReservation, outcome: Outcome) -> None:
+    def change_reservation(self, reservation: KnownReservation, outcome: ReservationOutcome) -> None:
         """Another state of a reservation, under a number of its own."""
         reservation.outcome = outcome
         reservation.sequence = self.next_sequence()

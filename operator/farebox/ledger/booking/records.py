@@ -12,13 +12,20 @@ from typing import Final, TypeVar
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import tiers_fault
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.entitlements import advance, grant_quotas, record_reservation
+from farebox.ledger.booking.entitlements import grant_quotas, process_due_renewals, record_reservation
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.state import Timeline
 from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
-from farebox.ledger.booking.usage import settle
+from farebox.ledger.booking.usage import charge_pending
 from farebox.ledger.db.engine import to_micros
-from farebox.meterapi.types import AccountTerms, Binding, PriceVersion, Record, RecordRefusal, Reservation
+from farebox.meterapi.types import (
+    AccountRecord,
+    Binding,
+    PriceVersion,
+    Record,
+    RecordRefusal,
+    ReservationRecord,
+)
 
 _MAX_NAME: Final = 253
 _MAX_DAYS: Final = 36_500
@@ -60,15 +67,15 @@ def record(journal: Journal, records: Sequence[Record]) -> list[RecordRefusal]:
         grant_quotas(journal, news.accounts, news.models)
         journal.flush()
         waited_for = sorted({*map(str, news.accounts), *news.models})
-        settle(journal, sorted(news.services), waited_for)
+        charge_pending(journal, sorted(news.services), waited_for)
     if news.reservations or news.accounts:
-        advance(journal, news.reservations | news.accounts)
+        process_due_renewals(journal, news.reservations | news.accounts)
     return refused
 
 
 def _take(journal: Journal, item: Record, news: _News) -> None:
     match item:
-        case AccountTerms():
+        case AccountRecord():
             if _record_account(journal, item):
                 news.accounts.add(item.account)
         case Binding():
@@ -79,7 +86,7 @@ def _take(journal: Journal, item: Record, news: _News) -> None:
             if _record_price(journal, item):
                 news.models.add(item.model)
                 news.reservations.update(_reserving(journal, item.model))
-        case Reservation():
+        case ReservationRecord():
             if _record_reservation(journal, item):
                 news.reservations.add(item.account)
 
@@ -89,7 +96,7 @@ def _reserving(journal: Journal, model: str) -> set[ObjectKey]:
     return {known.account for known in journal.catalog.reservations.values() if known.model == model}
 
 
-def _record_account(journal: Journal, terms: AccountTerms) -> bool:
+def _record_account(journal: Journal, terms: AccountRecord) -> bool:
     """Whether it was news."""
     if not 0 <= terms.credit_limit <= MAX_NANO:
         raise _Refused("AmountOutOfRange", f"the credit limit of {terms.account} is negative or too large")
@@ -149,7 +156,7 @@ def _known(journal: Journal, told: Timeline[T], effective_at: datetime) -> tuple
     return told.at(latest), told.at(moment)
 
 
-def _record_reservation(journal: Journal, wanted: Reservation) -> bool:
+def _record_reservation(journal: Journal, wanted: ReservationRecord) -> bool:
     """Whether it was news."""
     _check_name(wanted.model, f"the model of {wanted.service}")
     _check_name(wanted.uid, f"the uid of {wanted.service}")

@@ -15,7 +15,13 @@ from sqlalchemy import Connection
 
 from farebox.api import ReservationState
 from farebox.domain.billing.money import Nano
-from farebox.domain.billing.reservations import Buying, Offer, Outcome, Plan, Term
+from farebox.domain.billing.reservations import (
+    Buying,
+    ReservationOutcome,
+    ReservationPlan,
+    ReservationTerms,
+    Term,
+)
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.db.catalog_queries import (
     ACCOUNTS,
@@ -30,7 +36,7 @@ from farebox.ledger.db.catalog_queries import (
     TIERS,
     WRITTEN,
 )
-from farebox.meterapi.types import AccountBalance, FreeQuota, PriceTier
+from farebox.meterapi.types import AccountBalance, FreeQuota, TokenPriceTier
 
 T = TypeVar("T")
 _FOREVER: Final = 2**63
@@ -38,7 +44,7 @@ _FOREVER: Final = 2**63
 
 
 @dataclass(slots=True)
-class AccountState:
+class AccountRow:
     """An account as of the transaction under way. Amounts in nano-units of `currency`."""
 
     id: int
@@ -71,13 +77,13 @@ class KnownPrice:
 
     id: int
     currency: str
-    tiers: tuple[PriceTier, ...]
-    offer: Offer | None = None
+    tiers: tuple[TokenPriceTier, ...]
+    offer: ReservationTerms | None = None
     free_quota: FreeQuota | None = None
 
 
 @dataclass(slots=True)
-class QuotaState:
+class QuotaRow:
     """A row of `quotas` as of the transaction under way. Times in microseconds."""
 
     id: int
@@ -94,7 +100,7 @@ class QuotaState:
 
 
 @dataclass(slots=True)
-class BudgetState:
+class CreditLeaseRow:
     """A row of `budgets` as of the transaction under way."""
 
     source: str
@@ -113,8 +119,8 @@ class KnownReservation:
     uid: str
     account: ObjectKey
     model: str
-    plan: Plan
-    outcome: Outcome
+    plan: ReservationPlan
+    outcome: ReservationOutcome
     sequence: int
     terms: list[Term] = field(default_factory=list)
 
@@ -169,23 +175,23 @@ class ServiceBindings:
         self.by_model[binding.model].add(effective_at, binding)
 
 
-class Catalog:
+class LedgerState:
     """All that is needed to charge an event without asking the database."""
 
     def __init__(self) -> None:
         self.revision = -1
         self.head = 0
         self.written_at = 0
-        self.accounts: dict[ObjectKey, AccountState] = {}
+        self.accounts: dict[ObjectKey, AccountRow] = {}
         self.account_keys: dict[int, ObjectKey] = {}
         self.books: dict[tuple[int, str], int] = {}
         self.bindings: dict[ObjectKey, ServiceBindings] = defaultdict(ServiceBindings)
         self.prices: dict[str, Timeline[KnownPrice]] = defaultdict(Timeline)
-        self.quotas: dict[tuple[int, str], QuotaState] = {}
+        self.quotas: dict[tuple[int, str], QuotaRow] = {}
         self.first_bound: dict[ObjectKey, dict[str, int]] = defaultdict(dict)
         self.accounts_of_model: dict[str, set[ObjectKey]] = defaultdict(set)
-        self.budgets: dict[tuple[str, int], BudgetState] = {}
-        self.budgets_of: dict[int, list[BudgetState]] = {}
+        self.budgets: dict[tuple[str, int], CreditLeaseRow] = {}
+        self.budgets_of: dict[int, list[CreditLeaseRow]] = {}
         self.reservations: dict[int, KnownReservation] = {}
         self.reservations_of: dict[ObjectKey, list[KnownReservation]] = {}
         self.last_account = self.last_book = self.last_binding = self.last_price = 0
@@ -197,7 +203,7 @@ class Catalog:
         if revision == self.revision:
             return
         for account_id, key, *state in ACCOUNTS.rows(connection, (self.head,)):
-            self.add_account(AccountState(account_id, ObjectKey.parse(key), *state))
+            self.add_account(AccountRow(account_id, ObjectKey.parse(key), *state))
         for account_id, name, book_id in BOOKS.rows(connection, (self.last_book,)):
             self.add_book(account_id, name, book_id)
         for binding_id, service, account, model, effective_at, trial in BINDINGS.rows(
@@ -208,9 +214,9 @@ class Catalog:
         for model, effective_at, price in read_prices(connection, self.last_price):
             self.add_price(model, effective_at, price)
         for quota in QUOTAS.rows(connection, (self.head,)):
-            self.add_quota(QuotaState(*quota))
+            self.add_quota(QuotaRow(*quota))
         for budget in BUDGETS.rows(connection, (self.revision,)):
-            self.add_budget(BudgetState(*budget))
+            self.add_lease(CreditLeaseRow(*budget))
         for reservation in read_reservations(connection, self.head):
             self.add_reservation(reservation)
         for reservation_id, *term in TERMS.rows(connection, (self.head,)):
@@ -218,7 +224,7 @@ class Catalog:
         ((self.written_at,),) = WRITTEN.rows(connection, (head, head, head)) or [(0,)]
         self.head, self.revision = head, revision
 
-    def add_account(self, account: AccountState) -> None:
+    def add_account(self, account: AccountRow) -> None:
         """Remember an account, new or changed."""
         self.accounts[account.key] = account
         self.account_keys[account.id] = account.key
@@ -242,12 +248,12 @@ class Catalog:
         self.prices[model].add(effective_at, price)
         self.last_price = max(self.last_price, price.id)
 
-    def add_quota(self, quota: QuotaState) -> None:
+    def add_quota(self, quota: QuotaRow) -> None:
         """Remember a quota, new or changed."""
         self.quotas[quota.account_id, quota.model] = quota
         self.last_quota = max(self.last_quota, quota.id)
 
-    def add_budget(self, budget: BudgetState) -> None:
+    def add_lease(self, budget: CreditLeaseRow) -> None:
         """Remember a budget, new or changed."""
         known = self.budgets.get((budget.source, budget.account_id))
         of_account = self.budgets_of.setdefault(budget.account_id, [])
@@ -273,9 +279,9 @@ class Catalog:
 def read_prices(connection: Connection, after: int) -> Iterator[tuple[str, int, KnownPrice]]:
     """(model, effective_at, prices) of all versions with an id above `after`, in the order of their ids."""
     versions = PRICES.rows(connection, (after,))
-    tiers: dict[int, list[PriceTier]] = defaultdict(list)
+    tiers: dict[int, list[TokenPriceTier]] = defaultdict(list)
     for version_id, up_to, *prices in TIERS.rows(connection, (after,)) if versions else ():
-        tiers[version_id].append(PriceTier(up_to, *map(Nano, prices)))
+        tiers[version_id].append(TokenPriceTier(up_to, *map(Nano, prices)))
     for version_id, model, currency, effective_at, *offers in versions:
         offer, quota = _offer(*offers[:5]), _free_quota(*offers[5:])
         yield model, effective_at, KnownPrice(version_id, currency, tuple(tiers[version_id]), offer, quota)
@@ -283,11 +289,11 @@ def read_prices(connection: Connection, after: int) -> Iterator[tuple[str, int, 
 
 def _offer(
     input_unit_tpm: int, input_price: int, output_unit_tpm: int, output_price: int, terms: str | None
-) -> Offer | None:
+) -> ReservationTerms | None:
     if terms is None:
         return None
     days = tuple(map(int, terms.split(",")))
-    return Offer(input_unit_tpm, Nano(input_price), output_unit_tpm, Nano(output_price), days)
+    return ReservationTerms(input_unit_tpm, Nano(input_price), output_unit_tpm, Nano(output_price), days)
 
 
 def _free_quota(tokens: int | None, valid_days: int | None) -> FreeQuota | None:
@@ -305,7 +311,7 @@ def read_reservations(connection: Connection, after: int) -> Iterator[KnownReser
             uid=uid,
             account=ObjectKey.parse(account),
             model=model,
-            plan=Plan(input_tpm, output_tpm, days, Buying(buying)),
-            outcome=Outcome(ReservationState(state), current_term, reason, message),
+            plan=ReservationPlan(input_tpm, output_tpm, days, Buying(buying)),
+            outcome=ReservationOutcome(ReservationState(state), current_term, reason, message),
             sequence=sequence,
         )

@@ -6,20 +6,20 @@ from sqlalchemy import bindparam, select
 
 from farebox.domain.billing.money import Nano, format_amount
 from farebox.errors import LedgerRefused
-from farebox.ledger.booking.entitlements import advance
+from farebox.ledger.booking.entitlements import process_due_renewals
 from farebox.ledger.booking.journal import Journal, fits
-from farebox.ledger.booking.state import AccountState
-from farebox.ledger.booking.usage import settle
+from farebox.ledger.booking.state import AccountRow
+from farebox.ledger.booking.usage import charge_pending
 from farebox.ledger.db import tables
 from farebox.ledger.db.engine import from_micros
 from farebox.ledger.db.prepared import Prepared
-from farebox.meterapi.types import Posted, TopUpOrder
+from farebox.meterapi.types import TopUpOrder, TopUpReceipt
 
 BOOKS: Final = {"Payment": "payments", "Adjustment": "adjustments"}
 """The book against which each kind of top-up is written."""
 
 
-def post_topup(journal: Journal, order: TopUpOrder) -> Posted:
+def post_topup(journal: Journal, order: TopUpOrder) -> TopUpReceipt:
     """Book a top-up, or return the receipt of the one that was booked under its reference.
 
     Raises (before anything is written):
@@ -57,13 +57,13 @@ def post_topup(journal: Journal, order: TopUpOrder) -> Posted:
     )
     journal.flush()
     # A balance too low for another charge in 64 bits may hold it now.
-    settle(journal, services=(), waited_for=(str(order.account),))
+    charge_pending(journal, services=(), waited_for=(str(order.account),))
     # So may a reservation that could not be bought (B9).
-    advance(journal, [order.account])
-    return Posted(from_micros(journal.recorded_at), Nano(balance_after), False, account.public())
+    process_due_renewals(journal, [order.account])
+    return TopUpReceipt(from_micros(journal.recorded_at), Nano(balance_after), False, account.public())
 
 
-def _repeated(order: TopUpOrder, account: AccountState, first: tuple[Any, ...]) -> Posted:
+def _repeated(order: TopUpOrder, account: AccountRow, first: tuple[Any, ...]) -> TopUpReceipt:
     amount, kind, source, balance_after, posted_at = first
     if (amount, kind) != (order.amount, order.kind):
         raise LedgerRefused(
@@ -71,10 +71,10 @@ def _repeated(order: TopUpOrder, account: AccountState, first: tuple[Any, ...]) 
             f"reference {order.reference!r} of account {order.account} is already used by a {kind} of "
             f"{format_amount(amount)} {account.currency} ({source}): use another reference",
         )
-    return Posted(from_micros(posted_at), Nano(balance_after), True, account.public())
+    return TopUpReceipt(from_micros(posted_at), Nano(balance_after), True, account.public())
 
 
-def _check_amount(order: TopUpOrder, account: AccountState) -> None:
+def _check_amount(order: TopUpOrder, account: AccountRow) -> None:
     if order.amount == 0 or (order.kind == "Payment" and order.amount < 0):
         raise LedgerRefused(
             "AmountOutOfRange",

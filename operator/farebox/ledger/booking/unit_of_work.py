@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Table
 
-from farebox.ledger.booking.state import AccountState, BudgetState, Catalog, KnownReservation, QuotaState
+from farebox.ledger.booking.state import AccountRow, CreditLeaseRow, KnownReservation, LedgerState, QuotaRow
 from farebox.ledger.db.engine import from_micros, to_micros
 from farebox.ledger.db.prepared import COPY_ROWS, Prepared, one_trip
 from farebox.ledger.db.sql import (
@@ -38,13 +38,13 @@ def _not_before(now: datetime, written_at: int) -> datetime:
     return last if now < last <= now + MAX_CLOCK_SKEW else now
 
 
-class Writing:
+class UnitOfWork:
     """Collects what is to be written, and writes it."""
 
     def __init__(
         self,
         connection: Connection,
-        catalog: Catalog,
+        catalog: LedgerState,
         clock: Callable[[], datetime],
         *,
         announces: bool = False,
@@ -57,11 +57,11 @@ class Writing:
         self.now = _not_before(clock(), catalog.written_at)
         self.recorded_at = to_micros(self.now)
         self._rows: dict[Table, list[Mapping[str, Any]]] = defaultdict(list)
-        self._touched: dict[int, AccountState] = {}
-        self._used: dict[int, QuotaState] = {}
+        self._touched: dict[int, AccountRow] = {}
+        self._used: dict[int, QuotaRow] = {}
         self._changed: dict[int, KnownReservation] = {}
-        self._budgets: dict[tuple[str, int], BudgetState] = {}
-        self.charged_budgets: set[tuple[str, int]] = set()
+        self._budgets: dict[tuple[str, int], CreditLeaseRow] = {}
+        self.charged_leases: set[tuple[str, int]] = set()
         self._last: list[tuple[Prepared, Sequence[tuple[Any, ...]]]] = []
         self._wrote = False
         self._announces = announces

@@ -16,13 +16,13 @@ from sqlalchemy import ARRAY, BindParameter, Row, Text, any_, bindparam, func, s
 from farebox.domain.billing.pricing import usage_fault
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.charging import OUTCOME_COLUMNS, Charging, is_charged
-from farebox.ledger.booking.credit_leases import budgets_of
+from farebox.ledger.booking.credit_leases import leases_of
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
 from farebox.ledger.db import tables
 from farebox.ledger.db.engine import from_micros, to_micros
 from farebox.ledger.db.prepared import BulkInsert, Prepared
-from farebox.meterapi.types import Budget
+from farebox.meterapi.types import CreditLease
 
 _EARLIEST: Final = from_micros(0)
 _CHUNK: Final = 500
@@ -75,7 +75,7 @@ class IngestResult:
     duplicate: int
     pending: int
     rejected: tuple[Rejection, ...]
-    budgets: tuple[Budget, ...] = ()
+    leases: tuple[CreditLease, ...] = ()
     sequence: int = 0
 
 
@@ -106,7 +106,7 @@ def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[In
             tally.duplicate,
             tally.pending,
             tuple(tally.rejected),
-            budgets_of(journal, {event.source for event in batch}) if journal.catalog.budgets else (),
+            leases_of(journal, {event.source for event in batch}) if journal.catalog.budgets else (),
             journal.catalog.head,
         )
         for tally, batch in zip(tallies, batches, strict=True)
@@ -254,7 +254,7 @@ def _warn_if_other(event: UsageEvent, first: tuple[Any, ...]) -> None:
         )
 
 
-def settle(journal: Journal, services: Iterable[ObjectKey], waited_for: Iterable[str]) -> int:
+def charge_pending(journal: Journal, services: Iterable[ObjectKey], waited_for: Iterable[str]) -> int:
     """Charge the pending events of these services, and those that wait for these accounts or models.
 
     In the order in which they arrived, whatever each waits for: it decides who gets the quota (B6).

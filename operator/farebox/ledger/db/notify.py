@@ -28,7 +28,7 @@ _RETRY_SECONDS: Final = 2.0
 _log = structlog.get_logger(__name__)
 
 
-class OtherWriters:
+class CommitListener:
     """Calls `heard` for each commit that is not of the engine's own connection. Made before its first one."""
 
     def __init__(self, engine: Engine, heard: Callable[[], None]) -> None:
