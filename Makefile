@@ -53,13 +53,13 @@ layers: install ## Who may import whom
 
 verify: install ## Generated files agree with their sources
 	@$(BIN)/farebox crds --check crds
-	@$(BIN)/python -m farebox.reference docs/reference --check
+	@$(BIN)/python -m farebox.reference_pages docs/reference --check
 
 check: lint types layers verify ## All of these four
 
 crds: install ## Write crds/ and docs/reference anew from the pydantic models
 	@$(BIN)/farebox crds crds
-	@$(BIN)/python -m farebox.reference docs/reference
+	@$(BIN)/python -m farebox.reference_pages docs/reference
 
 bench: plane ## Measure speed beside its limits; writes build/bench/*.json
 	@$(BIN)/python -m tests.tools.bench $(ARGS)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from farebox import reference
+from farebox import reference_pages
 from farebox.api import KINDS, ConditionType, StopReason
 from farebox.settings import CommonSettings
 from tests.api.pages import PAGES, examples
@@ -20,16 +20,16 @@ _BESIDE = re.compile(r'(?:reconciling|stalled)="(\w+)"')
 
 
 def test_tables_are_those_of_the_models() -> None:
-    assert reference.check(PAGES) == []
+    assert reference_pages.check(PAGES) == []
 
 
 def test_a_table_edited_by_hand_is_told_and_made_anew(tmp_path: Path) -> None:
     for path in PAGES.glob("*.md"):
         text = path.read_text().replace("Cannot be changed. |", "Can be changed. |")
         (tmp_path / path.name).write_text(text)
-    told = [problem.partition(":")[0] for problem in reference.check(tmp_path)]
+    told = [problem.partition(":")[0] for problem in reference_pages.check(tmp_path)]
     assert str(tmp_path / "inferenceservice.md") in told
-    for path, text in reference.pages(tmp_path).items():
+    for path, text in reference_pages.pages(tmp_path).items():
         assert text == (PAGES / path.name).read_text()
 
 
@@ -41,7 +41,7 @@ def test_every_page_has_all_tables_and_an_example(kind: str) -> None:
     assert any(manifest["kind"] == kind for manifest in examples())
 
 
-@pytest.mark.parametrize("cls", reference.SETTINGS.values())
+@pytest.mark.parametrize("cls", reference_pages.SETTINGS.values())
 def test_every_setting_says_what_it_is_for(cls: type[CommonSettings]) -> None:
     assert [name for name, field in cls.model_fields.items() if not field.description] == []
 

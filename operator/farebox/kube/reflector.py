@@ -2,8 +2,8 @@
 
 `Reflector` is the watch alone, for those who list and compare by themselves (the operator's resync).
 `Informer` does both: watches lose deletions now and then, and a connection can be dead for a while without a
-sign, so every `sweep_seconds` a list is compared with what was heard. An API server that is away changes nothing:
-whoever listens goes on with what it knows.
+sign, so every `sweep_seconds` a list is compared with what was heard. An API server that is away changes
+nothing: whoever listens goes on with what it knows.
 """
 
 import asyncio

@@ -29,9 +29,9 @@ from farebox.simulator.protocol import (
     EmbeddingRequest,
     GenerationRequest,
     MessagesRequest,
-    Request,
     RequestError,
     ResponsesRequest,
+    SimulatorRequest,
 )
 from farebox.simulator.reply import CHAT, TEXT, Form, Reply
 from farebox.simulator.tokens import MESSAGE_TOKENS, PrefixCache, tokenize
@@ -43,7 +43,7 @@ ANY_MODEL = "*"
 """As the name of the model: it plays every model that it is asked for."""
 
 log = structlog.get_logger(__name__)
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+AnyRequest = TypeVar("AnyRequest", bound=SimulatorRequest)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

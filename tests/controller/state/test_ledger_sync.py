@@ -139,7 +139,7 @@ async def test_accounts_and_prices_go_before_what_needs_them(ledger: Ledger) -> 
         "PriceVersion",
         "AccountRecord",
         "Binding",
-        "Reservation",
+        "ReservationRecord",
     ]
 
 

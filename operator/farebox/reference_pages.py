@@ -2,8 +2,8 @@
 
 The pages are written by people; what stands between `<!-- generated: ... -->` and `<!-- end -->` is not:
 
-    python -m farebox.reference docs/reference            writes it
-    python -m farebox.reference docs/reference --check    fails where it is not up to date
+    python -m farebox.reference_pages docs/reference            writes it
+    python -m farebox.reference_pages docs/reference --check    fails where it is not up to date
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from farebox.api.kinds import KINDS
-from farebox.api.reference import Table, table_of, tables
+from farebox.api.reference_tables import Table, table_of, tables
 from farebox.settings import CommonSettings, GatewaySettings, MeterSettings, OperatorSettings
 from farebox.up.settings import UpSettings
 
@@ -46,7 +46,7 @@ def pages(directory: Path) -> dict[Path, str]:
 def check(directory: Path) -> list[str]:
     """The pages whose tables differ from the code."""
     return [
-        f"{path}: differs from the code: run `python -m farebox.reference {directory}`"
+        f"{path}: differs from the code: run `python -m farebox.reference_pages {directory}`"
         for path, text in pages(directory).items()
         if path.read_text(encoding="utf-8") != text
     ]
@@ -96,7 +96,7 @@ def _default(field: FieldInfo) -> str:
 
 def main() -> int:
     """The command in the module's docstring. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m farebox.reference")
+    parser = argparse.ArgumentParser(prog="python -m farebox.reference_pages")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--check", action="store_true", help="change nothing; fail when a page differs")
     arguments = parser.parse_args()

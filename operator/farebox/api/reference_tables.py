@@ -1,4 +1,4 @@
-"""Tables of a kind's page, from its schema: fields, refusals, columns. `farebox.reference` places them."""
+"""Tables of a kind's page, from its schema: fields, refusals, columns. `reference_pages` places them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
