@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
+from farebox.clock import from_micros
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.usage import IngestResult
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import from_micros
 from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
 from farebox.ledger.feed import read_changes
 from farebox.ledger.reports.statement import read_statement

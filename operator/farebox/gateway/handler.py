@@ -9,13 +9,14 @@ was held gets it back; what follows a call's end is in `settlement`.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 import structlog
 
+from farebox.clock import milliseconds, utc_now
 from farebox.domain.admission.addresses import Network
 from farebox.domain.admission.cases import Allow, Deny
 from farebox.domain.admission.rate_limits import Consumption
@@ -30,7 +31,7 @@ from farebox.gateway.request.body import RequestBody, parse
 from farebox.gateway.request.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, APIEndpoint
 from farebox.gateway.request.errors import of_rule, refuse
 from farebox.gateway.request.headers import address_of, check_headers, key_hash, removed_headers
-from farebox.gateway.settlement import Settlement, labels_of, milliseconds
+from farebox.gateway.settlement import Settlement, labels_of
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
 from farebox.gateway.spend.tracker import SpendTracker
@@ -41,11 +42,6 @@ log = structlog.get_logger(__name__)
 _FORWARDED: Final = GATEWAY_DECISIONS.labels("")
 _NO_KEY: Final = ""
 _encode: Final = msgspec.json.Encoder().encode
-
-
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from farebox import metrics
+from farebox.clock import utc_now
 from farebox.domain.admission.addresses import Network, parse_networks
 from farebox.errors import ConfigurationError
 from farebox.gateway import transport
@@ -23,7 +24,7 @@ from farebox.gateway.credentials import Credentials
 from farebox.gateway.envoy import process as envoy_process
 from farebox.gateway.envoy.bootstrap import DECISION_SOCKET, EnvoySettings
 from farebox.gateway.feed import GatewayFeed
-from farebox.gateway.handler import Handler, service_address, utc_now
+from farebox.gateway.handler import Handler, service_address
 from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
 from farebox.gateway.ratelimit.memory import Counters
 from farebox.gateway.ratelimit.quota_sync import QuotaSync

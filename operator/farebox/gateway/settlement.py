@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from farebox.clock import milliseconds
 from farebox.domain.admission.cases import Allow
 from farebox.domain.admission.demands import amount_used
 from farebox.domain.admission.rate_limits import Adjustment, Consumption, corrections, refunds
@@ -196,8 +197,3 @@ def consumption_of(labels: Mapping[str, str]) -> tuple[Consumption, ...]:
         return _TAKEN.decode(labels.get("taken", "[]"))
     except msgspec.DecodeError:
         return ()
-
-
-def milliseconds(moment: datetime) -> int:
-    """Milliseconds since 1970 UTC."""
-    return int(moment.timestamp() * 1000)

@@ -12,11 +12,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, and_, bindparam, select, union_all
 
 from farebox.api import ReservationState
+from farebox.clock import from_micros
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import from_micros
 from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance, ReservationBalance
 
 POLL_SECONDS: Final = 1.0

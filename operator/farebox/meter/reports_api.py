@@ -17,9 +17,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from farebox.clock import from_micros, to_micros, utc_now
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.db.engine import from_micros, to_micros
-from farebox.ledger.engine import utc_now
 from farebox.ledger.reports.statement import Statement, read_statement
 from farebox.ledger.reports.usage import AsOf, Bucket, Group, Place, UsageQuery, read_usage
 from farebox.meter.auth import Permission

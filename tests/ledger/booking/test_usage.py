@@ -5,10 +5,10 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
+from farebox.clock import from_micros
 from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.usage import IngestResult
-from farebox.ledger.db.engine import from_micros
 from farebox.ledger.engine import Ledger
 from farebox.ledger.reports.usage import UsageQuery, read_usage
 from farebox.meterapi.types import Record, TokenPriceTier

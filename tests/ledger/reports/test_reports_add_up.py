@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, func, select
 
+from farebox.clock import to_micros
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import disposing, read_engine, to_micros
+from farebox.ledger.db.engine import disposing, read_engine
 from farebox.ledger.reports.statement import read_statement
 from farebox.ledger.reports.usage import Bucket, Group, UsageQuery, UsageRow
 from farebox.meterapi.types import (

@@ -4,10 +4,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from farebox.api import APIObject, Status
+from farebox.clock import kubernetes_now
 from farebox.controller.keys import Key
 from farebox.controller.queue import Priority, WorkQueue
 from farebox.controller.reconcile.apply import ClusterWriter
@@ -27,11 +28,6 @@ REFUSED_RETRY_SECONDS: Final = 30.0
 """What the API server refuses is tried again after so long: quotas and policies change without a word."""
 _FURTHEST_SECONDS: Final = 3600.0
 """A look that is due later is asked for again by then, so that deleted objects leave no timers for months."""
-
-
-def utc_now() -> datetime:
-    """The time, in whole seconds as Kubernetes writes it."""
-    return datetime.now(UTC).replace(microsecond=0)
 
 
 class DefaultServiceRefusal(NamedTuple):
@@ -56,7 +52,7 @@ class Context:
     ledger: LedgerAPI
     backend_namespace: str
     figures_seconds: float
-    now: Callable[[], datetime] = utc_now
+    now: Callable[[], datetime] = kubernetes_now
     monotonic: Callable[[], float] = time.monotonic
     on_receipt: Callable[[AccountBalance], None] = lambda account: None
     """Takes in a balance that came otherwise than by the feed, and wakes what depends on it."""

@@ -12,13 +12,13 @@ from typing import Protocol
 
 import structlog
 
+from farebox.clock import milliseconds
 from farebox.domain.admission.demands import key_counter
 from farebox.domain.admission.rate_limits import Window, bucket_start
 from farebox.domain.admission.types import KeyPolicy
 from farebox.domain.keys import ObjectKey
 from farebox.errors import FareboxError
 from farebox.gateway.ratelimit.memory import Counters
-from farebox.gateway.settlement import milliseconds
 from farebox.gateway.snapshot import GatewaySnapshot
 
 log = structlog.get_logger(__name__)

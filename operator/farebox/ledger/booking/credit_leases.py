@@ -12,12 +12,12 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Final
 
+from farebox.clock import from_micros, to_micros
 from farebox.domain.billing.money import MAX_NANO, Nano, available
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.state import AccountRow, CreditLeaseRow
-from farebox.ledger.db.engine import from_micros, to_micros
 from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 
 BUDGET_SECONDS: Final = 3600

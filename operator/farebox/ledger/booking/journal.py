@@ -7,6 +7,7 @@ with the entries that explain them. It does not know what a transaction is for.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from farebox.clock import to_micros
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.reservations import ReservationOutcome, Term
 from farebox.domain.keys import ObjectKey
@@ -20,7 +21,6 @@ from farebox.ledger.booking.state import (
 )
 from farebox.ledger.booking.unit_of_work import UnitOfWork
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import to_micros
 from farebox.meterapi.types import AccountRecord, Binding, PriceVersion
 
 BALANCE: Final = "balance"

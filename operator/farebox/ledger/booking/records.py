@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
+from farebox.clock import to_micros
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import tiers_fault
 from farebox.domain.keys import ObjectKey
@@ -17,7 +18,6 @@ from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.state import Timeline
 from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
 from farebox.ledger.booking.usage import charge_pending
-from farebox.ledger.db.engine import to_micros
 from farebox.meterapi.types import (
     AccountRecord,
     Binding,

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from sqlalchemy import bindparam, select
 
+from farebox.clock import from_micros
 from farebox.domain.billing.money import Nano, format_amount
 from farebox.errors import LedgerRefused
 from farebox.ledger.booking.entitlements import process_due_renewals
@@ -11,7 +12,6 @@ from farebox.ledger.booking.journal import Journal, fits
 from farebox.ledger.booking.state import AccountRow
 from farebox.ledger.booking.usage import charge_pending
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import from_micros
 from farebox.ledger.db.prepared import Prepared
 from farebox.meterapi.types import TopUpOrder, TopUpReceipt
 

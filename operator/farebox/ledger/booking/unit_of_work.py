@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Table
 
+from farebox.clock import from_micros, to_micros
 from farebox.ledger.booking.state import AccountRow, CreditLeaseRow, KnownReservation, LedgerState, QuotaRow
-from farebox.ledger.db.engine import from_micros, to_micros
 from farebox.ledger.db.prepared import COPY_ROWS, Prepared, one_trip
 from farebox.ledger.db.sql import (
     ANNOUNCE,

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from sqlalchemy import ARRAY, BindParameter, Row, Text, any_, bindparam, func, select, update
 
+from farebox.clock import from_micros, to_micros
 from farebox.domain.billing.pricing import usage_fault
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.charging import OUTCOME_COLUMNS, Charging, is_charged
@@ -20,7 +21,6 @@ from farebox.ledger.booking.credit_leases import leases_of
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import from_micros, to_micros
 from farebox.ledger.db.prepared import BulkInsert, Prepared
 from farebox.meterapi.types import CreditLease
 

@@ -8,7 +8,6 @@ PostgreSQL has is in `_sqlite_engine` and `_postgresql_engine`.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from psycopg.errors import QueryCanceled
@@ -52,18 +51,6 @@ _SQLITE_WRITER: Final = (
     # 16 MB of journal instead of 4: pages that many commits changed are written back once.
     "wal_autocheckpoint = 4096",
 )
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
-
-
-def to_micros(moment: datetime) -> int:
-    """Microseconds since 1970 UTC, exactly. `moment` must be aware."""
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def from_micros(micros: int) -> datetime:
-    """The moment of `to_micros`, in UTC."""
-    return _EPOCH + timedelta(microseconds=micros)
 
 
 def write_engine(url: str) -> Engine:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, func, select
 
+from farebox.clock import from_micros, to_micros
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.reservations import MICROS_PER_DAY
 from farebox.domain.keys import ObjectKey
@@ -19,7 +20,6 @@ from farebox.errors import LedgerRefused
 from farebox.ledger.booking.charging import REVENUE, USAGE
 from farebox.ledger.booking.journal import BALANCE
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import from_micros, to_micros
 from farebox.ledger.reports.sums import exact_sum, joined
 
 MAX_LINES: Final = 100_000

@@ -25,10 +25,10 @@ from sqlalchemy import (
     tuple_,
 )
 
+from farebox.clock import from_micros, to_micros
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import from_micros, to_micros
 from farebox.ledger.feed import written_at
 from farebox.ledger.reports.sums import exact_sum, joined
 
