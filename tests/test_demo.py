@@ -16,8 +16,8 @@ from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import wait_for
 from tests.tools.demo import __main__ as program
 from tests.tools.demo.expect import Expect, Seen, strayed, unsettled
+from tests.tools.demo.fixture_services import DEMO_LABEL, Calls, Shop
 from tests.tools.demo.scenario import Scenario
-from tests.tools.demo.shop import DEMO_LABEL, Calls, Shop
 from tests.tools.demo.timeline import Timeline
 from tests.tools.demo.watching import PhaseWatch
 from tests.tools.plane import places

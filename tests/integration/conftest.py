@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.alone import alone
+from tests.integration.dedicated_stack import alone
 from tests.integration.tenants import Tenant
 from tests.support.stack import AUDIENCE, SYSTEM, Stack
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from farebox.kube.names import NOTE_ANNOTATION
-from tests.integration.alone import (
+from tests.integration.dedicated_stack import (
     BALANCE_MAX_AGE_SECONDS,
     LEASE,
     leads,

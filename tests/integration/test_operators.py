@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from farebox.kube.names import core_path, deployment_path, shared_backend_name
-from tests.integration.alone import (
+from tests.integration.dedicated_stack import (
     ENV,
     LEASE,
     backends,

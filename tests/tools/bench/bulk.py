@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.api import path_of
 from tests.tools.bench.bare import CONNECTIONS, Bare, Call, patch
-from tests.tools.bench.eyes import Eyes, open_eyes
+from tests.tools.bench.observer import Eyes, open_eyes
 from tests.tools.bench.process import Metrics, cpu_seconds, peak_memory_mb
 from tests.tools.bench.report import Report
 from tests.tools.bench.world import (

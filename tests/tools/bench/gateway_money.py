@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from farebox.domain.billing.money import NANO_PER_UNIT, parse_amount
+from farebox.kube.names import core_path
 from tests.support.api import manifest, path_of
 from tests.support.gateway import Gateway
 from tests.support.ports import free_port
@@ -22,9 +24,6 @@ from tests.tools.bench.gateway_targets import start
 from tests.tools.bench.loading import load, request
 from tests.tools.bench.report import Report, percentile
 from tests.tools.bench.world import CHARGE, MODEL, World, open_world, progress
-
-from farebox.domain.billing.money import NANO_PER_UNIT, parse_amount
-from farebox.kube.names import core_path
 
 CUTOFFS = 100
 CLIENTS = 64

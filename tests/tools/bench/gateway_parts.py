@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import uvloop
-from tests.gateway import world
 
 from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.gateway.envoy.admin import Admin
@@ -27,6 +26,7 @@ from farebox.gateway.ratelimit.memory import MemoryCounters
 from farebox.gateway.spend.credit_leases import CreditLeases
 from farebox.gateway.spend.tracker import SpendTracker
 from farebox.meterapi.types import CreditLease, CreditLeaseRequest
+from tests.gateway import world
 
 _HEAR_SECONDS = 0.5
 

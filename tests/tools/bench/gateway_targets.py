@@ -13,16 +13,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from farebox.gateway.envoy import process as envoy_process
+from farebox.gateway.envoy.bootstrap import EnvoySettings, command
+from farebox.gateway.envoy.clusters import decision_cluster
 from tests.gateway.world import TOKEN
 from tests.support.ports import free_port
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import wait_for
 from tests.tools.bench.process import cpu_seconds
 from tests.tools.bench.world import progress
-
-from farebox.gateway.envoy import process as envoy_process
-from farebox.gateway.envoy.bootstrap import EnvoySettings, command
-from farebox.gateway.envoy.clusters import decision_cluster
 
 _TYPES = "type.googleapis.com/envoy.extensions."
 _LITELLM = REPOSITORY / "build/litellm"

@@ -18,12 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.ledger.databases import Databases, PostgresDatabases, SqliteDatabases
-from tests.support.postgres import Postgres
-from tests.support.stack import usage_event
-from tests.tools.bench.ledger_rows import BareInserts, Ids, fill
-from tests.tools.bench.report import Report, percentile
-from tests.tools.bench.world import MODEL, World, open_world
 
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
@@ -31,6 +25,12 @@ from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.db.migrate import upgrade
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import AccountRecord, Binding, PriceVersion, TokenPriceTier
+from tests.ledger.databases import Databases, PostgresDatabases, SqliteDatabases
+from tests.support.postgres import Postgres
+from tests.support.stack import usage_event
+from tests.tools.bench.ledger_rows import BareInserts, Ids, fill
+from tests.tools.bench.report import Report, percentile
+from tests.tools.bench.world import MODEL, World, open_world
 
 BATCHES = {1: 2_000, 100: 40_000, 1000: 100_000}
 """Events for each size of a batch."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
+
 from tests.support.processes import Process
 
 _TICKS = os.sysconf("SC_CLK_TCK")

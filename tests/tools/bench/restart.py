@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from farebox.controller.keys import Kind
 from tests.support.api import path_of
 from tests.tools.bench.bare import Bare, JSONObject
 from tests.tools.bench.process import Metrics, cpu_seconds, peak_memory_mb
@@ -20,8 +21,6 @@ from tests.tools.bench.world import (
     open_world,
     operator_kubeconfig,
 )
-
-from farebox.controller.keys import Kind
 
 SERVICES_AT_REST = 5000
 _NAMESPACE = "bench"

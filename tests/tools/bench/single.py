@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from tests.support.api import path_of
-from tests.tools.bench.eyes import deployment
+from tests.tools.bench.observer import deployment
 from tests.tools.bench.process import Metrics
 from tests.tools.bench.report import Report, percentile
 from tests.tools.bench.world import CHARGE, DEPLOYMENTS, SERVICES, World, is_running, is_stopped, open_world

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import yaml
+
 from tests.support.api import manifest, path_of
 from tests.support.processes import Process
 from tests.support.stack import BACKENDS, REPOSITORY, SYSTEM, Stack, usage_event

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from tests.support.stack import SYSTEM, Stack
 from tests.tools.demo import keeping
 from tests.tools.demo.expect import Wrong
+from tests.tools.demo.fixture_services import Shop
 from tests.tools.demo.scenario import Scenario
-from tests.tools.demo.shop import Shop
 from tests.tools.demo.timeline import Timeline
 from tests.tools.demo.watching import PhaseWatch
 from tests.tools.plane.cluster import Cluster

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from openai import APIConnectionError, APIStatusError, OpenAI
+
 from tests.support.api import path_of
 from tests.support.stack import Stack
 from tests.tools.demo.expect import Wrong
-from tests.tools.demo.shop import Calls, Shop
+from tests.tools.demo.fixture_services import Calls, Shop
 
 _POLL_SECONDS = 0.05
 _QUESTION = "How many tokens has this question, and what does it cost to answer it?"

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.support.stack import AUDIENCE, SYSTEM, Stack
-from tests.tools.demo.shop import DEMO_LABEL, Shop
+from tests.tools.demo.fixture_services import DEMO_LABEL, Shop
 from tests.tools.demo.timeline import Timeline
 from tests.tools.plane import Plane, places
 from tests.tools.plane.cluster import Cluster

@@ -9,16 +9,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from farebox.domain.billing.money import format_amount, parse_amount
+from farebox.kube.names import deployment_path
 from tests.support.api import ApiError, path_of
 from tests.support.stack import AUDIENCE, BACKENDS, SYSTEM, Stack, usage_event
 from tests.tools.demo.calling import Answer, Caller, Refusal
 from tests.tools.demo.expect import Expect, Seen, Wrong, arrows, strayed, unsettled
-from tests.tools.demo.shop import GALLERY, SERVICES, Calls, Shop
+from tests.tools.demo.fixture_services import GALLERY, SERVICES, Calls, Shop
 from tests.tools.demo.timeline import Timeline
 from tests.tools.demo.watching import PhaseWatch
-
-from farebox.domain.billing.money import format_amount, parse_amount
-from farebox.kube.names import deployment_path
 
 CURRENCY = "USD"
 HOLD_SECONDS = 1.0

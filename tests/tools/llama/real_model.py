@@ -13,11 +13,11 @@ from typing import Any
 import anthropic
 import pytest
 import xllamacpp
+
+from farebox.gateway.metering.usage import billed_tokens
 from tests.gateway.hostile_target import Stack, stacked
 from tests.gateway.world import ACCOUNT, TOKEN, UNIT
 from tests.tools.llama import tiny
-
-from farebox.gateway.metering.usage import billed_tokens
 
 CHAT: list[Any] = [{"role": "user", "content": "How many tokens are in this question?"}]
 

@@ -17,12 +17,12 @@ from random import Random
 
 from tests.support.postgres import FAST, Postgres
 from tests.tools.plane import Plane
+from tests.tools.soak.actors import People, actors
 from tests.tools.soak.books import Books, logs
 from tests.tools.soak.calling import Callers
 from tests.tools.soak.chaos import Chaos
 from tests.tools.soak.facts import Seen, condition, look
 from tests.tools.soak.oracle import Oracle, account_of
-from tests.tools.soak.people import People, actors
 from tests.tools.soak.world import Kube, Soaked, World
 
 SETTLE_SECONDS = 100.0

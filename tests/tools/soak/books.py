@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import NullPool, create_engine, text
+
 from tests.tools.soak.facts import Seen
 from tests.tools.soak.specs import HARD
 from tests.tools.soak.world import Call, JSONObject, World

@@ -6,12 +6,12 @@ import random
 import time
 
 import httpx
+
+from farebox.kube.names import core_path
 from tests.support.api import path_of
 from tests.tools.soak.facts import condition
 from tests.tools.soak.specs import MODELS, SERVICES
 from tests.tools.soak.world import Call, World
-
-from farebox.kube.names import core_path
 
 WORDS = ("how", "many", "tokens", "are", "these", "words", "altogether")
 

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from farebox.kube.names import core_path, deployment_path
 from tests.support.api import path_of
 from tests.support.stack import BACKENDS
 from tests.tools.soak.world import JSONObject, World
-
-from farebox.kube.names import core_path, deployment_path
 
 
 def place(raw: JSONObject) -> str:

@@ -3,12 +3,11 @@
 from collections import Counter
 from decimal import Decimal
 
+from farebox.domain.keys import ObjectKey
+from farebox.kube.names import dedicated_backend_name, shared_backend_name
 from tests.support.stack import BACKENDS
 from tests.tools.soak.facts import Seen, condition, place
 from tests.tools.soak.world import JSONObject, World
-
-from farebox.domain.keys import ObjectKey
-from farebox.kube.names import dedicated_backend_name, shared_backend_name
 
 ORDER = (
     "PostpaidDisabled", "AccountNotFound", "AccountNotAllowed", "ModelNotFound", "ModelRetired",

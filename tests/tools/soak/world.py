@@ -10,6 +10,7 @@ from typing import Any
 
 import urllib3
 from kubernetes import config
+
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.stack import AUDIENCE, SYSTEM, Stack

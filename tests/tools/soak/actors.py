@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from farebox.kube.names import core_path, deployment_path
 from tests.support.api import manifest, path_of
 from tests.support.stack import BACKENDS
 from tests.tools.plane import HOLD_ANNOTATION
@@ -22,8 +23,6 @@ from tests.tools.soak.specs import (
     service_spec,
 )
 from tests.tools.soak.world import APPLY, MERGE, NO_ANSWER, JSONObject, World
-
-from farebox.kube.names import core_path, deployment_path
 
 
 class People:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.tools.plane.cluster import Cluster
 
 from farebox.domain.billing.money import Nano
+from tests.tools.plane.cluster import Cluster
 
 DEMO_LABEL = "farebox.dev/demo"
 SAMPLES = "manifests/samples"
