@@ -16,7 +16,7 @@ from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import wait_for
 from tests.tools.demo import __main__ as program
 from tests.tools.demo.expect import Expect, Seen, strayed, unsettled
-from tests.tools.demo.fixture_services import DEMO_LABEL, Calls, Shop
+from tests.tools.demo.fixture_services import DEMO_LABEL, Calls, FixtureServices
 from tests.tools.demo.scenario import Scenario
 from tests.tools.demo.timeline import Timeline
 from tests.tools.demo.watching import PhaseWatch
@@ -92,14 +92,14 @@ def test_a_step_that_goes_wrong_ends_the_demo_with_a_sentence_and_status_1(tmp_p
 
 
 def test_the_demo_leaves_nothing_on_a_cluster_that_others_use(stack: Stack) -> None:
-    shop = Shop(f"-demo-{uuid.uuid4().hex[:6]}")
+    services = FixtureServices(f"-demo-{uuid.uuid4().hex[:6]}")
     out = io.StringIO()
     with PhaseWatch(stack.cluster) as watch:
-        Scenario(stack, shop, Timeline(out), watch, patience=180).play()
-    shop.remove(stack.cluster)
+        Scenario(stack, services, Timeline(out), watch, patience=180).play()
+    services.remove(stack.cluster)
     left = stack.cluster.kubectl("get", "namespaces,mdl", f"--selector={DEMO_LABEL}=true", "--output=name")
     assert left == ""
-    wait_for("no backend is left", lambda: shop.suffix not in _backends(stack))
+    wait_for("no backend is left", lambda: services.suffix not in _backends(stack))
 
 
 def _backends(stack: Stack) -> str:
@@ -140,19 +140,19 @@ def test_a_service_that_comes_to_the_right_end_another_way_is_wrong() -> None:
 
 
 def test_calls_cost_what_the_samples_price_list_says() -> None:
-    shop = Shop()
+    services = FixtureServices()
     # 6,000 x 0.500 + 2,000 x 0.050 + 1,000 x 1.500, per million: 0.0046 USD a call.
-    assert shop.cost(Calls(10, "x/y", "qwen3-8b", 8_000, 1_000, 2_000)) == 46_000_000
+    assert services.cost(Calls(10, "x/y", "qwen3-8b", 8_000, 1_000, 2_000)) == 46_000_000
     # Beyond 32,768 tokens of input the second tier prices the whole call.
-    assert shop.cost(Calls(1, "x/y", "qwen3-8b", 100_000, 0)) == 80_000_000
+    assert services.cost(Calls(1, "x/y", "qwen3-8b", 100_000, 0)) == 80_000_000
 
 
 def test_a_shop_on_a_shared_cluster_renames_models_and_namespaces_everywhere() -> None:
-    shop = Shop("-demo-1")
+    services = FixtureServices("-demo-1")
     documents = [
         document
         for name in ("namespaces.yaml", "catalogue.yaml", "billing.yaml", "team-a.yaml")
-        for document in shop.documents(name)
+        for document in services.documents(name)
     ]
     assert all(document["metadata"]["labels"][DEMO_LABEL] == "true" for document in documents)
     text = json.dumps(documents)

@@ -22,11 +22,11 @@ from tests.support.ports import free_port
 from tests.support.processes import Process, runs
 from tests.support.stack import REPOSITORY, SYSTEM, Stack, usage_event
 from tests.support.waiting import wait_for
-from tests.tools.demo.fixture_services import Calls, Shop
+from tests.tools.demo.fixture_services import Calls, FixtureServices
 from tests.tools.plane import Plane
 from tests.tools.plane.cluster import Cluster
 
-SHOP = Shop()
+SHOP = FixtureServices()
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.dedicated_stack import alone
+from tests.integration.dedicated_stack import dedicated_stack
 from tests.integration.tenants import Tenant
 from tests.support.stack import AUDIENCE, SYSTEM, Stack
 
-__all__ = ["alone", "tenant"]
+__all__ = ["dedicated_stack", "tenant"]
 
 
 @pytest.fixture

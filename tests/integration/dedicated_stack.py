@@ -32,7 +32,7 @@ KINDS = ("InferenceService", "BillingAccount", "TopUp", "Model")
 
 
 @pytest.fixture(scope="session")
-def alone() -> Iterator[Stack]:
+def dedicated_stack() -> Iterator[Stack]:
     """Farebox on a plane beside the session's, without an operator: tests start and end theirs."""
     with Plane.start(nodes=2) as plane:
         stack = Stack(plane, plane.directory)
@@ -43,14 +43,14 @@ def alone() -> Iterator[Stack]:
 
 
 @pytest.fixture
-def tenant_alone(alone: Stack) -> Iterator[Tenant]:
+def dedicated_tenant(dedicated_stack: Stack) -> Iterator[Tenant]:
     """A namespace of one test's own, on that plane: `tenant` of a module that names it so."""
-    made = Tenant(alone)
+    made = Tenant(dedicated_stack)
     yield made
     made.close()
     # No operator runs now: what it would delete is deleted here, so that the next test finds nothing of this.
-    for path in written(alone):
-        alone.api.delete(path)
+    for path in written(dedicated_stack):
+        dedicated_stack.api.delete(path)
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def wait_rest(stack: Stack, process: Process) -> dict[str, str]:
     return seen[-1][1]
 
 
-def shop(tenant: Tenant, balance: str = "10") -> tuple[str, list[str]]:
+def mixed_services(tenant: Tenant, balance: str = "10") -> tuple[str, list[str]]:
     """A model; three dedicated services and a shared one that pay as they go, and one that is off."""
     model = tenant.model()
     tenant.account(balance=balance)

@@ -10,12 +10,12 @@ from farebox.kube.names import NOTE_ANNOTATION
 from tests.integration.dedicated_stack import (
     BALANCE_MAX_AGE_SECONDS,
     LEASE,
+    dedicated_tenant,
     leads,
     metrics,
+    mixed_services,
     operators,
-    shop,
     start,
-    tenant_alone,
     wait_all,
     wait_rest,
     written,
@@ -27,7 +27,7 @@ from tests.support.stack import Stack, usage_event
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.plane
-tenant = tenant_alone
+tenant = dedicated_tenant
 
 
 # -- the meter is away ----------------------------------------------------------------------------------
@@ -37,15 +37,17 @@ def account_ready(tenant: Tenant) -> str:
     return str(condition_of(tenant.get("acme", "BillingAccount"), "Ready").get("reason"))
 
 
-def test_a_meter_that_is_away_makes_balances_unknown_and_moves_nothing(tenant: Tenant, alone: Stack) -> None:
-    assert alone.meter is not None
-    with operators(alone, 1) as (operator,):
-        model, names = shop(tenant)
+def test_a_meter_that_is_away_makes_balances_unknown_and_moves_nothing(
+    tenant: Tenant, dedicated_stack: Stack
+) -> None:
+    assert dedicated_stack.meter is not None
+    with operators(dedicated_stack, 1) as (operator,):
+        model, names = mixed_services(tenant)
         tenant.account("poor")
         tenant.service("waiting", model, account="poor")
         wait_all(tenant, model, names, running=True)
         tenant.wait_stopped("waiting", "Overdue")
-        alone.meter.kill()
+        dedicated_stack.meter.kill()
         wait_for("unknown", lambda: account_ready(tenant) == "BalanceUnknown", SECONDS)
         assert metrics(operator)["farebox_balance_age_seconds"] >= BALANCE_MAX_AGE_SECONDS
         # Nobody's fault here, and a restart would not help.
@@ -62,30 +64,34 @@ def test_a_meter_that_is_away_makes_balances_unknown_and_moves_nothing(tenant: T
         assert tenant.backend("new") is None
         tenant.wait_backend("one", 1)
         assert tenant.status("waiting")["stopReasons"] == ["Overdue"]
-        alone.start_meter()
+        dedicated_stack.start_meter()
         tenant.wait_topup("late")
         tenant.wait_running("waiting", 1)
         tenant.wait_running("new", 1)
         tenant.wait_account(state="Active", balance="10.00")
 
 
-def test_an_operator_that_starts_without_its_meter_moves_nothing(tenant: Tenant, alone: Stack) -> None:
-    assert alone.meter is not None
-    with operators(alone, 1) as (operator,):
-        model, names = shop(tenant)
+def test_an_operator_that_starts_without_its_meter_moves_nothing(
+    tenant: Tenant, dedicated_stack: Stack
+) -> None:
+    assert dedicated_stack.meter is not None
+    with operators(dedicated_stack, 1) as (operator,):
+        model, names = mixed_services(tenant)
         wait_all(tenant, model, names, running=True)
         rested = {
-            path: version for path, version in wait_rest(alone, operator).items() if "deployments" in path
+            path: version
+            for path, version in wait_rest(dedicated_stack, operator).items()
+            if "deployments" in path
         }
     tenant.charge("one", model, 10)
-    alone.meter.stop()
-    with operators(alone, 1) as (operator,):
+    dedicated_stack.meter.stop()
+    with operators(dedicated_stack, 1) as (operator,):
         wait_for("it leads", lambda: leads(operator), SECONDS)
         wait_for("it knows nothing", lambda: account_ready(tenant) == "BalanceUnknown", SECONDS)
-        now = {path: version for path, version in written(alone).items() if "deployments" in path}
+        now = {path: version for path, version in written(dedicated_stack).items() if "deployments" in path}
         assert now == rested
         assert tenant.status("one")["phase"] == "Running"
-        alone.start_meter()
+        dedicated_stack.start_meter()
         wait_all(tenant, model, names, running=False)
 
 
@@ -102,17 +108,17 @@ def test_an_operator_that_starts_without_its_meter_moves_nothing(tenant: Tenant,
     ],
 )
 def test_a_ledger_restored_from_a_backup_gets_its_top_ups_again_once(
-    tenant: Tenant, alone: Stack, there: str
+    tenant: Tenant, dedicated_stack: Stack, there: str
 ) -> None:
-    with operators(alone, 1) as (operator,):
+    with operators(dedicated_stack, 1) as (operator,):
         model = tenant.model()
         tenant.account(balance="3")
         tenant.service("own", model)
         tenant.wait_running("own", 1)
         tenant.charge("own", model, 3)
         tenant.wait_stopped("own", "Overdue")
-        backup = back_up(tenant, alone)
-        noted = place(alone)
+        backup = back_up(tenant, dedicated_stack)
+        noted = place(dedicated_stack)
         tenant.topup("10", reference="after-the-backup")
         tenant.wait_running("own", 1)
         # What a backup loses for good is usage; its sources may send it again.
@@ -126,19 +132,19 @@ def test_a_ledger_restored_from_a_backup_gets_its_top_ups_again_once(
             operator.stop()
         if "killed" in there:
             # It renews its Lease twice a second here, so this is what the one before the last has left.
-            alone.api.patch(LEASE, {"metadata": {"annotations": {NOTE_ANNOTATION: noted}}})
-        restore(alone, backup)
+            dedicated_stack.api.patch(LEASE, {"metadata": {"annotations": {NOTE_ANNOTATION: noted}}})
+        restore(dedicated_stack, backup)
         if "ledger went on" in there:
             # The account has come further than its status says: only the Lease tells of another history.
             for _ in range(8):
                 tenant.charge("own", model, 0.125)
         if there != "operator running":
-            operator = start(alone)
+            operator = start(dedicated_stack)
         before, after = ("9.00", "8.00") if "ledger went on" in there else ("10.00", "9.00")
         tenant.wait_account(balance=before, state="Active")
         # And once only, however often it starts.
         operator.stop()
-        operator = start(alone)
+        operator = start(dedicated_stack)
         wait_for("it leads", lambda: leads(operator), SECONDS)
         tenant.charge("own", model, 1)
         tenant.wait_account(balance=after, state="Active")
@@ -178,9 +184,9 @@ def restore(stack: Stack, backup: Path) -> None:
 # -- terms and quotas end while nobody is there ---------------------------------------------------------
 
 
-def test_what_ended_meanwhile_is_over(tenant: Tenant, alone: Stack) -> None:
+def test_what_ended_meanwhile_is_over(tenant: Tenant, dedicated_stack: Stack) -> None:
     """B6, B9: a trial stops, a term is renewed once or is followed by pay-as-you-go, or by a stop."""
-    with operators(alone, 1) as (operator,):
+    with operators(dedicated_stack, 1) as (operator,):
         model = tenant.model(freeQuota=QUOTA, reservation=OFFER)
         tenant.account(balance=str(4 * PRICE))
         tenant.service("try", model, postpaid=False, trial=True)
@@ -191,8 +197,8 @@ def test_what_ended_meanwhile_is_over(tenant: Tenant, alone: Stack) -> None:
             tenant.wait_running(name, 1)
         tenant.wait_account(balance=f"{PRICE}.00")
         operator.stop()
-        days_pass(alone, 100)
-        start(alone)
+        days_pass(dedicated_stack, 100)
+        start(dedicated_stack)
         tenant.wait_stopped("over", "ReservationExpired")
         tenant.wait_stopped("try", "FreeQuotaExpired")
         tenant.wait_account(balance="0.00", state="Overdue")
@@ -209,20 +215,20 @@ def test_what_ended_meanwhile_is_over(tenant: Tenant, alone: Stack) -> None:
 
 
 def test_b6_a_trial_stops_when_its_quota_ends_though_nothing_else_happens(
-    tenant: Tenant, alone: Stack
+    tenant: Tenant, dedicated_stack: Stack
 ) -> None:
-    with operators(alone, 0):
-        start(alone, FAREBOX_SWEEP_SECONDS="3600")
+    with operators(dedicated_stack, 0):
+        start(dedicated_stack, FAREBOX_SWEEP_SECONDS="3600")
         model = tenant.model(freeQuota=QUOTA)
         tenant.account()
         tenant.service("try", model, postpaid=False, trial=True)
         tenant.wait_running("try", 1)
         now = datetime.now(UTC)
         ends = now + timedelta(seconds=12)
-        quota_ends(alone, model, ends)
+        quota_ends(dedicated_stack, model, ends)
         # With this the ledger tells of the quota again, however long the meter took to start.
         event = usage_event(f"{tenant.namespace}/try", model, input_tokens=1) | {"time": now.isoformat()}
-        assert alone.post_usage([event])["accepted"] == 1
+        assert dedicated_stack.post_usage([event])["accepted"] == 1
         told = ends.strftime("%Y-%m-%dT%H:%M:%S")
         wait_for(
             "the new date is known",

@@ -13,13 +13,13 @@ from tests.integration.dedicated_stack import (
     ENV,
     LEASE,
     backends,
+    dedicated_tenant,
     holder,
     leads,
     metrics,
+    mixed_services,
     operators,
-    shop,
     start,
-    tenant_alone,
     wait_all,
     wait_rest,
     writes,
@@ -33,16 +33,16 @@ from tests.support.stack import BACKENDS, SYSTEM, Stack
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.plane
-tenant = tenant_alone
+tenant = dedicated_tenant
 
 
 # -- B20: killed at any moment --------------------------------------------------------------------------
 
 
-def test_b20_whoever_comes_after_a_kill_finishes_the_job(tenant: Tenant, alone: Stack) -> None:
+def test_b20_whoever_comes_after_a_kill_finishes_the_job(tenant: Tenant, dedicated_stack: Stack) -> None:
     chance = random.Random(20)
-    with operators(alone, 1) as (operator,):
-        model, names = shop(tenant)
+    with operators(dedicated_stack, 1) as (operator,):
+        model, names = mixed_services(tenant)
         wait_all(tenant, model, names, running=True)
         for running in (False, True, False, True):
             before = writes(operator)
@@ -54,9 +54,9 @@ def test_b20_whoever_comes_after_a_kill_finishes_the_job(tenant: Tenant, alone: 
             after = chance.randrange(0, 9)
             wait_writes(tenant, operator, before + after)
             operator.kill()
-            operator = start(alone)
+            operator = start(dedicated_stack)
             wait_all(tenant, model, names, running=running)
-        wait_rest(alone, operator)
+        wait_rest(dedicated_stack, operator)
 
 
 def wait_writes(tenant: Tenant, operator: Process, count: float) -> None:
@@ -70,11 +70,11 @@ def wait_writes(tenant: Tenant, operator: Process, count: float) -> None:
 
 
 def test_b20_a_cluster_at_rest_sees_no_writes_from_a_new_operator_either(
-    tenant: Tenant, alone: Stack
+    tenant: Tenant, dedicated_stack: Stack
 ) -> None:
-    assert alone.meter is not None
-    with operators(alone, 1) as (operator,):
-        model, names = shop(tenant)
+    assert dedicated_stack.meter is not None
+    with operators(dedicated_stack, 1) as (operator,):
+        model, names = mixed_services(tenant)
         # What stands still is looked at as well: an overdue account, and a shared backend at zero.
         idle = tenant.model("idle")
         tenant.account("poor")
@@ -84,20 +84,20 @@ def test_b20_a_cluster_at_rest_sees_no_writes_from_a_new_operator_either(
         tenant.wait_stopped("waiting", "Overdue")
         tenant.wait_state("idle", "Stopped", "Overdue")
         tenant.wait_account(services={"notEnabled": 0, "creating": 0, "running": 4, "stopped": 1})
-        rested = wait_rest(alone, operator)
+        rested = wait_rest(dedicated_stack, operator)
         operator.stop()
         # Balances come a moment after the lists: that they are not there yet is not worth a write.
-        alone.meter.pause()
+        dedicated_stack.meter.pause()
         try:
-            operator = alone.start_operator(**ENV, FAREBOX_SWEEP_SECONDS="0.5")
+            operator = dedicated_stack.start_operator(**ENV, FAREBOX_SWEEP_SECONDS="0.5")
             wait_for("it leads", lambda: leads(operator), SECONDS)
         finally:
-            alone.meter.resume()
+            dedicated_stack.meter.resume()
         # The same plan again, of the same operator: sweeps look at every object.
         passes = 'workqueue_work_duration_seconds_count{kind="InferenceService"}'
         services = 7
         wait_for("every service had four passes", lambda: metrics(operator)[passes] >= 4 * services, SECONDS)
-        now = written(alone)
+        now = written(dedicated_stack)
         changed = [path for path in rested.keys() | now.keys() if rested.get(path) != now.get(path)]
         assert (writes(operator), changed) == (0, [])
 
@@ -112,8 +112,8 @@ def leader_and_standby(both: list[Process]) -> tuple[Process, Process]:
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
-def test_b21_the_other_takes_over(tenant: Tenant, alone: Stack, end: str) -> None:
-    with operators(alone, 2) as both:
+def test_b21_the_other_takes_over(tenant: Tenant, dedicated_stack: Stack, end: str) -> None:
+    with operators(dedicated_stack, 2) as both:
         leader, standby = leader_and_standby(both)
         model = tenant.model()
         tenant.account(balance="10")
@@ -121,8 +121,8 @@ def test_b21_the_other_takes_over(tenant: Tenant, alone: Stack, end: str) -> Non
         tenant.wait_running("own", 1)
         assert standby.http("/readyz")[0] == 200
         assert writes(standby) == 0
-        transitions = alone.api.get(LEASE)["spec"]["leaseTransitions"]
-        was = holder(alone)
+        transitions = dedicated_stack.api.get(LEASE)["spec"]["leaseTransitions"]
+        was = holder(dedicated_stack)
         if end == "SIGKILL":
             leader.kill()
         else:
@@ -130,30 +130,30 @@ def test_b21_the_other_takes_over(tenant: Tenant, alone: Stack, end: str) -> Non
         tenant.charge("own", model, 10)
         wait_for("the other leads", lambda: leads(standby), SECONDS)
         tenant.wait_stopped("own", "Overdue")
-        assert holder(alone) != was
-        assert alone.api.get(LEASE)["spec"]["leaseTransitions"] > transitions
+        assert holder(dedicated_stack) != was
+        assert dedicated_stack.api.get(LEASE)["spec"]["leaseTransitions"] > transitions
 
 
-def test_b21_a_paused_leader_that_wakes_up_writes_nothing(tenant: Tenant, alone: Stack) -> None:
-    with operators(alone, 2) as both, ThreadPoolExecutor(1) as asking:
+def test_b21_a_paused_leader_that_wakes_up_writes_nothing(tenant: Tenant, dedicated_stack: Stack) -> None:
+    with operators(dedicated_stack, 2) as both, ThreadPoolExecutor(1) as asking:
         leader, standby = leader_and_standby(both)
         model = tenant.model()
         tenant.account(balance="10")
         tenant.service("own", model)
         tenant.wait_running("own", 1)
-        wait_rest(alone, leader)
+        wait_rest(dedicated_stack, leader)
         leader.pause()
         try:
             # Work, and a question, that the paused one finds in its sockets when it wakes up.
             health = asking.submit(leader.http, "/healthz", SECONDS)
             tenant.charge("own", model, 10)
             wait_for("the other leads", lambda: leads(standby), SECONDS)
-            new = holder(alone)
+            new = holder(dedicated_stack)
             tenant.wait_stopped("own", "Overdue")
             tenant.edit("own", replicas=3)
             tenant.topup("5")
             tenant.wait_running("own", 3)
-            rested = wait_rest(alone, standby)
+            rested = wait_rest(dedicated_stack, standby)
         finally:
             leader.resume()
         # It finds its lease lost, says so, and ends rather than act on what it knew.
@@ -161,48 +161,54 @@ def test_b21_a_paused_leader_that_wakes_up_writes_nothing(tenant: Tenant, alone:
         assert "lease.lost" in leader.log.read_text()
         with suppress(OSError):
             assert health.result(SECONDS)[0] == 503
-        assert written(alone) == rested
-        assert holder(alone) == new
+        assert written(dedicated_stack) == rested
+        assert holder(dedicated_stack) == new
         assert leads(standby)
 
 
 # -- B24: no operator -----------------------------------------------------------------------------------
 
 
-def test_b24_without_an_operator_workloads_stay_and_deletes_do_not_hang(tenant: Tenant, alone: Stack) -> None:
-    with operators(alone, 1) as (operator,):
-        model, names = shop(tenant)
+def test_b24_without_an_operator_workloads_stay_and_deletes_do_not_hang(
+    tenant: Tenant, dedicated_stack: Stack
+) -> None:
+    with operators(dedicated_stack, 1) as (operator,):
+        model, names = mixed_services(tenant)
         wait_all(tenant, model, names, running=True)
-        wait_rest(alone, operator)
-    before = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in backends(alone)}
+        wait_rest(dedicated_stack, operator)
+    before = {
+        item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in backends(dedicated_stack)
+    }
     tenant.charge("one", model, 20)
     # Deletes return when the objects are gone, so nothing but the API server had to agree.
     tenant.delete("InferenceService", "one")
-    for topup in alone.api.get(path_of("TopUp", tenant.namespace))["items"]:
+    for topup in dedicated_stack.api.get(path_of("TopUp", tenant.namespace))["items"]:
         tenant.delete("TopUp", topup["metadata"]["name"])
     tenant.delete("BillingAccount", "acme")
     tenant.delete("Model", model)
-    after = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in backends(alone)}
+    after = {
+        item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in backends(dedicated_stack)
+    }
     assert after == before, "nobody stopped what ran"
-    with operators(alone, 1):
+    with operators(dedicated_stack, 1):
         tenant.wait_stopped("two", "AccountNotFound", "ModelNotFound")
         tenant.wait_gone(deployment_path(BACKENDS, tenant.backend_name("one")))
 
 
 def test_what_was_made_again_as_something_else_meanwhile_keeps_no_pods_of_before(
-    tenant: Tenant, alone: Stack
+    tenant: Tenant, dedicated_stack: Stack
 ) -> None:
     """Another service, or model, of the same name needs no backend: nobody pays for what ran before."""
-    with operators(alone, 1) as (operator,):
-        model, names = shop(tenant)
+    with operators(dedicated_stack, 1) as (operator,):
+        model, names = mixed_services(tenant)
         wait_all(tenant, model, names, running=True)
-        wait_rest(alone, operator)
+        wait_rest(dedicated_stack, operator)
     own = [deployment_path(BACKENDS, tenant.backend_name(name)) for name in names]
     endpoint = core_path("services", BACKENDS, tenant.backend_name("one"))
     shared = deployment_path(BACKENDS, shared_backend_name(model))
     tenant.delete("InferenceService", "one")
     tenant.service("one", model, dedicated=False)
-    with operators(alone, 1):
+    with operators(dedicated_stack, 1):
         tenant.wait_gone(own[0])
         tenant.wait_gone(endpoint)
         tenant.wait_state("one", "Running")
@@ -210,7 +216,7 @@ def test_what_was_made_again_as_something_else_meanwhile_keeps_no_pods_of_before
         tenant.wait_running("two", 2)
     tenant.delete("Model", model)
     tenant.model(serving={"external": {"baseURL": "https://api.example.com/v1"}})
-    with operators(alone, 1):
+    with operators(dedicated_stack, 1):
         for path in (shared, *own):
             tenant.wait_gone(path)
         for name in ("one", "two", "three", "shared"):
@@ -218,12 +224,12 @@ def test_what_was_made_again_as_something_else_meanwhile_keeps_no_pods_of_before
 
 
 @contextmanager
-def behind_proxy(alone: Stack, sweep_seconds: str) -> Iterator[tuple[Proxy, Process]]:
+def behind_proxy(dedicated_stack: Stack, sweep_seconds: str) -> Iterator[tuple[Proxy, Process]]:
     """One operator that leads, and what stands between it and the API server."""
-    through = alone.cluster.service_account_kubeconfig(SYSTEM, "farebox-operator")
-    with proxied(through) as (proxy, kubeconfig), operators(alone, 0):
+    through = dedicated_stack.cluster.service_account_kubeconfig(SYSTEM, "farebox-operator")
+    with proxied(through) as (proxy, kubeconfig), operators(dedicated_stack, 0):
         env = ENV | {"FAREBOX_SWEEP_SECONDS": sweep_seconds, "FAREBOX_KUBECONFIG": str(kubeconfig)}
-        operator = alone.start_operator(**env)
+        operator = dedicated_stack.start_operator(**env)
         wait_for("it leads", lambda: leads(operator), SECONDS)
         yield proxy, operator
 
@@ -232,12 +238,12 @@ def behind_proxy(alone: Stack, sweep_seconds: str) -> Iterator[tuple[Proxy, Proc
 
 
 def test_what_was_deleted_before_a_watch_began_anew_is_gone_without_a_sweep(
-    tenant: Tenant, alone: Stack
+    tenant: Tenant, dedicated_stack: Stack
 ) -> None:
-    with behind_proxy(alone, sweep_seconds="3600") as (proxy, operator):
-        model, names = shop(tenant)
+    with behind_proxy(dedicated_stack, sweep_seconds="3600") as (proxy, operator):
+        model, names = mixed_services(tenant)
         wait_all(tenant, model, names, running=True)
-        wait_rest(alone, operator)
+        wait_rest(dedicated_stack, operator)
         proxy.forgetful = frozenset({"inferenceservices"})
         tenant.delete("InferenceService", "one")
         tenant.wait_gone(deployment_path(BACKENDS, tenant.backend_name("one")))
@@ -251,16 +257,16 @@ def test_what_was_deleted_before_a_watch_began_anew_is_gone_without_a_sweep(
 
 
 def test_a_deaf_watch_is_unhealthy_and_a_lease_that_cannot_be_renewed_is_the_end(
-    tenant: Tenant, alone: Stack
+    tenant: Tenant, dedicated_stack: Stack
 ) -> None:
-    with behind_proxy(alone, sweep_seconds="0.2") as (proxy, operator):
+    with behind_proxy(dedicated_stack, sweep_seconds="0.2") as (proxy, operator):
         assert operator.http("/healthz")[0] == 200
         proxy.deaf = frozenset({"namespaces"})
         home = core_path("namespaces", name=tenant.namespace)
 
         def unhealthy() -> str:
             # There is always something new that the watch should tell.
-            alone.api.patch(home, {"metadata": {"labels": {"now": uuid.uuid4().hex}}})
+            dedicated_stack.api.patch(home, {"metadata": {"labels": {"now": uuid.uuid4().hex}}})
             code, text = operator.http("/healthz")
             return text if code == 503 else ""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.manifests.rights import bind_people
+from tests.manifests.rights import bind_actors
 from tests.manifests.trees import BASE
 from tests.tools.plane import Plane
 from tests.tools.plane.fixtures import pytest_collection_finish
@@ -41,7 +41,7 @@ def installed(plane: Plane) -> Plane:
 
 
 @pytest.fixture(scope="package")
-def people(installed: Plane) -> Plane:
+def actors(installed: Plane) -> Plane:
     """The installed plane with a team's namespace, and somebody in each role."""
-    bind_people(installed)
+    bind_actors(installed)
     return installed

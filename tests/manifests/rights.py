@@ -9,7 +9,7 @@ from typing import Any
 from tests.tools.plane import Plane
 
 TEAM, OTHER_TEAM, BILLING = "rbac-team", "rbac-other", "rbac-billing"
-"""Namespaces of the people below."""
+"""Namespaces of the actors below."""
 
 AGGREGATION_SECONDS = 60.0
 
@@ -105,7 +105,7 @@ def rules_of(plane: Plane, who: Identity, namespace: str) -> Rules:
     return {key: verbs for key, verbs in beyond.items() if verbs}
 
 
-def bind_people(plane: Plane) -> None:
+def bind_actors(plane: Plane) -> None:
     """Make the namespaces and bind everyone; returns when the built-in roles have Farebox's rights."""
     plane.apply(
         *(_object("v1", "Namespace", name) for name in (TEAM, OTHER_TEAM, BILLING)),

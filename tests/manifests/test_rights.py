@@ -137,16 +137,16 @@ def names(value: object) -> str:
 
 @pytest.mark.parametrize(("who", "namespace", "expected"), PROCESSES, ids=names)
 def test_a_process_has_exactly_these_rights(
-    people: Plane, who: Identity, namespace: str, expected: Rules
+    actors: Plane, who: Identity, namespace: str, expected: Rules
 ) -> None:
-    assert rules_of(people, who, namespace) == {key: verbs for key, verbs in expected.items() if verbs}
+    assert rules_of(actors, who, namespace) == {key: verbs for key, verbs in expected.items() if verbs}
 
 
 @pytest.mark.parametrize(("who", "namespace", "expected"), PEOPLE, ids=names)
 def test_a_person_has_exactly_these_rights_on_farebox(
-    people: Plane, who: Identity, namespace: str, expected: Rules
+    actors: Plane, who: Identity, namespace: str, expected: Rules
 ) -> None:
-    assert only_own(rules_of(people, who, namespace)) == expected
+    assert only_own(rules_of(actors, who, namespace)) == expected
 
 
 ALLOWED = [
@@ -315,13 +315,13 @@ DENIED = [
 ]
 
 
-def test_what_each_identity_needs_is_allowed(people: Plane) -> None:
-    yes = set(allowed(people, ALLOWED))
+def test_what_each_identity_needs_is_allowed(actors: Plane) -> None:
+    yes = set(allowed(actors, ALLOWED))
     assert [str(question) for question in ALLOWED if question not in yes] == []
 
 
-def test_what_nobody_should_do_is_denied(people: Plane) -> None:
-    assert [str(question) for question in allowed(people, DENIED)] == []
+def test_what_nobody_should_do_is_denied(actors: Plane) -> None:
+    assert [str(question) for question in allowed(actors, DENIED)] == []
 
 
 TOP_UP = """
@@ -345,31 +345,31 @@ spec: {modelRef: {name: m}, billingAccountRef: {name: mine}, dedicated: true, re
 
 
 @pytest.mark.parametrize("who", TENANTS, ids=names)
-def test_a_tenant_who_tries_to_grant_himself_money_is_refused(people: Plane, who: Identity) -> None:
-    people.kubectl("apply", "-f", "-", input=ACCOUNT)
+def test_a_tenant_who_tries_to_grant_himself_money_is_refused(actors: Plane, who: Identity) -> None:
+    actors.kubectl("apply", "-f", "-", input=ACCOUNT)
     with pytest.raises(KubectlError, match="forbidden"):
-        people.kubectl("create", "-f", "-", *who.flags, input=TOP_UP)
+        actors.kubectl("create", "-f", "-", *who.flags, input=TOP_UP)
     raise_limit = '{"spec": {"creditLimit": "1000000"}}'
     with pytest.raises(KubectlError, match="forbidden"):
-        people.kubectl("patch", "-n", TEAM, "ba/mine", "--type=merge", f"-p={raise_limit}", *who.flags)
+        actors.kubectl("patch", "-n", TEAM, "ba/mine", "--type=merge", f"-p={raise_limit}", *who.flags)
     forge = '{"status": {"balance": "1000000"}}'
     with pytest.raises(KubectlError, match="forbidden"):
-        people.kubectl(
+        actors.kubectl(
             "patch", "-n", TEAM, "ba/mine", "--subresource=status", "--type=merge", f"-p={forge}", *who.flags
         )
 
 
-def test_a_billing_admin_applies_top_ups_as_git_tools_do_and_changes_none(people: Plane) -> None:
+def test_a_billing_admin_applies_top_ups_as_git_tools_do_and_changes_none(actors: Plane) -> None:
     """Server-side apply is a PATCH, of what is not there yet as well."""
     paid = TOP_UP.replace(TEAM, BILLING)
     apply = ("apply", "--server-side", "-f", "-", *BILLING_ADMIN.flags)
     for _ in range(2):
-        people.kubectl(*apply, input=paid)
+        actors.kubectl(*apply, input=paid)
     with pytest.raises(KubectlError, match="a TopUp cannot be changed"):
-        people.kubectl(*apply, input=paid.replace("1000000.00", "2000000.00"))
+        actors.kubectl(*apply, input=paid.replace("1000000.00", "2000000.00"))
 
 
-def test_a_tenant_scales_the_service_itself(people: Plane) -> None:
-    people.kubectl("apply", "-f", "-", *EDITOR.flags, input=SERVICE)
-    people.kubectl("scale", "-n", TEAM, "infsvc/scaled", "--replicas=3", *EDITOR.flags)
-    assert people.kubectl("get", "-n", TEAM, "infsvc/scaled", "-o=jsonpath={.spec.replicas}") == "3"
+def test_a_tenant_scales_the_service_itself(actors: Plane) -> None:
+    actors.kubectl("apply", "-f", "-", *EDITOR.flags, input=SERVICE)
+    actors.kubectl("scale", "-n", TEAM, "infsvc/scaled", "--replicas=3", *EDITOR.flags)
+    assert actors.kubectl("get", "-n", TEAM, "infsvc/scaled", "-o=jsonpath={.spec.replicas}") == "3"

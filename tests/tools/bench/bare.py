@@ -1,7 +1,7 @@
 """A bare client for the API server: as many requests as 64 connections carry, and nothing around them.
 
-It is the limit that the operator is compared with, the hands that fill a plane quickly, and the eyes that see
-when something changed. It never retries and keeps no state.
+It is the limit that the operator is compared with. It also fills a plane quickly and carries the watches of
+observer.py. It never retries and keeps no state.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.api import path_of
 from tests.tools.bench.bare import CONNECTIONS, Bare, Call, patch
-from tests.tools.bench.observer import Eyes, open_eyes
+from tests.tools.bench.observer import Eyes, observing
 from tests.tools.bench.process import Metrics, cpu_seconds, peak_memory_mb
 from tests.tools.bench.report import Report
 from tests.tools.bench.world import (
@@ -134,24 +134,24 @@ async def _transition(world: World, transition: Transition, size: int, cause: Ca
     operator = world.operator
     before, cpu = await world.at_rest(), cpu_seconds(operator.pid)
     generations = await _generations(world.bare)
-    async with open_eyes(world.bare, transition.replicas) as eyes:
+    async with observing(world.bare, transition.replicas) as observer:
         await cause()
         await world.until(f"services {transition.name}", SERVICES, transition.done, size)
     used = cpu_seconds(operator.pid) - cpu
     after = await asyncio.to_thread(Metrics.of, operator)
     scaled = sum((await _generations(world.bare)).values()) - sum(generations.values())
-    assert len(eyes.arrived_at) == size, f"{len(eyes.arrived_at)} of {size} Deployments arrived"
+    assert len(observer.arrived_at) == size, f"{len(observer.arrived_at)} of {size} Deployments arrived"
     return Outcome(
-        seconds=eyes.last_service_at - eyes.started_at,
-        last_scale=max(eyes.scaled_at.values()) - eyes.started_at,
-        last_arrival=max(eyes.arrived_at.values()) - eyes.started_at,
+        seconds=observer.last_service_at - observer.started_at,
+        last_scale=max(observer.scaled_at.values()) - observer.started_at,
+        last_arrival=max(observer.arrived_at.values()) - observer.started_at,
         writes=sum(
             after.since(before, "farebox_api_writes_total", write=what) for what in ("status", "scale")
         )
         / size,
-        counted=(len(eyes.statuses) + scaled) / size,
+        counted=(len(observer.statuses) + scaled) / size,
         cpu=used / size,
-        patches=_typical_patches(eyes),
+        patches=_typical_patches(observer),
     )
 
 
@@ -166,12 +166,12 @@ async def _generations(bare: Bare) -> dict[str, int]:
     return generations
 
 
-def _typical_patches(eyes: Eyes) -> list[JSONObject]:
+def _typical_patches(observer: Eyes) -> list[JSONObject]:
     """The status patches of a service that had as many as most."""
-    counts = eyes.events_by_service()
+    counts = observer.events_by_service()
     usual = round(median(counts.values()))
     name = next(name for name, count in counts.items() if count == usual)
-    events = [json.loads(line) for line in eyes.statuses if f'"name":"{name}",'.encode() in line]
+    events = [json.loads(line) for line in observer.statuses if f'"name":"{name}",'.encode() in line]
     statuses = [event["object"]["status"] for event in events if event["object"]["metadata"]["name"] == name]
     # What the first of them changed is not known here; it wrote conditions and phase, so all is the nearest.
     return [statuses[0]] + [
@@ -226,12 +226,12 @@ async def _limit(
     """Seconds of the bare loop; returns when all pods are there or gone."""
     work = {name: _writes(transition, outcome, name, service) for name, service in deployments.items()}
     arrived: asyncio.Queue[str] = asyncio.Queue()
-    async with open_eyes(admin, transition.replicas, arrived.put_nowait) as eyes:
+    async with observing(admin, transition.replicas, arrived.put_nowait) as observer:
         started = time.monotonic()
         await loop(bare, work, arrived)
         seconds = time.monotonic() - started
         async with asyncio.timeout(600):
-            while len(eyes.arrived_at) < len(deployments):  # noqa: ASYNC110 (watches set it)
+            while len(observer.arrived_at) < len(deployments):  # noqa: ASYNC110 (watches set it)
                 await asyncio.sleep(0.1)
     return seconds
 

@@ -36,8 +36,8 @@ class Seen:
 
 
 @dataclass
-class Eyes:
-    """What was seen since `open_eyes`. All times are monotonic seconds.
+class Observer:
+    """What was seen since `observing`. All times are monotonic seconds.
 
     Attributes:
         last_service_at: when the last event of a service came.
@@ -58,12 +58,12 @@ class Eyes:
         """How many events each service had."""
         return Counter(_name(line) for line in self.statuses)
 
-    def see_service(self, line: bytes, at: float) -> None:
+    def on_service(self, line: bytes, at: float) -> None:
         """An event of a service."""
         self.last_service_at = at
         self.statuses.append(line)
 
-    def see_deployment(self, line: bytes, at: float) -> None:
+    def on_deployment(self, line: bytes, at: float) -> None:
         """An event of a Deployment."""
         seen = deployment(line)
         if seen.desired != self.desired:
@@ -75,14 +75,17 @@ class Eyes:
 
 
 @asynccontextmanager
-async def open_eyes(
+async def observing(
     bare: Bare, desired: int, on_arrival: Callable[[str], None] = lambda name: None
-) -> AsyncIterator[Eyes]:
+) -> AsyncIterator[Observer]:
     """Look at all services and Deployments on their way to `desired` replicas."""
-    eyes = Eyes(desired, on_arrival)
-    async with bare.watching(SERVICES, eyes.see_service), bare.watching(DEPLOYMENTS, eyes.see_deployment):
-        eyes.started_at = time.monotonic()
-        yield eyes
+    observer = Observer(desired, on_arrival)
+    async with (
+        bare.watching(SERVICES, observer.on_service),
+        bare.watching(DEPLOYMENTS, observer.on_deployment),
+    ):
+        observer.started_at = time.monotonic()
+        yield observer
 
 
 def deployment(line: bytes) -> Seen:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from tests.support.stack import SYSTEM, Stack
 from tests.tools.demo import keeping
 from tests.tools.demo.expect import Wrong
-from tests.tools.demo.fixture_services import Shop
+from tests.tools.demo.fixture_services import FixtureServices
 from tests.tools.demo.scenario import Scenario
 from tests.tools.demo.timeline import Timeline
 from tests.tools.demo.watching import PhaseWatch
@@ -65,11 +65,11 @@ def _demo(timeline: Timeline, patience: float | None) -> None:
         timeline.command("$ kubectl apply --server-side -k manifests/base")
         stack = cleanup.enter_context(Stack.start(cluster))
         timeline.event("Farebox runs: operator and meter, with the rights that manifests/base gives them")
-        shop = Shop.of(cluster)
+        services = FixtureServices.of(cluster)
         try:
             with PhaseWatch(cluster) as watch:
                 limit = patience or (_PATIENCE_SIMULATED if cluster.simulated else _PATIENCE_REAL)
-                Scenario(stack, shop, timeline, watch, limit).play()
+                Scenario(stack, services, timeline, watch, limit).play()
             _verify(timeline, stack)
             timeline.say()
             timeline.event("every step came out as it should")
@@ -79,9 +79,9 @@ def _demo(timeline: Timeline, patience: float | None) -> None:
         finally:
             if kept:
                 _keep(cleanup, cluster, stack)
-                keeping.explain(timeline, cluster, stack, shop)
+                keeping.explain(timeline, cluster, stack, services)
             elif not cluster.simulated:
-                shop.remove(cluster)
+                services.remove(cluster)
 
 
 def _keep(cleanup: contextlib.ExitStack, cluster: Cluster, stack: Stack) -> None:

@@ -11,7 +11,7 @@ from openai import APIConnectionError, APIStatusError, OpenAI
 from tests.support.api import path_of
 from tests.support.stack import Stack
 from tests.tools.demo.expect import Wrong
-from tests.tools.demo.fixture_services import Calls, Shop
+from tests.tools.demo.fixture_services import Calls, FixtureServices
 
 _POLL_SECONDS = 0.05
 _QUESTION = "How many tokens has this question, and what does it cost to answer it?"
@@ -43,11 +43,11 @@ class Caller:
         patience: seconds for the gateway to see what was just changed.
     """
 
-    def __init__(self, stack: Stack, shop: Shop, patience: float) -> None:
-        self._shop = shop
+    def __init__(self, stack: Stack, services: FixtureServices, patience: float) -> None:
+        self._services = services
         self._patience = patience
         self.url = f"{stack.gateway_url()}/v1"
-        self._client = OpenAI(base_url=self.url, api_key=_token(stack, shop, patience), max_retries=0)
+        self._client = OpenAI(base_url=self.url, api_key=_token(stack, services, patience), max_retries=0)
 
     def ask(self) -> Answer:
         """One call, as soon as it is served."""
@@ -88,14 +88,14 @@ class Caller:
                 time.sleep(_POLL_SECONDS)
 
     def _chat(self, text: str, max_tokens: int) -> Answer:
-        name = self._shop.chat.partition("/")[2]
+        name = self._services.chat.partition("/")[2]
         answer = self._client.chat.completions.create(
             model=name, messages=[{"role": "user", "content": text}], max_tokens=max_tokens
         )
         return Answer(self._calls(answer.usage), answer.choices[0].message.content or "")
 
     def _stream(self) -> Answer:
-        name = self._shop.chat.partition("/")[2]
+        name = self._services.chat.partition("/")[2]
         text, usage = "", None
         for chunk in self._client.chat.completions.create(
             model=name,
@@ -112,8 +112,8 @@ class Caller:
         assert usage is not None, "an answer says what it used"
         details = usage.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details else 0
-        model = self._shop.model("qwen3-8b")
-        return Calls(1, self._shop.chat, model, usage.prompt_tokens, usage.completion_tokens, cached)
+        model = self._services.model("qwen3-8b")
+        return Calls(1, self._services.chat, model, usage.prompt_tokens, usage.completion_tokens, cached)
 
 
 def _refusal(error: APIStatusError) -> Refusal:
@@ -121,14 +121,14 @@ def _refusal(error: APIStatusError) -> Refusal:
     return Refusal(error.status_code, str(body.get("type", "")), str(body.get("message", error.message)))
 
 
-def _token(stack: Stack, shop: Shop, patience: float) -> str:
+def _token(stack: Stack, services: FixtureServices, patience: float) -> str:
     """The key that the operator made for the samples' APIKey."""
     deadline = time.monotonic() + patience
-    secret = f"/api/v1/namespaces/{shop.team}/secrets"
+    secret = f"/api/v1/namespaces/{services.team}/secrets"
     while time.monotonic() < deadline:
-        found = stack.api.find(path_of("APIKey", shop.team, "app")) or {}
+        found = stack.api.find(path_of("APIKey", services.team, "app")) or {}
         if name := found.get("status", {}).get("secretName"):
             data = stack.api.get(f"{secret}/{name}")["data"]
             return base64.b64decode(data["api-key"]).decode()
         time.sleep(_POLL_SECONDS)
-    raise Wrong(f"APIKey {shop.team}/app has no Secret")
+    raise Wrong(f"APIKey {services.team}/app has no Secret")

@@ -38,7 +38,7 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Shop:
+class FixtureServices:
     """The samples under the names of one run.
 
     Attributes:
@@ -49,8 +49,8 @@ class Shop:
     _documents: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cluster: Cluster) -> "Shop":
-        """The shop for a cluster: a simulated one belongs to this run alone."""
+    def of(cls, cluster: Cluster) -> "FixtureServices":
+        """The services for a cluster: a simulated one belongs to this run alone."""
         return cls() if cluster.simulated else cls(f"-demo-{uuid.uuid4().hex[:6]}")
 
     @property

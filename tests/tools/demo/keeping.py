@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.support.stack import AUDIENCE, SYSTEM, Stack
-from tests.tools.demo.fixture_services import DEMO_LABEL, Shop
+from tests.tools.demo.fixture_services import DEMO_LABEL, FixtureServices
 from tests.tools.demo.timeline import Timeline
 from tests.tools.plane import Plane, places
 from tests.tools.plane.cluster import Cluster
@@ -59,13 +59,13 @@ def remove_labelled(cluster: Cluster) -> None:
     cluster.kubectl("delete", "models.farebox.dev", selector)
 
 
-def explain(timeline: Timeline, cluster: Cluster, stack: Stack, shop: Shop) -> None:
+def explain(timeline: Timeline, cluster: Cluster, stack: Stack, services: FixtureServices) -> None:
     """Print how to look around."""
-    billing, account = shop.account.split("/")
-    namespace, assistant = shop.assistant.split("/")
+    billing, account = services.account.split("/")
+    namespace, assistant = services.assistant.split("/")
     python = os.path.relpath(sys.executable)
     meter = stack.meter_url if cluster.simulated else "http://127.0.0.1:8090"
-    model = shop.model("llama-3.3-70b")
+    model = services.model("llama-3.3-70b")
     gateway = stack.gateways[-1].url if stack.gateways else "http://127.0.0.1:8080"
     for line in (
         "",
@@ -80,7 +80,7 @@ def explain(timeline: Timeline, cluster: Cluster, stack: Stack, shop: Shop) -> N
         "To call a model through the gateway:",
         "",
         *([] if cluster.simulated else [f"  kubectl port-forward -n {SYSTEM} svc/farebox-gateway 8080:80 &"]),
-        f"  KEY=$(kubectl get secret app -n {shop.team} -o 'jsonpath={{.data.api-key}}' | base64 -d)",
+        f"  KEY=$(kubectl get secret app -n {services.team} -o 'jsonpath={{.data.api-key}}' | base64 -d)",
         f'  curl -sS {gateway}/v1/chat/completions -H "Authorization: Bearer $KEY" \\',
         "    -H 'Content-Type: application/json' -d '{",
         '      "model": "chat", "max_tokens": 16, "messages": [{"role": "user", "content": "Hello"}]}\'',
@@ -92,7 +92,7 @@ def explain(timeline: Timeline, cluster: Cluster, stack: Stack, shop: Shop) -> N
         f"  curl -sS {meter}/v1/events \\",
         '    -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/cloudevents+json" -d \'{',
         '      "specversion": "1.0", "type": "dev.farebox.usage.v1", "source": "me", "id": "call-1",',
-        f'      "subject": "{shop.assistant}", "time": "\'$(date -u +%FT%TZ)\'", "data": {{',
+        f'      "subject": "{services.assistant}", "time": "\'$(date -u +%FT%TZ)\'", "data": {{',
         f'        "model": "{model}", "inputTokens": 100000000, "outputTokens": 0}}}}\'',
         "",
         "To top it up:",

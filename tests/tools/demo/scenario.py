@@ -15,7 +15,7 @@ from tests.support.api import ApiError, path_of
 from tests.support.stack import AUDIENCE, BACKENDS, SYSTEM, Stack, usage_event
 from tests.tools.demo.calling import Answer, Caller, Refusal
 from tests.tools.demo.expect import Expect, Seen, Wrong, arrows, strayed, unsettled
-from tests.tools.demo.fixture_services import GALLERY, SERVICES, Calls, Shop
+from tests.tools.demo.fixture_services import GALLERY, SERVICES, Calls, FixtureServices
 from tests.tools.demo.timeline import Timeline
 from tests.tools.demo.watching import PhaseWatch
 
@@ -36,10 +36,10 @@ class Scenario:
     """
 
     def __init__(
-        self, stack: Stack, shop: Shop, timeline: Timeline, watch: PhaseWatch, patience: float
+        self, stack: Stack, services: FixtureServices, timeline: Timeline, watch: PhaseWatch, patience: float
     ) -> None:
         self._stack = stack
-        self._shop = shop
+        self._services = services
         self._timeline = timeline
         self._watch = watch
         self._patience = patience
@@ -67,45 +67,47 @@ class Scenario:
 
     def _publish(self) -> None:
         self._begin("Models, an account, a payment of 100 USD: every model is there as a Default service")
-        self._timeline.command(self._shop.apply(self._stack.cluster, GALLERY))
+        self._timeline.command(self._services.apply(self._stack.cluster, GALLERY))
         self._balance = parse_amount("100.00")
-        self._settle(dict.fromkeys(self._shop.defaults, _STAYS_OFF))
+        self._settle(dict.fromkeys(self._services.defaults, _STAYS_OFF))
 
     def _deploy(self) -> None:
         self._begin("A team's services: one on a shared backend, one with two replicas of its own")
-        self._timeline.command(self._shop.apply(self._stack.cluster, SERVICES))
+        self._timeline.command(self._services.apply(self._stack.cluster, SERVICES))
         up = ("Creating", "Running")
         self._settle(
             {
-                self._shop.chat: Expect(up, replicas=1),
-                self._shop.assistant: Expect(up, replicas=2),
-                self._shop.default: _STAYS_OFF,
+                self._services.chat: Expect(up, replicas=1),
+                self._services.assistant: Expect(up, replicas=2),
+                self._services.default: _STAYS_OFF,
             }
         )
 
     def _enable_default(self) -> None:
         self._begin("The Default service is enabled")
-        self._set_postpaid(self._shop.default, "true")
+        self._set_postpaid(self._services.default, "true")
         self._settle(self._all(("Running",)) | {
-            self._shop.default: Expect(("NotEnabled", "Creating", "Running"), replicas=1)
+            self._services.default: Expect(("NotEnabled", "Creating", "Running"), replicas=1)
         })  # fmt: skip
 
     def _use_the_free_quota(self) -> None:
         self._begin("Calls within the model's free quota cost nothing")
         quota = 500_000
-        self._use(Calls(50, self._shop.chat, self._shop.model("qwen3-8b"), 9_000, 1_000, free=True))
-        namespace, name = self._shop.chat.split("/")
+        self._use(Calls(50, self._services.chat, self._services.model("qwen3-8b"), 9_000, 1_000, free=True))
+        namespace, name = self._services.chat.split("/")
         path = path_of("InferenceService", namespace, name)
         found = self._wait(
             lambda: self._stack.api.get(path)["status"].get("freeQuota", {}), "used", quota, "the quota used"
         )
-        self._timeline.detail(f"free quota of {self._shop.chat}: {quota:,} of {found['total']:,} tokens used")
+        self._timeline.detail(
+            f"free quota of {self._services.chat}: {quota:,} of {found['total']:,} tokens used"
+        )
         self._settle(self._all(("Running",)))
 
     def _call(self) -> None:
         self._begin("Calls through the gateway with the official OpenAI client, and paid")
-        self._caller = Caller(self._stack, self._shop, self._patience)
-        name = self._shop.chat.partition("/")[2]
+        self._caller = Caller(self._stack, self._services, self._patience)
+        name = self._services.chat.partition("/")[2]
         self._timeline.command(f"client = OpenAI(base_url={self._caller.url!r}, api_key=...)")
         for title, call in (("", self._caller.ask), (", stream=True", self._caller.stream)):
             self._timeline.command(f"client.chat.completions.create(model={name!r}, messages=[...]{title})")
@@ -114,11 +116,11 @@ class Scenario:
 
     def _use_it_up(self) -> None:
         self._begin("Calls until the account is overdue: everything that it pays for stops")
-        self._use(Calls(314, self._shop.assistant, self._shop.model("llama-3.3-70b"), 120_000, 4_096))
+        self._use(Calls(314, self._services.assistant, self._services.model("llama-3.3-70b"), 120_000, 4_096))
         tokens = 60_000
         self._timeline.command(f"client.chat.completions.create(...)    # {tokens:,} tokens, again and again")
         answers, refusal = self._caller.until_refused(tokens)
-        cost = sum(self._shop.cost(answer.used) for answer in answers)
+        cost = sum(self._services.cost(answer.used) for answer in answers)
         self._balance -= cost
         self._timeline.detail(f"{len(answers)} calls are served, and cost {format_amount(cost)} {CURRENCY}")
         self._check_refused(refusal)
@@ -140,21 +142,21 @@ class Scenario:
 
     def _disable(self) -> None:
         self._begin("The team disables its dedicated service")
-        self._set_postpaid(self._shop.assistant, "false")
+        self._set_postpaid(self._services.assistant, "false")
         self._settle(self._all(("Running",)) | {
-            self._shop.assistant: Expect(("Running", "Stopped"), _DISABLED)
+            self._services.assistant: Expect(("Running", "Stopped"), _DISABLED)
         })  # fmt: skip
 
     def _top_up_while_disabled(self) -> None:
         self._begin("A top-up does not wake what its owner disabled")
         self._post_topup("10.00", state="Active")
-        self._settle(self._all(("Running",)) | {self._shop.assistant: Expect(("Stopped",), _DISABLED)})
+        self._settle(self._all(("Running",)) | {self._services.assistant: Expect(("Stopped",), _DISABLED)})
 
     def _enable_again(self) -> None:
         self._begin("Enabled again")
-        self._set_postpaid(self._shop.assistant, "true")
+        self._set_postpaid(self._services.assistant, "true")
         self._settle(self._all(("Running",)) | {
-            self._shop.assistant: Expect(("Stopped", "Running"), replicas=2)
+            self._services.assistant: Expect(("Stopped", "Running"), replicas=2)
         })  # fmt: skip
 
     # -- what is done -------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class Scenario:
     def _post_topup(self, amount: str, state: str) -> None:
         """Apply a TopUp, and check its receipt: what it says of the balance, and of what is missing."""
         self._topups += 1
-        namespace, account = self._shop.account.split("/")
+        namespace, account = self._services.account.split("/")
         name = f"pay-{self._topups:04}"
         topup = {
             "apiVersion": "farebox.dev/v1alpha1",
@@ -214,7 +216,7 @@ class Scenario:
         )
         events: list[dict[str, Any]] = []
         for calls in batches:
-            cost = self._shop.cost(calls)
+            cost = self._services.cost(calls)
             events += [
                 usage_event(
                     calls.service,
@@ -237,7 +239,7 @@ class Scenario:
     def _pay(self, answer: Answer) -> None:
         """Count what a call costs by the price list, and show it."""
         used = answer.used
-        cost = self._shop.cost(used)
+        cost = self._services.cost(used)
         self._balance -= cost
         cached = f" ({used.cached_input_tokens} of them cached)" if used.cached_input_tokens else ""
         self._timeline.detail(
@@ -256,7 +258,7 @@ class Scenario:
     def _all(self, phases: tuple[str, ...], reasons: tuple[str, ...] = ()) -> dict[str, Expect]:
         """The same for all three services."""
         on = phases[-1] == "Running"
-        replicas = {self._shop.chat: 1, self._shop.assistant: 2, self._shop.default: 1}
+        replicas = {self._services.chat: 1, self._services.assistant: 2, self._services.default: 1}
         return {service: Expect(phases, reasons, count if on else 0) for service, count in replicas.items()}
 
     def _settle(self, expected: Mapping[str, Expect], state: str = "Active") -> None:
@@ -295,12 +297,12 @@ class Scenario:
         account = self._account()
         if account.get("balance") != format_amount(self._balance):
             differences.append(
-                f"account {self._shop.account} has {account.get('balance')} {CURRENCY} in the ledger, "
+                f"account {self._services.account} has {account.get('balance')} {CURRENCY} in the ledger, "
                 f"not {format_amount(self._balance)}"
             )
         shown = self._account_status()
         if shown.get("state") != state:
-            differences.append(f"account {self._shop.account} is {shown.get('state')}, not {state}")
+            differences.append(f"account {self._services.account} is {shown.get('state')}, not {state}")
         if not self._watch.running():
             differences.append("`kubectl get --watch` has ended")
         return differences
@@ -324,13 +326,13 @@ class Scenario:
         """The account as the meter has it: exact to the last call."""
         try:
             return self._stack.call_meter(
-                "GET", f"/v1/accounts/{self._shop.account}", token=self._meter_token
+                "GET", f"/v1/accounts/{self._services.account}", token=self._meter_token
             )
         except OSError:
             return {}
 
     def _account_status(self) -> dict[str, Any]:
-        namespace, name = self._shop.account.split("/")
+        namespace, name = self._services.account.split("/")
         found = self._stack.api.find(path_of("BillingAccount", namespace, name)) or {}
         status: dict[str, Any] = found.get("status", {})
         return status

@@ -1,4 +1,4 @@
-"""`python -m tests.tools.soak --seed 1 --minutes 10`: Farebox among people and callers who do as they like.
+"""`python -m tests.tools.soak --seed 1 --minutes 10`: Farebox under random users, callers and kills.
 
 Everything is real but pods: control plane, manifests, operators, meter, gateways with Envoy. Rounds of random
 acts from a seed, with processes killed meanwhile; after each round all rests, and what is there then is
@@ -17,7 +17,7 @@ from random import Random
 
 from tests.support.postgres import FAST, Postgres
 from tests.tools.plane import Plane
-from tests.tools.soak.actors import People, actors
+from tests.tools.soak.actors import Actors, schedule
 from tests.tools.soak.books import Books, logs
 from tests.tools.soak.calling import Callers
 from tests.tools.soak.chaos import Chaos
@@ -80,15 +80,15 @@ class Soak:
         self.world = world
         self.chaos = chaos
         self.directory = directory
-        self.people = People(world)
+        self.actors = Actors(world)
         self.callers = Callers(world)
         self.books = Books(world, world.stack.ledger_url)
         self._read: dict[Path, int] = {}
 
     def run(self) -> int:
         world, began = self.world, time.time()
-        self.people.begin(world.chance("begin"))
-        for name, act, mean in actors(self.people):
+        self.actors.begin(world.chance("begin"))
+        for name, act, mean in schedule(self.actors):
             world.actor(name, act, mean)
         for number in range(3):
             world.actor(f"caller-{number}", self.callers.caller, 0.15)

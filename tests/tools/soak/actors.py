@@ -25,7 +25,7 @@ from tests.tools.soak.specs import (
 from tests.tools.soak.world import APPLY, MERGE, NO_ANSWER, JSONObject, World
 
 
-class People:
+class Actors:
     """Everybody who writes objects."""
 
     def __init__(self, world: World) -> None:
@@ -414,11 +414,11 @@ class People:
             self._make_service(chance, "team-3", name)
 
 
-def actors(people: People) -> list[tuple[str, Any, float]]:
-    """Who acts, and about how often."""
+def schedule(actors: Actors) -> list[tuple[str, Any, float]]:
+    """Every actor: its name, its next action, and the mean seconds between two actions."""
     return [
-        ("tenant-1", people.tenant, 0.25),
-        ("tenant-2", people.tenant, 0.25),
-        ("biller", people.biller, 0.5),
-        ("admin", people.admin, 0.9),
+        ("tenant-1", actors.tenant, 0.25),
+        ("tenant-2", actors.tenant, 0.25),
+        ("biller", actors.biller, 0.5),
+        ("admin", actors.admin, 0.9),
     ]
