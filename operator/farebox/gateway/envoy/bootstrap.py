@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from farebox.gateway.envoy.access_log import access_log
+from farebox.gateway.envoy import TYPES, Json, http_filter, seconds
 from farebox.gateway.envoy.clusters import decision_cluster, dns_cache, upstream_cluster
 from farebox.gateway.envoy.local_replies import local_replies
 from farebox.gateway.envoy.overload import http2_options, overload_manager
-from farebox.gateway.envoy.parts import TYPES, Json, http_filter, seconds
+from farebox.gateway.envoy.usage_filter import NAMESPACE as USAGE_NAMESPACE
 from farebox.gateway.envoy.usage_filter import REDACTION, redaction_of_route, says, usage_filter
 from farebox.gateway.ext_proc import messages
 from farebox.gateway.interface import UsageRedaction
@@ -174,7 +174,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
             "headers_with_underscores_action": "DROP_HEADER",
         },
         "early_header_mutation_extensions": [_early_mutation()],
-        "access_log": [access_log(settings.log_file)],
+        "access_log": [_access_log(settings.log_file)],
         "local_reply_config": local_replies(),
         "route_config": _routes(settings),
         "http_filters": [
@@ -289,6 +289,33 @@ def _hiding_route(settings: EnvoySettings, redaction: UsageRedaction) -> Json:
     route["match"]["headers"] = [says(redaction)]
     route["typed_per_filter_config"] = redaction_of_route(redaction)
     return route
+
+
+def _access_log(log_file: Path) -> Json:
+    """One JSON line per forwarded call. Keys are sorted and "at" is first: `usage.parse` relies on it."""
+    labels = {"filter": messages.LABELS, "path": [{"key": "labels"}], "value": {"present_match": True}}
+    return {
+        "name": "envoy.access_loggers.file",
+        "filter": {"metadata_filter": {"matcher": labels, "match_if_key_not_found": False}},
+        "typed_config": {
+            "@type": f"{TYPES}access_loggers.file.v3.FileAccessLog",
+            "path": str(log_file),
+            "log_format": {
+                "json_format": {
+                    "at": "%EMIT_TIME(%s.%6f)%",
+                    "details": "%RESPONSE_CODE_DETAILS%",
+                    "flags": "%RESPONSE_FLAGS%",
+                    "id": "%REQ(X-REQUEST-ID)%",
+                    "labels": f"%DYNAMIC_METADATA({messages.LABELS}:labels)%",
+                    "ms": "%DURATION%",
+                    "sent": "%BYTES_SENT%",
+                    "status": "%RESPONSE_CODE%",
+                    "upstream": "%UPSTREAM_WIRE_BYTES_SENT%",
+                    "usage": f"%DYNAMIC_METADATA({USAGE_NAMESPACE})%",
+                }
+            },
+        },
+    }
 
 
 def _serve_tls(certificate: Path, key: Path) -> Json:

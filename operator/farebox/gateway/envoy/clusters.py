@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from farebox.gateway.envoy.parts import TYPES, Json
+from farebox.gateway.envoy import TYPES, Json
 
 
 def decision_cluster(socket: Path) -> Json:

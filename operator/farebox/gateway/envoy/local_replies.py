@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from farebox.gateway.envoy.parts import TYPES, Json
+from farebox.gateway.envoy import TYPES, Json
 from farebox.gateway.ext_proc import messages
 from farebox.gateway.request.errors import STATUSES
 

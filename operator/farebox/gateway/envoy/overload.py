@@ -7,7 +7,7 @@ system; new requests are answered with 503; uploads over HTTP/1 are answered wit
 
 from typing import Final
 
-from farebox.gateway.envoy.parts import Json
+from farebox.gateway.envoy import Json
 
 REFRESH_SECONDS: Final = 0.1
 """How often the heap is looked at: a fast network fills some 100 MB of it in between."""

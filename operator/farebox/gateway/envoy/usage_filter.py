@@ -12,7 +12,7 @@ decision, and brings it to a route of its own.
 from importlib.resources import files
 from typing import Final
 
-from farebox.gateway.envoy.parts import FILTERS, Json, http_filter
+from farebox.gateway.envoy import FILTERS, Json, http_filter
 from farebox.gateway.ext_proc import messages
 from farebox.gateway.interface import UsageRedaction
 
