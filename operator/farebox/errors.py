@@ -3,7 +3,7 @@
     FareboxError
     |-- ConfigurationError      a setting or command-line argument cannot work
     |-- InvalidAmount           a decimal string is not money, or does not fit
-    |-- InvalidCall             the body of a call to the gateway is refused (carries a code for machines)
+    |-- Denied                  a call to the gateway is refused (domain/admission/types.py: status and code)
     |-- CountersUnavailable     the server that counts for all gateways does not answer
     |-- NotLeading              the Lease is not held for sure: nothing may be written, another may act
     |-- KubeError               the API server answered with an error (carries the HTTP status)
@@ -31,20 +31,6 @@ class ConfigurationError(FareboxError):
 
 class InvalidAmount(FareboxError, ValueError):
     """A decimal string is not an amount of money, or does not fit into 64-bit nano-units."""
-
-
-class InvalidCall(FareboxError):
-    """The body of a call to the gateway cannot be read, or asks for what is not offered.
-
-    Args:
-        code: a word for machines ("invalid_json", "duplicate_key", ...).
-        message: a sentence for the caller, naming the field.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class CountersUnavailable(FareboxError):

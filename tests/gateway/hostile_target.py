@@ -76,8 +76,8 @@ async def stacked(
     """A stack with a service `chat` and a key, whose upstream is at host:port; settings of Envoy."""
     world = World(clock=RealTime())
     world.put(model(servedName=served_name))
-    world.gate.backend_address = lambda name, port: upstream
-    async with gateway(directory, world.gate.handle, **settings) as envoy:
+    world.handler.backend_address = lambda name, port: upstream
+    async with gateway(directory, world.handler.handle, **settings) as envoy:
         yield Stack(world, envoy)
 
 

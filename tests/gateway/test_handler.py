@@ -250,7 +250,7 @@ async def test_a_call_without_a_body_is_refused(world: World) -> None:
 async def test_what_the_head_tells_is_said_before_the_body_comes(
     world: World, given: dict[str, Any], code: str
 ) -> None:
-    answer = world.gate.handle(world.head(**given))
+    answer = world.handler.handle(world.head(**given))
     assert isinstance(answer, ImmediateResponse)
     assert json.loads(answer.body)["error"]["code"] == code
 
@@ -268,7 +268,7 @@ async def test_a_key_that_changes_while_the_body_comes_is_asked_again(
     world: World, key: dict[str, Any], code: str
 ) -> None:
     """B14: within a second of the change, however long a body takes."""
-    decide = world.gate.handle(world.head())
+    decide = world.handler.handle(world.head())
     assert not isinstance(decide, ImmediateResponse)
     world.put(api_key(**key))
     world.clock.pass_(20)
@@ -279,7 +279,7 @@ async def test_a_key_that_changes_while_the_body_comes_is_asked_again(
 
 
 async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: World) -> None:
-    decide = world.gate.handle(world.head())
+    decide = world.handler.handle(world.head())
     assert not isinstance(decide, ImmediateResponse)
     world.snapshot.keys.remove(ObjectKey("team-a", "ci"))
     answer = await decide(b'{"model": "chat"}')
@@ -373,7 +373,7 @@ async def test_the_spec_acts_before_the_status(world: World) -> None:
 
 
 async def test_before_the_cluster_was_read_nothing_is_decided(world: World) -> None:
-    world.gate.ready.clear()
+    world.handler.ready.clear()
     assert (await world.refused())[0] == 503
 
 
@@ -410,8 +410,9 @@ async def test_a_call_that_failed_costs_nothing(world: World) -> None:
 
 async def test_64_clients_race_for_the_last_money_of_a_hard_account(world: World) -> None:
     world.put(account("Hard"))
-    hold = int((await world.forwarded()).labels["hold"])
-    world.settlement.ended("req-1", NOW, {}, None)
+    await world.forwarded()
+    hold = world.leases.amounts["req-1"]
+    world.settlement.settle("req-1", NOW, {}, None)
     world.hear(10 * hold + 1, 2)
     answers = await asyncio.gather(*(world.call() for _ in range(64)))
     assert sum(isinstance(answer, Route) for answer in answers) == 10
@@ -427,7 +428,7 @@ async def test_a_hard_account_tells_the_upstream_its_bound(world: World) -> None
     world.put(account("Hard"))
     forward = await world.forwarded({"model": "chat", "n": 2})
     assert json.loads(forward.body or b"")["max_tokens"] == 8192
-    assert int(forward.labels["hold"]) == (25 + ADDED_TOKENS) * 500 + 2 * 8192 * 1500
+    assert world.leases.amounts[f"req-{world.requests}"] == (25 + ADDED_TOKENS) * 500 + 2 * 8192 * 1500
     kept = await world.forwarded({"model": "chat", "max_tokens": 5})
     assert json.loads(kept.body or b"")["max_tokens"] == 5
 
@@ -437,16 +438,16 @@ async def test_an_upstream_keeps_to_its_context_by_itself(world: World) -> None:
     world.put(account("Hard"), model(limits={"contextTokens": 4096}))
     forward = await world.forwarded({"model": "chat"})
     assert json.loads(forward.body or b"") == {"model": "Qwen/Qwen3-8B"}
-    assert int(forward.labels["hold"]) > 4096 * 1500
+    assert world.leases.amounts[f"req-{world.requests}"] > 4096 * 1500
 
 
 async def test_a_list_of_inputs_is_held_for_each_of_them(world: World) -> None:
     world.put(account("Hard"), model(limits={"contextTokens": 10, "maxOutputTokens": 5}))
     texts = ["word " * 9] * 20
-    forward = await world.forwarded({"model": "chat", "prompt": texts}, path="/v1/completions")
-    assert int(forward.labels["hold"]) == 20 * (10 * 500 + 5 * 1500)
-    forward = await world.forwarded({"model": "chat", "input": texts}, path="/v1/embeddings")
-    assert int(forward.labels["hold"]) == 20 * 10 * 500
+    await world.forwarded({"model": "chat", "prompt": texts}, path="/v1/completions")
+    assert world.leases.amounts[f"req-{world.requests}"] == 20 * (10 * 500 + 5 * 1500)
+    await world.forwarded({"model": "chat", "input": texts}, path="/v1/embeddings")
+    assert world.leases.amounts[f"req-{world.requests}"] == 20 * 10 * 500
 
 
 async def test_a_silent_meter_stops_paid_calls_after_a_while(world: World) -> None:
@@ -586,7 +587,7 @@ async def test_what_ended_before_this_process_began_is_not_corrected_again() -> 
     before.clock.pass_(1)
     after = World(counters=counters, clock=before.clock)
     after.put(service(limits={"tpm": 200}))
-    after.settlement.ended("req-1", ended_at, forward.labels, (50, 0, 50))
+    after.settlement.settle("req-1", ended_at, forward.labels, (50, 0, 50))
     await after.settlement.correct()
     status, _, headers = await after.refused({"model": "chat", "max_tokens": 100, "x": "y"})
     assert (status, headers["x-ratelimit-remaining-tokens"]) == (429, "100")
@@ -659,7 +660,7 @@ async def test_without_credentials_a_provider_is_not_called_and_nothing_is_kept(
 
 
 async def models(world: World, path: str = "/v1/models", **given: Any) -> tuple[int, Any]:
-    answer = world.gate.handle(world.head(path, "GET", **given))
+    answer = world.handler.handle(world.head(path, "GET", **given))
     assert isinstance(answer, ImmediateResponse)
     return answer.status, json.loads(answer.body)
 
@@ -701,7 +702,7 @@ async def test_a_model_was_created_when_its_service_was(world: World) -> None:
 
 async def test_models_ask_for_a_key(world: World) -> None:
     assert (await models(world, headers={"authorization": None}))[0] == 401
-    answer = world.gate.handle(world.head("/v1/models", "POST"))
+    answer = world.handler.handle(world.head("/v1/models", "POST"))
     assert isinstance(answer, ImmediateResponse)
     assert answer.status == 405
 

@@ -72,7 +72,7 @@ async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_wh
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless it did: then the log has it by then, and it holds what it did until it is charged."""
-    monkeypatch.setattr(settlement, "UNREAD_SECONDS", 0.01)
+    monkeypatch.setattr(settlement, "ABANDONED_SECONDS", 0.01)
     world.put(account("Hard"), service(limits={"tpm": 1000}))
     forward = await world.forwarded(request_id="went")
     await world.forwarded(request_id="did not")
@@ -104,7 +104,7 @@ async def test_corrections_of_many_calls_are_carried_out_as_they_come(world: Wor
     task = asyncio.create_task(world.settlement.run())
     forwards = [await world.forwarded(request_id=f"r{number}") for number in range(200)]
     for number, forward in enumerate(forwards):
-        world.settlement.ended(f"r{number}", world.clock(), forward.labels, (0, 0, 1))
+        world.settlement.settle(f"r{number}", world.clock(), forward.labels, (0, 0, 1))
 
     async def remaining() -> int:
         answer = await world.call({"model": "chat", "max_tokens": 8192, "n": 128})
@@ -120,7 +120,7 @@ async def test_corrections_of_many_calls_are_carried_out_as_they_come(world: Wor
 async def test_labels_that_cannot_be_read_settle_what_they_can(world: World) -> None:
     forward = await world.forwarded()
     labels = {**forward.labels, "taken": "nonsense", "model": "gone"}
-    world.settlement.ended("req-1", world.clock(), labels, (10**12, 0, 0))
+    world.settlement.settle("req-1", world.clock(), labels, (10**12, 0, 0))
     await world.settlement.correct()
     assert world.spend.available(ACCOUNT) == 5 * UNIT
 

@@ -15,7 +15,8 @@ from farebox.gateway.convert import SecretRef
 from farebox.gateway.credentials import CredentialsUnavailable
 from farebox.gateway.handler import Handler
 from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
-from farebox.gateway.ratelimit.memory import Counters, MemoryCounters
+from farebox.gateway.ratelimit.base import Counters
+from farebox.gateway.ratelimit.memory import MemoryCounters
 from farebox.gateway.settlement import Settlement
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
@@ -143,6 +144,18 @@ class Tokens:
         return self.known[ref.name]
 
 
+class RecordedLeases(CreditLeases):
+    """Credit leases that remember the amount of every hold, by the id of the call."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.amounts: dict[str, int] = {}
+
+    async def hold(self, request_id: str, account: ObjectKey, amount: Nano) -> bool:
+        self.amounts[request_id] = amount
+        return await super().hold(request_id, account, amount)
+
+
 @dataclass
 class World:
     """A gate with a service "chat" of "team-a", its key, and 5 USD."""
@@ -155,9 +168,9 @@ class World:
     def __post_init__(self) -> None:
         self.spend = SpendTracker(max_age=300, clock=self.clock.monotonic)
         self.snapshot = GatewaySnapshot(self.spend)
-        self.leases = CreditLeases("gateway-0", self._claim, self.clock.monotonic)
+        self.leases = RecordedLeases("gateway-0", self._claim, self.clock.monotonic)
         self.settlement = Settlement(self.snapshot, self.spend, self.leases, self.counters, self.clock)
-        self.gate = Handler(
+        self.handler = Handler(
             snapshot=self.snapshot,
             spend=self.spend,
             leases=self.leases,
@@ -168,7 +181,7 @@ class World:
             trusted_proxies=self.trusted,
             clock=self.clock,
         )
-        self.gate.ready.set()
+        self.handler.ready.set()
         self.requests = 0
         self.put(model(), service(), api_key(), account())
         self.hear(5 * UNIT)
@@ -218,7 +231,7 @@ class World:
 
     async def decide(self, head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
         """By its head, and with its body if that is asked for."""
-        first = self.gate.handle(head)
+        first = self.handler.handle(head)
         return first if isinstance(first, ImmediateResponse) else await first(body)
 
     async def forwarded(self, body: Any = None, **given: Any) -> Route:
@@ -239,6 +252,6 @@ class World:
     async def end(self, forward: Route, tokens: tuple[int, int, int] | None, request_id: str = "") -> None:
         """The call has ended, and all that follows is done."""
         request_id = request_id or f"req-{self.requests}"
-        self.settlement.ended(request_id, self.clock(), forward.labels, tokens)
+        self.settlement.settle(request_id, self.clock(), forward.labels, tokens)
         await self.settlement.correct()
         await asyncio.sleep(0)

@@ -61,14 +61,14 @@ async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: Met
     view.keys.put(key("young", "Lifetime", START - timedelta(minutes=1)))
     view.keys.put(api_key("other"))
     quotas = QuotaSync(remote, view, counters, lambda: NOW)
-    await quotas.compare()
+    await quotas.sync()
     assert counted(counters) == {
         "key-day:{team-a}/day": 240,
         "key-month:{team-a}/month": 240,
         "key-lifetime:{team-a}/life": 480,
         "key-lifetime:{team-a}/young": 240,
     }
-    await quotas.compare()
+    await quotas.sync()
     assert counted(counters)["key-day:{team-a}/day"] == 240, "raised, not added"
 
 
@@ -77,7 +77,7 @@ async def test_a_meter_that_is_away_is_asked_again_later(meter: Running, remote:
     view.keys.put(key("life", "Lifetime"))
     async with MeterClient("http://127.0.0.1:1") as away:
         with pytest.raises(LedgerUnavailable):
-            await QuotaSync(away, view, counters, lambda: NOW).compare()
+            await QuotaSync(away, view, counters, lambda: NOW).sync()
     quotas = QuotaSync(remote, view, counters, lambda: NOW)
-    await quotas.compare()
+    await quotas.sync()
     assert counted(counters) == {}

@@ -15,13 +15,13 @@ from farebox.api import (
     StreamUsage,
 )
 from farebox.domain.admission.addresses import parse_networks
-from farebox.domain.admission.rate_limits import Window
 from farebox.domain.admission.types import (
     KeyAllowance,
     KeyPolicy,
     ModelPolicy,
     ReservedThroughput,
     ServicePolicy,
+    Window,
 )
 from farebox.domain.billing.pricing import parse_price
 from farebox.domain.keys import ObjectKey

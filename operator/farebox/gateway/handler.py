@@ -1,9 +1,10 @@
-"""The Handler: from the head and body of a call to where it goes, or why it does not.
+"""The Handler decides a call: from its head and body to a Route, or to an error response.
 
-    head -> who calls, or why not -> body -> admit (pure) -> hold money -> count -> forward
+    head -> identify the key -> body -> admit (pure) -> hold money -> count limits -> route
 
-It holds no rule of its own: those are in `farebox.domain.admission.rules`. A call that is refused after money
-was held gets it back; what follows a call's end is in `settlement`.
+The rules are in `farebox.domain.admission.rules`; they raise Denied, which becomes a response in `handle` (by
+the head) and `_decide` (with the body), and nowhere else. A call that is denied after money was held or
+limits were counted returns both. `settlement` handles the end of a call.
 """
 
 import asyncio
@@ -18,18 +19,19 @@ import structlog
 
 from farebox.clock import milliseconds, utc_now
 from farebox.domain.admission.addresses import Network
-from farebox.domain.admission.cases import Allow, Deny
 from farebox.domain.admission.rate_limits import Consumption
-from farebox.domain.admission.rules import admit_known, identify, limit_refusal, look_up
-from farebox.domain.admission.types import Call, ServicePolicy
-from farebox.errors import InvalidCall, LedgerUnavailable
-from farebox.gateway.convert import ModelUpstream
+from farebox.domain.admission.rules import admit_known, balance_unknown, check_limits, identify, look_up
+from farebox.domain.admission.types import Allow, Call, Denied, ServicePolicy
+from farebox.domain.billing.money import Nano
+from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerUnavailable
+from farebox.gateway.convert import ModelUpstream, Provider
 from farebox.gateway.credentials import Credentials, CredentialsUnavailable
 from farebox.gateway.interface import BodyHandler, ImmediateResponse, RequestHead, Route
-from farebox.gateway.ratelimit.memory import Counters
+from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.request.body import RequestBody, parse
 from farebox.gateway.request.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, APIEndpoint
-from farebox.gateway.request.errors import of_rule, refuse
+from farebox.gateway.request.errors import denial_response, error_response
 from farebox.gateway.request.headers import address_of, check_headers, key_hash, removed_headers
 from farebox.gateway.settlement import Settlement, labels_of
 from farebox.gateway.snapshot import GatewaySnapshot
@@ -46,12 +48,12 @@ _encode: Final = msgspec.json.Encoder().encode
 
 @dataclass
 class Handler:
-    """Decides calls. `handle` is the transport's Handler.
+    """Decides calls. `handle` is the transport's HeadHandler.
 
     Args:
         backend_address: "host:port" of a backend, from the name of its Service and its port.
-        trusted_proxies: whose X-Forwarded-For is believed.
-        ready: set once the cluster was read; calls before are refused with 503.
+        trusted_proxies: the proxies whose X-Forwarded-For is trusted.
+        ready: set once the cluster is read; until then calls are refused with 503.
     """
 
     snapshot: GatewaySnapshot
@@ -66,24 +68,21 @@ class Handler:
     clock: Callable[[], datetime] = utc_now
 
     def handle(self, head: RequestHead) -> ImmediateResponse | BodyHandler:
-        """Decide one call by its head (B13-B15): who is not to be served sends no body."""
-        path = head.path.partition("?")[0]
-        endpoint = ENDPOINTS.get(path)
+        """Decide a call by its head (B13-B15), so that refused callers need not send a body."""
         if not self.ready.is_set():
-            return refuse(503, "starting", "the gateway has not read the cluster yet", head.request_id)
+            return error_response(503, "starting", "The gateway is starting. Retry later", head.request_id)
+        path = head.path.partition("?")[0]
         try:
+            endpoint = ENDPOINTS.get(path)
             if endpoint is None:
-                return self._elsewhere(head, path)
+                return self._handle_other_path(head, path)
             if head.method != "POST":
-                message = f"{path} takes POST alone"
-                return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "POST"})
+                return _method_not_allowed(head, path, "POST")
             check_headers(head)
             caller = self._caller(head)
-            known_key = identify(caller, self.snapshot, self.clock())
-            if isinstance(known_key, Deny):
-                return of_rule(known_key, head.request_id)
-        except InvalidCall as error:
-            return refuse(400, error.code, error.message, head.request_id)
+            identify(caller, self.snapshot, self.clock())
+        except Denied as denied:
+            return denial_response(denied, head.request_id)
         return partial(self._decide, head, endpoint, caller)
 
     async def _decide(
@@ -92,12 +91,10 @@ class Handler:
         """Decide the same call with its body (B13-B18)."""
         try:
             now = self.clock()
-            # Asked again: while the body came, the key may have been disabled, or expired (B14).
+            # Checked again, because the key may be disabled or expire while the body arrives (B14).
             key = identify(caller, self.snapshot, now)
-            if isinstance(key, Deny):
-                return of_rule(key, head.request_id)
             if body is None:
-                raise InvalidCall("missing_body", "the request has no body: send JSON")
+                raise Denied(400, "missing_body", "The request has no body. Send a JSON object")
             request = parse(endpoint, body)
             call = Call(
                 key_hash=caller.key_hash,
@@ -109,143 +106,158 @@ class Handler:
                 inputs=request.inputs,
                 text_only=request.text_only,
             )
-            answer = admit_known(call, key, self.snapshot, now)
-            if isinstance(answer, Deny):
-                return of_rule(answer, head.request_id)
-            return await self._make(head, request, answer, milliseconds(now))
-        except InvalidCall as error:
-            return refuse(400, error.code, error.message, head.request_id)
-        except LedgerUnavailable:
-            message = "the balance is not known now: try again in a moment"
-            return refuse(503, "balance_unknown", message, head.request_id)
-        except CredentialsUnavailable as error:
-            # Which Secret is the admin's business, not the caller's.
-            log.error("credentials.unavailable", request_id=head.request_id, error=str(error))
-            message = "the provider's credentials are not available: tell the cluster's admin"
-            return refuse(503, "credentials_unavailable", message, head.request_id)
+            allow = admit_known(call, key, self.snapshot, now)
+            return await self._reserve(head, request, allow, milliseconds(now))
+        except Denied as denied:
+            return denial_response(denied, head.request_id)
 
-    async def _make(
-        self, head: RequestHead, request: RequestBody, grant: Allow, now: int
-    ) -> Route | ImmediateResponse:
-        """Hold and count what was granted, and send the call on its way; or undo it all."""
-        request_id, account = head.request_id, grant.service.account
-        if grant.hold is not None and not await self.leases.hold(request_id, account, grant.hold):
-            message = "the balance does not cover what the call may cost: lower max_tokens, or top it up"
-            return refuse(402, "insufficient_balance", message, request_id)
-        self.spend.authorize(request_id, account, grant.committed, grant.service.model, grant.free_tokens)
-        taken: tuple[Consumption, ...] = ()
+    async def _reserve(self, head: RequestHead, request: RequestBody, allow: Allow, now: int) -> Route:
+        """Hold money, count limits and build the route. Whatever fails on the way, all of it is returned.
+
+        Raises:
+            Denied: the balance, a limit or the provider's credentials stop the call.
+        """
+        request_id, service = head.request_id, allow.service
+        if allow.hold is not None:
+            await self._hold(request_id, service.account, allow.hold)
+        self.spend.authorize(request_id, service.account, allow.committed, service.model, allow.free_tokens)
+        consumption: tuple[Consumption, ...] = ()
         try:
-            if grant.limit_requests:
-                answer = await self.counters.take(grant.limit_requests, now)
-                refusal = limit_refusal(answer.limit_statuses)
-                if refusal is not None:
-                    self._give_back(request_id)
-                    return of_rule(refusal, request_id)
-                taken = answer.taken
-            route = self.snapshot.route(grant.service.model)
-            assert route is not None, "a model that was granted is there"
-            secret = None if route.provider is None else route.provider.secret
-            token = None if secret is None else await self.credentials.token(secret)
-            forward = self._forward(head, request, grant, taken, route, token)
+            if allow.limit_requests:
+                result = await self.counters.take(allow.limit_requests, now)
+                check_limits(result.limit_statuses)
+                consumption = result.consumption
+            upstream = self.snapshot.route(service.model)
+            assert upstream is not None, "an admitted model exists"
+            provider = upstream.provider
+            token = None if provider is None else await self._provider_token(request_id, provider)
+            route = self._route(head, request, allow, consumption, upstream, token)
         except BaseException:
-            self._give_back(request_id)
-            self.settlement.give_back(taken, now)
+            self.settlement.void(request_id, consumption, now)
             raise
-        self.settlement.admitted(request_id, taken)
+        self.settlement.admitted(request_id, consumption)
         _FORWARDED.inc()
-        return forward
+        return route
 
-    def _give_back(self, request_id: str) -> None:
-        """What was held and committed for a call that is not made."""
-        self.leases.release([request_id])
-        self.spend.void(request_id)
+    async def _hold(self, request_id: str, account: ObjectKey, amount: Nano) -> None:
+        """Hold the maximum cost of a call (B17, Hard). Raises Denied."""
+        try:
+            held = await self.leases.hold(request_id, account, amount)
+        except LedgerUnavailable:
+            raise balance_unknown() from None
+        if not held:
+            raise Denied(
+                402,
+                "insufficient_balance",
+                "The available balance does not cover the maximum cost of the call. Lower max_tokens or top "
+                "up the account",
+            )
 
-    def _forward(
+    async def _provider_token(self, request_id: str, provider: Provider) -> str | None:
+        """The provider's token, if it needs one. Raises Denied, without the name of the Secret."""
+        if provider.secret is None:
+            return None
+        try:
+            return await self.credentials.token(provider.secret)
+        except CredentialsUnavailable as error:
+            log.error("credentials.unavailable", request_id=request_id, error=str(error))
+            raise Denied(
+                503,
+                "credentials_unavailable",
+                "The credentials of the model's provider are unavailable. Contact the cluster administrator",
+            ) from None
+
+    def _route(
         self,
         head: RequestHead,
         request: RequestBody,
-        grant: Allow,
-        taken: tuple[Consumption, ...],
-        route: ModelUpstream,
+        allow: Allow,
+        consumption: tuple[Consumption, ...],
+        upstream: ModelUpstream,
         token: str | None,
     ) -> Route:
-        """The call on its way; `token` is the provider's, if it wants one."""
-        headers, each_event = {"accept-encoding": "identity"}, route.continuous_usage
-        if route.provider is not None:
-            upstream, tls = route.provider.upstream, route.provider.tls
-            path = route.provider.base_path + request.endpoint.operation
+        """The route of an admitted call; `token` is the provider's, if it needs one."""
+        headers, continuous = {"accept-encoding": "identity"}, upstream.continuous_usage
+        if upstream.provider is not None:
+            address, tls = upstream.provider.upstream, upstream.provider.tls
+            path = upstream.provider.base_path + request.endpoint.operation
             if token is not None:
                 headers["authorization"] = f"Bearer {token}"
                 if request.endpoint is MESSAGES:
                     headers["x-api-key"] = token
         else:
-            service = grant.service
-            name = dedicated_backend_name(service.key) if service.dedicated else route.backend
-            upstream, tls, path = self.backend_address(name, route.port), False, request.endpoint.path
-        labels = labels_of(grant, request, taken, continuous=each_event and request.asked_for_usage)
+            service = allow.service
+            name = dedicated_backend_name(service.key) if service.dedicated else upstream.backend
+            address, tls, path = self.backend_address(name, upstream.port), False, request.endpoint.path
+        labels = labels_of(allow, request, consumption, continuous=continuous and request.asked_for_usage)
         labels["source"] = self.leases.source
         return Route(
-            upstream=upstream,
+            upstream=address,
             tls=tls,
             path=path,
             body=request.rewritten(
-                route.served_name, continuous_usage=each_event, max_output=_per_answer(grant, request)
+                upstream.served_name,
+                continuous_usage=continuous,
+                max_output=_bound_per_answer(allow, request),
             ),
             set_headers=headers,
             remove_headers=removed_headers(head.headers, headers),
             labels=labels,
-            redaction=request.redaction(continuous_usage=each_event),
+            redaction=request.redaction(continuous_usage=continuous),
         )
 
     def _caller(self, head: RequestHead) -> Call:
-        """The call, as far as its head tells."""
+        """The call as far as the head describes it."""
         return Call(key_hash(head) or _NO_KEY, address_of(head, self.trusted_proxies), "", 0, None)
 
-    def _elsewhere(self, head: RequestHead, path: str) -> ImmediateResponse:
-        """What is at the paths that are not forwarded."""
+    def _handle_other_path(self, head: RequestHead, path: str) -> ImmediateResponse:
+        """The response at a path that is not forwarded. Raises Denied."""
         if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
             return self._list_models(head, path)
         known = ", ".join((*ENDPOINTS, MODELS_PATH))
-        message = f"there is nothing at this path: the gateway serves {known}"
-        return refuse(404, "unknown_url", message, head.request_id)
+        raise Denied(404, "unknown_url", f"Unknown URL. The gateway serves {known}")
 
     def _list_models(self, head: RequestHead, path: str) -> ImmediateResponse:
-        """GET /v1/models, and one of them: what the key may call, and whether it is active now."""
+        """GET /v1/models, or one model: the services that the key may call, active or not. Raises Denied."""
         if head.method not in ("GET", "HEAD"):
-            message = f"{path} takes GET alone"
-            return refuse(405, "method_not_allowed", message, head.request_id, {"allow": "GET, HEAD"})
+            return _method_not_allowed(head, path, "GET, HEAD")
         check_headers(head)
         caller = self._caller(head)
         key = identify(caller, self.snapshot, self.clock())
-        if isinstance(key, Deny):
-            return of_rule(key, head.request_id)
 
-        def named(name: str) -> ServicePolicy | Deny:
+        def named(name: str) -> ServicePolicy:
             return look_up(msgspec.structs.replace(caller, model=name), key, self.snapshot)
 
         if path != MODELS_PATH:
-            found = named(path.removeprefix(f"{MODELS_PATH}/"))
-            if isinstance(found, Deny):
-                return of_rule(found, head.request_id)
-            return _answer(head, _model(found))
-        names = [service.key.name for service in self.snapshot.services_in(key.key.namespace)]
-        listed = [_model(found) for found in map(named, names) if isinstance(found, ServicePolicy)]
+            return _answer(head, _model(named(path.removeprefix(f"{MODELS_PATH}/"))))
+        listed = []
+        for service in self.snapshot.services_in(key.key.namespace):
+            try:
+                listed.append(_model(named(service.key.name)))
+            except Denied:
+                continue
         return _answer(head, {"object": "list", "data": listed})
 
 
-def _per_answer(grant: Allow, request: RequestBody) -> int | None:
-    """The bound that is written into a body without one: what is held is what may be used.
+def _bound_per_answer(allow: Allow, request: RequestBody) -> int | None:
+    """The output bound to write into a body that has none, so that a call cannot cost more than its hold.
 
-    An upstream keeps to its context by itself, and refuses a bound as large: no prompt fits beside it.
+    A bound equal to the model's context is left out: the upstream enforces its context anyway, and refuses
+    a bound that leaves no room for the prompt.
     """
-    if grant.hold is None or grant.output_bound is None:
+    if allow.hold is None or allow.output_bound is None:
         return None
-    bound = grant.output_bound // request.choices
-    return None if bound == grant.model.context_tokens else bound
+    bound = allow.output_bound // request.choices
+    return None if bound == allow.model.context_tokens else bound
+
+
+def _method_not_allowed(head: RequestHead, path: str, allowed: str) -> ImmediateResponse:
+    message = f"{path} accepts only {allowed}"
+    return error_response(405, "method_not_allowed", message, head.request_id, {"allow": allowed})
 
 
 def _model(service: ServicePolicy) -> dict[str, Any]:
-    """A service in OpenAI's words, and whether it is active now."""
+    """A service as an OpenAI model object, with `active` added."""
     created = service.created_at
     return {
         "id": service.key.name,
@@ -262,7 +274,7 @@ def _answer(head: RequestHead, value: Any) -> ImmediateResponse:
 
 
 def service_address(namespace: str) -> Callable[[str, int], str]:
-    """Addresses of backends as the cluster's DNS has them."""
+    """The DNS addresses of backends' Services in the cluster."""
 
     def address(name: str, port: int) -> str:
         return f"{name}.{namespace}.svc:{port}"

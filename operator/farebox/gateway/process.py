@@ -25,8 +25,8 @@ from farebox.gateway.envoy import process as envoy_process
 from farebox.gateway.envoy.bootstrap import DECISION_SOCKET, EnvoySettings
 from farebox.gateway.feed import GatewayFeed
 from farebox.gateway.handler import Handler, service_address
+from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
-from farebox.gateway.ratelimit.memory import Counters
 from farebox.gateway.ratelimit.quota_sync import QuotaSync
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
 from farebox.gateway.settlement import Settlement

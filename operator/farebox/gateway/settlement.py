@@ -1,7 +1,10 @@
-"""What follows the end of a call: its commitment becomes what it cost, its demands what it used.
+"""Settlement: what a call held and counted becomes what it used. The other end of what `handler` reserves.
 
-All that is needed travels with the call, in its labels. So calls that an earlier process admitted are settled
-as well, as far as they can be: money that was held for them was forgotten with that process.
+    admitted -> ended (its line in Envoy's log, or abandoned) -> acknowledged (the ledger has charged it)
+    void: the call is denied after something was reserved for it
+
+Everything that settlement needs travels with the call in its labels. So it also settles the counts of calls
+that an earlier process admitted. The money that such a call held was released when that process ended.
 """
 
 import asyncio
@@ -13,14 +16,19 @@ import msgspec
 import structlog
 
 from farebox.clock import milliseconds
-from farebox.domain.admission.cases import Allow
-from farebox.domain.admission.demands import amount_used
-from farebox.domain.admission.rate_limits import Adjustment, Consumption, corrections, refunds
+from farebox.domain.admission.rate_limits import (
+    Adjustment,
+    Consumption,
+    amount_used,
+    corrections,
+    refunds,
+)
+from farebox.domain.admission.types import Allow
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge, usage_fault
 from farebox.errors import FareboxError
 from farebox.gateway.metering.usage import BilledTokens, UsageLine
-from farebox.gateway.ratelimit.memory import Counters
+from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.request.body import RequestBody
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
@@ -29,19 +37,16 @@ from farebox.meterapi.types import CreditLease
 
 log = structlog.get_logger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
-_TAKEN: Final = msgspec.json.Decoder(tuple[Consumption, ...])
+_CONSUMPTION: Final = msgspec.json.Decoder(tuple[Consumption, ...])
 _BATCH: Final = 500
-_REST_SECONDS: Final = 0.02
-UNREAD_SECONDS: Final = 10.0
-"""The log has a call a few hundredths of a second after its end."""
+_BATCH_SECONDS: Final = 0.02
+"""Adjustments are collected for this time before they are sent."""
+ABANDONED_SECONDS: Final = 10.0
+"""A call that Envoy forwarded is in its log a few hundredths of a second after the call ends."""
 
 
 class Settlement:
-    """Settles calls.
-
-    Args:
-        clock: the time.
-    """
+    """Settles calls. Make it in a running event loop; `run` sends the adjustments of counts."""
 
     def __init__(
         self,
@@ -58,105 +63,108 @@ class Settlement:
         self._clock = clock
         self._started_at = clock()
         self._admitted: dict[str, tuple[Consumption, ...]] = {}
-        self._changes: list[Adjustment] = []
-        self._news = asyncio.Event()
+        self._adjustments: list[Adjustment] = []
+        self._pending = asyncio.Event()
 
-    def admitted(self, request_id: str, taken: tuple[Consumption, ...]) -> None:
-        """A call is on its way, and has taken this."""
-        if taken:
-            self._admitted[request_id] = taken
+    def admitted(self, request_id: str, consumption: tuple[Consumption, ...]) -> None:
+        """Remember what an admitted call was counted for."""
+        if consumption:
+            self._admitted[request_id] = consumption
 
-    def give_back(self, taken: Sequence[Consumption], now: int) -> None:
-        """A call that had taken this does not go on its way."""
-        self._correct(refunds(taken, now))
+    def void(self, request_id: str, consumption: Sequence[Consumption], now: int) -> None:
+        """Return the money and the counts of a call that is denied. `now` is milliseconds."""
+        self._release(request_id)
+        self._adjust(refunds(consumption, now))
 
     def abandoned(self, request_id: str) -> None:
-        """A call may not have gone on its way: what is not in the log in UNREAD_SECONDS did not."""
-        asyncio.get_running_loop().call_later(UNREAD_SECONDS, self._not_made, request_id)
+        """The client left during the decision, so the call was made only if the log has it soon."""
+        asyncio.get_running_loop().call_later(ABANDONED_SECONDS, self._settle_if_unlogged, request_id)
 
-    def _not_made(self, request_id: str) -> None:
+    def _settle_if_unlogged(self, request_id: str) -> None:
         if self._spend.is_authorized(request_id):
-            self.ended(request_id, self._clock(), {}, None)
+            self.settle(request_id, self._clock(), {}, None)
 
-    def on_usage(self, line: UsageLine, paid: BilledTokens | None) -> None:
-        """A line of the log: a call has ended."""
-        tokens = None if paid is None else (paid.input_tokens, paid.cached_tokens, paid.output_tokens)
-        self.ended(line.request_id, line.time, line.labels, tokens)
+    def on_usage(self, line: UsageLine, billed: BilledTokens | None) -> None:
+        """Settle the call of a line of Envoy's log."""
+        tokens = None if billed is None else (billed.input_tokens, billed.cached_tokens, billed.output_tokens)
+        self.settle(line.request_id, line.time, line.labels, tokens)
 
-    def ended(
+    def settle(
         self, request_id: str, at: datetime, labels: Mapping[str, str], tokens: tuple[int, int, int] | None
     ) -> None:
-        """A call has ended.
+        """Replace estimates by the actual use of a call that has ended.
 
         Args:
-            at: its end.
+            at: its end. Counts of a call that an earlier process admitted are corrected only if it ended
+                after this process started, because that process may have corrected them already.
             labels: of its Route.
-            tokens: input (cached included), cached and output; None: it costs nothing.
-
-        Of a call of an earlier process, counts are corrected if it ended after this process began: what ended
-        before may have been corrected then.
+            tokens: input (cached included), cached and output; None: the call costs nothing.
         """
         inputs, cached, outputs = tokens or (0, 0, 0)
         if tokens is None:
-            self._spend.void(request_id)
-            self._leases.release([request_id])
+            self._release(request_id)
         else:
             self._leases.ended(request_id)
             self._spend.capture(request_id, self._cost(labels, inputs, cached, outputs), inputs + outputs)
-        taken = self._admitted.pop(request_id, None)
-        if taken is None:
-            taken = consumption_of(labels) if at >= self._started_at else ()
-        for each in taken:
+        consumption = self._admitted.pop(request_id, None)
+        if consumption is None:
+            consumption = consumption_of(labels) if at >= self._started_at else ()
+        for each in consumption:
             actual = amount_used(each.counter, inputs, outputs)
             if actual is not None:
-                self._correct(corrections(each, actual, milliseconds(at)))
+                self._adjust(corrections(each, actual, milliseconds(at)))
 
     def acknowledged(
         self, request_ids: Sequence[str], leases: Iterable[CreditLease] = (), sequence: int = 0
     ) -> None:
-        """The ledger has charged these calls, or never will: what was held for them is free again.
+        """The ledger has charged these calls, or never will: release what they hold.
 
         Args:
-            leases: as its answer told them.
-            sequence: the feed has the charges when it was read so far; 0: nobody said.
+            leases: the state of leases after the charges.
+            sequence: the sequence of the feed that includes the charges; 0: unknown.
         """
         self._leases.release(request_ids, leases)
         self._spend.acknowledge(request_ids, sequence)
 
     async def run(self) -> None:
-        """Correct counts as calls end, those of many at once, for ever."""
+        """Send adjustments in batches. Never returns."""
         while True:
-            await self._news.wait()
-            await asyncio.sleep(_REST_SECONDS)
+            await self._pending.wait()
+            await asyncio.sleep(_BATCH_SECONDS)
             await self.correct()
-            self._forget()
+            self._forget_lost_calls()
 
     async def correct(self) -> None:
-        """Correct counts by what has ended so far."""
-        self._news.clear()
-        changes, self._changes = self._changes, []
-        for begin in range(0, len(changes), _BATCH):
-            batch = changes[begin : begin + _BATCH]
+        """Send the adjustments collected so far."""
+        self._pending.clear()
+        adjustments, self._adjustments = self._adjustments, []
+        for begin in range(0, len(adjustments), _BATCH):
+            batch = adjustments[begin : begin + _BATCH]
             try:
                 await self._counters.adjust(batch, milliseconds(self._clock()))
             except FareboxError as error:
-                log.warning("counters.not_corrected", error=str(error), changes=len(batch))
+                log.warning("counters.adjustment_failed", error=str(error), adjustments=len(batch))
 
-    def _correct(self, changes: Sequence[Adjustment]) -> None:
-        if changes:
-            self._changes += changes
-            self._news.set()
+    def _release(self, request_id: str) -> None:
+        """Return the money and free tokens of a call that costs nothing."""
+        self._spend.void(request_id)
+        self._leases.release([request_id])
 
-    def _forget(self) -> None:
-        """Calls that never tell their end are lost; their counts stay as they were estimated."""
+    def _adjust(self, adjustments: Sequence[Adjustment]) -> None:
+        if adjustments:
+            self._adjustments += adjustments
+            self._pending.set()
+
+    def _forget_lost_calls(self) -> None:
+        """Forget calls whose end was never logged; their counts stay as estimated."""
         before = milliseconds(self._clock() - timedelta(seconds=self._spend.lost_after))
-        for request_id, taken in list(self._admitted.items()):
-            if taken[0].at >= before:
+        for request_id, consumption in list(self._admitted.items()):
+            if consumption[0].at >= before:
                 return
             del self._admitted[request_id]
 
     def _cost(self, labels: Mapping[str, str], inputs: int, cached: int, outputs: int) -> int:
-        """What the ledger is going to charge, by the prices of now; nothing where something else pays."""
+        """The expected charge at the current prices; 0 if something other than money pays."""
         model = self._snapshot.model(labels.get("model", ""))
         if model is None or labels.get("paid_by") != "money" or usage_fault(inputs, cached, outputs):
             return 0
@@ -167,33 +175,34 @@ class Settlement:
 
 
 def labels_of(
-    grant: Allow, request: RequestBody, taken: Sequence[Consumption], *, continuous: bool
+    allow: Allow, request: RequestBody, consumption: Sequence[Consumption], *, continuous: bool
 ) -> dict[str, str]:
-    """What a call carries to its end: for the meter, estimates and settlement. What is not so is left out."""
+    """The labels that a call carries to its end, for the meter, estimates and settlement.
+
+    A label that would be false or unknown is left out.
+    """
     labels = {
-        "service": str(grant.service.key),
-        "model": grant.service.model,
-        "api_key": grant.key.key.name,
-        "estimate_input": str(grant.input_estimate),
+        "service": str(allow.service.key),
+        "model": allow.service.model,
+        "api_key": allow.key.key.name,
+        "estimate_input": str(allow.input_estimate),
     }
     if request.stream:
         labels["stream"] = "true"
     if continuous:
         labels["continuous_usage"] = "true"
-    if grant.hold is not None:
-        labels["hold"] = str(grant.hold)
-    if grant.hold is not None or (grant.service.postpaid and not grant.covered):
+    if allow.hold is not None or (allow.service.postpaid and not allow.covered):
         labels["paid_by"] = "money"
-    if grant.output_bound is not None:
-        labels["max_output"] = str(grant.output_bound)
-    if taken:
-        labels["taken"] = _encode(taken).decode()
+    if allow.output_bound is not None:
+        labels["max_output"] = str(allow.output_bound)
+    if consumption:
+        labels["taken"] = _encode(consumption).decode()
     return labels
 
 
 def consumption_of(labels: Mapping[str, str]) -> tuple[Consumption, ...]:
-    """What a call took, by its labels."""
+    """What a call was counted for, from its labels; nothing if the label is unreadable."""
     try:
-        return _TAKEN.decode(labels.get("taken", "[]"))
+        return _CONSUMPTION.decode(labels.get("taken", "[]"))
     except msgspec.DecodeError:
         return ()

@@ -1,18 +1,20 @@
-"""A world in which a call is admitted, for tests that change what matters."""
+"""A scenario in which a call is admitted, for tests that change one part of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from msgspec import Struct, structs
 
 from farebox.domain.admission.addresses import parse_address, parse_networks
-from farebox.domain.admission.cases import Allow, Deny
 from farebox.domain.admission.rules import admit
 from farebox.domain.admission.types import (
+    Allow,
     AvailableFunds,
     Call,
+    Denied,
     FreeTokens,
     KeyPolicy,
     ModelPolicy,
@@ -38,8 +40,8 @@ TERM = ReservedThroughput(10_000, 1_000, NOW - timedelta(days=1), NOW + timedelt
 
 
 @dataclass(frozen=True)
-class World:
-    """All that admission looks at."""
+class Scenario:
+    """A Snapshot with one key, service, model and account, and a call."""
 
     call: Call
     the_key: KeyPolicy | None
@@ -64,63 +66,58 @@ class World:
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown:
         return self.free
 
-    def admit(self) -> Allow | Deny:
+    def denied(self) -> Denied:
+        """The denial; fails if the call is admitted."""
+        with pytest.raises(Denied) as caught:
+            admit(self.call, self, NOW)
+        return caught.value
+
+    def allowed(self) -> Allow:
+        """The conditions of the call; raises Denied if it is refused."""
         return admit(self.call, self, NOW)
 
-    def refused(self) -> Deny:
-        """The refusal; fails if the call is admitted."""
-        answer = self.admit()
-        assert isinstance(answer, Deny)
-        return answer
 
-    def granted(self) -> Allow:
-        """The grant; fails if the call is refused."""
-        answer = self.admit()
-        assert isinstance(answer, Allow), answer
-        return answer
-
-
-Change = Callable[[World], World]
+Change = Callable[[Scenario], Scenario]
 
 
 def with_(part: str, **values: Any) -> Change:
-    """Change some fields of one part of the world; "call", "the_key", ... What is not there stays so."""
+    """Change fields of one part of the scenario: "call", "the_key", ... An absent part stays absent."""
 
-    def change(world: World) -> World:
-        old = getattr(world, part)
+    def change(scenario: Scenario) -> Scenario:
+        old = getattr(scenario, part)
         if old is None:
-            return world
+            return scenario
         new = structs.replace(old, **values) if isinstance(old, Struct) else replace(old, **values)
-        return replace(world, **{part: new})
+        return replace(scenario, **{part: new})
 
     return change
 
 
 def without(part: str) -> Change:
-    """Take away one part of the world."""
-    return lambda world: replace(world, **{part: None})
+    """Remove one part of the scenario."""
+    return lambda scenario: replace(scenario, **{part: None})
 
 
 def both(*changes: Change) -> Change:
-    """One change after the other."""
+    """Apply the changes in order."""
 
-    def change(world: World) -> World:
+    def change(scenario: Scenario) -> Scenario:
         for each in changes:
-            world = each(world)
-        return world
+            scenario = each(scenario)
+        return scenario
 
     return change
 
 
 HARD = with_("the_funds", hard=True)
-PAID = World(
+PAID = Scenario(
     Call(HASH, parse_address("10.0.0.7"), "chat", body_bytes=400, asked_output=100),
     KeyPolicy(ObjectKey("team-a", "ci")),
     ServicePolicy(CHAT, "qwen3-8b", ACCOUNT),
     ModelPolicy("qwen3-8b", max_output_tokens=8192, tiers=TIERS),
     AvailableFunds(Nano(5 * NANO_PER_UNIT)),
 )
-"""All is well, and money pays."""
+"""A call that is admitted and paid with money."""
 TRIAL = replace(
     with_("the_service", postpaid=False, trial=True)(PAID), free=FreeTokens(1000, NOW + timedelta(days=3))
 )

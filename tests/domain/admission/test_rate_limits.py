@@ -1,4 +1,4 @@
-"""Windows, periods, and what fits into them (B15)."""
+"""Windows and periods, and the amounts that fit into them (B15)."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from farebox.domain.admission.rate_limits import (
     Consumption,
-    LimitRequest,
-    Window,
     amount_to_take,
     bucket_start,
     corrections,
@@ -21,6 +19,7 @@ from farebox.domain.admission.rate_limits import (
     sliding_status,
     sliding_used,
 )
+from farebox.domain.admission.types import LimitRequest, Window
 from tests.domain.strategies import THOROUGH
 
 
@@ -32,12 +31,12 @@ def at(text: str) -> int:
 NOON = at("2026-03-01T12:00:00")
 
 
-def rpm(limit: int, must: int = 1, may: int = 0, *, binding: bool = True) -> LimitRequest:
-    return LimitRequest("rpm", "rpm:{a}/b", Window.SLIDING, limit, must, may, binding)
+def rpm(limit: int, required: int = 1, optional: int = 0, *, enforced: bool = True) -> LimitRequest:
+    return LimitRequest("rpm", "rpm:{a}/b", Window.SLIDING, limit, required, optional, enforced)
 
 
-def quota(limit: int, must: int = 1, window: Window = Window.DAY) -> LimitRequest:
-    return LimitRequest("key_quota_day", "key:{a}/b", window, limit, must)
+def quota(limit: int, required: int = 1, window: Window = Window.DAY) -> LimitRequest:
+    return LimitRequest("key_quota_day", "key:{a}/b", window, limit, required)
 
 
 @THOROUGH
@@ -47,12 +46,12 @@ def quota(limit: int, must: int = 1, window: Window = Window.DAY) -> LimitReques
 )
 def test_no_sixty_seconds_have_more_than_the_limit(limit: int, steps: list[tuple[int, int, int]]) -> None:
     now, slots, admitted = NOON, Counter[int](), []
-    for step, must, may in steps:
+    for step, required, optional in steps:
         now += step
-        demand = rpm(limit, must, may)
-        limit_status = sliding_status(demand, slots, now)
+        request = rpm(limit, required, optional)
+        limit_status = sliding_status(request, slots, now)
         if not limit_status.exceeded:
-            amount = amount_to_take(demand, limit_status.used)
+            amount = amount_to_take(request, limit_status.used)
             slots[bucket_start(Window.SLIDING, now)] += amount
             admitted.append((now, amount))
     for begin, _ in admitted:
@@ -62,24 +61,24 @@ def test_no_sixty_seconds_have_more_than_the_limit(limit: int, steps: list[tuple
 @THOROUGH
 @given(
     limit=st.integers(1, 50),
-    must=st.integers(1, 60),
+    required=st.integers(1, 60),
     slots=st.dictionaries(st.integers(-70, 0), st.integers(1, 20), max_size=20),
     millisecond=st.integers(0, 999),
 )
 def test_retry_after_is_the_first_moment_at_which_it_fits(
-    limit: int, must: int, slots: dict[int, int], millisecond: int
+    limit: int, required: int, slots: dict[int, int], millisecond: int
 ) -> None:
     now = NOON + millisecond
     slots = {NOON // 1000 + slot: amount for slot, amount in slots.items()}
-    limit_status = sliding_status(rpm(limit, must), slots, now)
-    if must > limit:
+    limit_status = sliding_status(rpm(limit, required), slots, now)
+    if required > limit:
         assert limit_status.retry_ms is None
         return
     assert limit_status.retry_ms is not None
     assert limit_status.retry_ms <= 61_000
-    assert not sliding_status(rpm(limit, must), slots, now + limit_status.retry_ms).exceeded
+    assert not sliding_status(rpm(limit, required), slots, now + limit_status.retry_ms).exceeded
     if limit_status.retry_ms:
-        assert sliding_status(rpm(limit, must), slots, now + limit_status.retry_ms - 1).exceeded
+        assert sliding_status(rpm(limit, required), slots, now + limit_status.retry_ms - 1).exceeded
     assert limit_status.reset_ms is not None
     assert sliding_used(slots, now + limit_status.reset_ms) == 0
 
@@ -100,27 +99,27 @@ def test_periods_are_calendar_periods_of_utc(window: Window, now: str, begin: st
     assert period_end(window, at(now)) == at(end)
 
 
-def test_a_lifetime_has_one_place_and_no_end() -> None:
+def test_a_lifetime_has_one_bucket_and_no_end() -> None:
     assert (bucket_start(Window.LIFETIME, NOON), period_end(Window.LIFETIME, NOON)) == (0, None)
     limit_status = period_status(quota(10, window=Window.LIFETIME), 10, NOON)
     assert limit_status.exceeded
     assert (limit_status.retry_ms, limit_status.reset_ms, limit_status.remaining) == (None, None, 0)
 
 
-def test_a_quota_that_is_used_up_comes_back_with_its_period() -> None:
+def test_an_exhausted_quota_resets_with_its_period() -> None:
     limit_status = period_status(quota(10), 10, NOON)
     assert limit_status.exceeded
     assert limit_status.retry_ms == limit_status.reset_ms == 12 * 3600 * 1000
 
 
-def test_what_does_not_have_to_fit_takes_what_room_there_is() -> None:
+def test_the_optional_amount_is_counted_as_far_as_it_fits() -> None:
     assert amount_to_take(rpm(10, 3, 100), used=5) == 5
     assert amount_to_take(rpm(10, 3, 1), used=5) == 4
-    assert amount_to_take(rpm(10, 3, 100, binding=False), used=50) == 103
+    assert amount_to_take(rpm(10, 3, 100, enforced=False), used=50) == 103
 
 
-def test_a_demand_that_does_not_bind_refuses_nothing() -> None:
-    limit_status = sliding_status(rpm(10, 3, binding=False), {NOON // 1000: 100}, NOON)
+def test_a_request_that_is_not_enforced_refuses_nothing() -> None:
+    limit_status = sliding_status(rpm(10, 3, enforced=False), {NOON // 1000: 100}, NOON)
     assert not limit_status.exceeded
     assert first_exceeded([limit_status]) is None
 
@@ -132,7 +131,7 @@ def test_a_demand_that_does_not_bind_refuses_nothing() -> None:
     actual=st.integers(0, 1000),
     later=st.integers(0, 40 * 86_400_000),
 )
-def test_a_correction_leaves_what_was_used(window: Window, taken: int, actual: int, later: int) -> None:
+def test_a_correction_leaves_the_actual_use(window: Window, taken: int, actual: int, later: int) -> None:
     now = NOON + later
     counts = Counter({bucket_start(window, NOON): taken})
     for adjustment in corrections(Consumption("c", window, NOON, taken), actual, now):

@@ -1,4 +1,4 @@
-"""Each rule of admission by itself, and which of two speaks: the words that callers read (B13-B17)."""
+"""Each rule of admission alone, the order of the rules, and the errors that callers read (B13-B17)."""
 
 import inspect
 from dataclasses import replace
@@ -10,9 +10,8 @@ import pytest
 from farebox.api import StopReason
 from farebox.domain.admission import rules
 from farebox.domain.admission.addresses import parse_networks
-from farebox.domain.admission.cases import Allow, Deny
 from farebox.domain.admission.rules import admit, identify, look_up
-from farebox.domain.admission.types import FreeTokens
+from farebox.domain.admission.types import Allow, Denied, FreeTokens
 from farebox.domain.billing.money import Nano
 from farebox.domain.facts import UNKNOWN
 from tests.domain.admission.calling import (
@@ -25,13 +24,13 @@ from tests.domain.admission.calling import (
     TERM,
     TRIAL,
     Change,
-    World,
+    Scenario,
     both,
     with_,
     without,
 )
 
-EVERYONES: dict[str, tuple[Change, int, str]] = {
+ALWAYS: dict[str, tuple[Change, int, str]] = {
     "key_known": (without("the_key"), 401, "invalid_api_key"),
     "key_enabled": (with_("the_key", disabled=True), 401, "api_key_disabled"),
     "key_in_time": (with_("the_key", expires_at=NOW), 401, "api_key_expired"),
@@ -70,21 +69,21 @@ OF_RESERVATIONS: dict[str, tuple[Change, int, str]] = {
     ),
 }
 GROUPS = ((PAID, OF_MONEY), (TRIAL, OF_TRIALS), (RESERVED, OF_RESERVATIONS))
-CASES = [
+SCENARIOS = [
     pytest.param(base, *broken, id=f"{name}-{index}")
     for index, (base, group) in enumerate(GROUPS)
-    for name, broken in {**EVERYONES, **group}.items()
+    for name, broken in {**ALWAYS, **group}.items()
 ]
 PAIRS = [
     pytest.param(base, first[1], second[1], id=f"{first[0]}-{second[0]}-{index}")
     for index, (base, group) in enumerate(GROUPS)
-    for first, second in combinations({**EVERYONES, **group}.items(), 2)
+    for first, second in combinations({**ALWAYS, **group}.items(), 2)
 ]
 
 
 def test_every_rule_has_a_case() -> None:
-    named = [*EVERYONES, *OF_MONEY, *OF_TRIALS, *OF_RESERVATIONS]
-    of_all = {"admit", "identify", "look_up", "admit_known", "limit_refusal"}
+    named = [*ALWAYS, *OF_MONEY, *OF_TRIALS, *OF_RESERVATIONS]
+    of_all = {"admit", "identify", "look_up", "admit_known", "check_limits", "balance_unknown"}
     found = [
         name
         for name, value in vars(rules).items()
@@ -93,25 +92,29 @@ def test_every_rule_has_a_case() -> None:
     assert sorted(named) == sorted(set(found) - of_all)
 
 
-@pytest.mark.parametrize("world", [PAID, TRIAL, RESERVED])
-def test_all_is_well_and_the_call_is_admitted(world: World) -> None:
-    grant = world.granted()
-    assert (grant.key, grant.service, grant.model) == (world.the_key, world.the_service, world.the_model)
+@pytest.mark.parametrize("scenario", [PAID, TRIAL, RESERVED])
+def test_a_call_that_no_rule_refuses_is_admitted(scenario: Scenario) -> None:
+    allow = scenario.allowed()
+    assert (allow.key, allow.service, allow.model) == (
+        scenario.the_key,
+        scenario.the_service,
+        scenario.the_model,
+    )
 
 
-@pytest.mark.parametrize(("base", "change", "status", "code"), CASES)
-def test_each_rule_refuses_by_itself(base: World, change: Change, status: int, code: str) -> None:
-    refusal = change(base).refused()
-    assert (refusal.status, refusal.code) == (status, code)
+@pytest.mark.parametrize(("base", "change", "status", "code"), SCENARIOS)
+def test_each_rule_refuses_alone(base: Scenario, change: Change, status: int, code: str) -> None:
+    denied = change(base).denied()
+    assert (denied.status, denied.code) == (status, code)
 
 
 @pytest.mark.parametrize(("base", "first", "second"), PAIRS)
-def test_of_two_refusals_the_earlier_rule_speaks(
-    base: World, first: tuple[Change, int, str], second: tuple[Change, int, str]
+def test_the_earlier_of_two_rules_refuses(
+    base: Scenario, first: tuple[Change, int, str], second: tuple[Change, int, str]
 ) -> None:
-    alone = first[0](base).refused()
-    assert second[0](first[0](base)).refused().code == alone.code
-    assert first[0](second[0](base)).refused().code == alone.code
+    alone = first[0](base).denied()
+    assert second[0](first[0](base)).denied().code == alone.code
+    assert first[0](second[0](base)).denied().code == alone.code
 
 
 @pytest.mark.parametrize(
@@ -126,74 +129,76 @@ def test_of_two_refusals_the_earlier_rule_speaks(
         (with_("the_service", inactive="ScaledToZero"), "SCALED_TO_ZERO"),
     ],
 )
-def test_an_inactive_endpoint_says_why(change: Change, word: str) -> None:
-    refusal = change(PAID).refused()
-    assert (refusal.status, refusal.message) == (402, f"endpoint is inactive: {word}")
+def test_an_inactive_endpoint_reports_its_reason(change: Change, word: str) -> None:
+    denied = change(PAID).denied()
+    assert (denied.status, denied.message) == (402, f"endpoint is inactive: {word}")
 
 
-def test_switching_off_acts_before_the_operator_has_seen_it() -> None:
+def test_switching_off_acts_before_the_operator_has_reacted() -> None:
     switched_off = with_("the_service", postpaid=False, inactive="")(PAID)
-    assert switched_off.refused().message == "endpoint is inactive: POSTPAID_DISABLED"
+    assert switched_off.denied().message == "endpoint is inactive: POSTPAID_DISABLED"
 
 
 @pytest.mark.parametrize("word", ["FREE_QUOTA_EXPIRED", "FREE_QUOTA_EXHAUSTED"])
 def test_a_trial_ends_with_its_quota(word: str) -> None:
     change = with_("free", left=0) if word.endswith("EXHAUSTED") else with_("free", expires_at=NOW)
-    assert change(TRIAL).refused().message == f"endpoint is inactive: {word}"
+    assert change(TRIAL).denied().message == f"endpoint is inactive: {word}"
 
 
 def test_the_last_free_token_admits_a_call_that_crosses_the_line() -> None:
-    assert with_("free", left=1)(TRIAL).granted().committed == 0
+    assert with_("free", left=1)(TRIAL).allowed().committed == 0
 
 
-def test_a_trial_whose_quota_nobody_told_follows_the_operators_word() -> None:
-    told_nothing = replace(TRIAL, free=UNKNOWN)
-    assert told_nothing.granted().hold is None
-    assert with_("the_service", inactive="FreeQuotaExhausted")(told_nothing).refused().status == 402
+def test_a_trial_of_unknown_quota_follows_the_operators_status() -> None:
+    unknown = replace(TRIAL, free=UNKNOWN)
+    assert unknown.allowed().hold is None
+    assert with_("the_service", inactive="FreeQuotaExhausted")(unknown).denied().status == 402
 
 
 def test_a_trial_never_needs_money() -> None:
     poor = both(HARD, with_("the_funds", available=UNKNOWN))(TRIAL)
-    grant = poor.granted()
-    assert (grant.hold, grant.committed) == (None, 0)
+    allow = poor.allowed()
+    assert (allow.hold, allow.committed) == (None, 0)
 
 
-def test_a_key_bound_elsewhere_does_not_learn_what_exists() -> None:
+def test_a_key_bound_to_other_services_does_not_learn_what_exists() -> None:
     bound = with_("the_key", services=frozenset({"other"}))
-    assert bound(PAID).refused() == without("the_service")(bound(PAID)).refused()
+    known, unknown = bound(PAID).denied(), without("the_service")(bound(PAID)).denied()
+    assert (known.status, known.code, known.message) == (unknown.status, unknown.code, unknown.message)
 
 
 def test_a_key_calls_in_its_own_namespace_only() -> None:
     foreign = with_("the_service", key=replace_namespace("team-b"))(PAID)
-    assert foreign.refused().code == "model_not_found"
+    assert foreign.denied().code == "model_not_found"
 
 
 def replace_namespace(namespace: str) -> object:
     return CHAT._replace(namespace=namespace)
 
 
-def test_a_list_that_cannot_be_read_lets_nobody_in() -> None:
-    assert with_("the_key", networks=None)(PAID).refused().code == "address_not_allowed"
-    assert with_("the_service", networks=None)(PAID).refused().code == "address_not_allowed"
+def test_an_unreadable_address_list_admits_no_client() -> None:
+    assert with_("the_key", networks=None)(PAID).denied().code == "address_not_allowed"
+    assert with_("the_service", networks=None)(PAID).denied().code == "address_not_allowed"
 
 
-def test_a_client_whose_address_is_not_known_is_in_no_list() -> None:
+def test_a_client_of_unknown_address_is_in_no_list() -> None:
     nowhere = with_("call", address=None)(PAID)
-    assert isinstance(nowhere.admit(), Allow)
+    assert isinstance(nowhere.allowed(), Allow)
     everywhere = parse_networks(["0.0.0.0/0", "::/0"])
-    assert with_("the_key", networks=everywhere)(nowhere).refused().status == 403
+    assert with_("the_key", networks=everywhere)(nowhere).denied().status == 403
 
 
-def test_a_key_is_good_until_its_last_moment() -> None:
+def test_a_key_is_valid_until_the_moment_it_expires() -> None:
     later = with_("the_key", expires_at=NOW + timedelta(microseconds=1))(PAID)
-    assert isinstance(later.admit(), Allow)
+    assert isinstance(later.allowed(), Allow)
 
 
-def test_listing_asks_of_the_key_alone() -> None:
-    for world in (without("the_service")(PAID), with_("the_funds", available=UNKNOWN)(PAID)):
-        assert identify(world.call, world, NOW) == world.the_key
+def test_listing_models_checks_only_the_key() -> None:
+    for scenario in (without("the_service")(PAID), with_("the_funds", available=UNKNOWN)(PAID)):
+        assert identify(scenario.call, scenario, NOW) == scenario.the_key
     refused = with_("the_key", disabled=True)(PAID)
-    assert isinstance(identify(refused.call, refused, NOW), Deny)
+    with pytest.raises(Denied, match="disabled"):
+        identify(refused.call, refused, NOW)
 
 
 @pytest.mark.parametrize(
@@ -208,17 +213,17 @@ def test_listing_asks_of_the_key_alone() -> None:
         (with_("the_service", key=replace_namespace("team-b")), "model_not_found"),
     ],
 )
-def test_a_key_learns_of_what_it_may_call(change: Change, code: str) -> None:
-    world = change(PAID)
-    assert world.the_key is not None
-    found = look_up(world.call, world.the_key, world)
+def test_a_key_sees_the_services_that_it_may_call(change: Change, code: str) -> None:
+    scenario = change(PAID)
+    assert scenario.the_key is not None
     if code:
-        assert isinstance(found, Deny)
-        assert found.code == code == world.refused().code
+        with pytest.raises(Denied) as caught:
+            look_up(scenario.call, scenario.the_key, scenario)
+        assert caught.value.code == code == scenario.denied().code
     else:
-        assert found == world.the_service
+        assert look_up(scenario.call, scenario.the_key, scenario) == scenario.the_service
 
 
 def test_admission_is_a_function_of_its_arguments() -> None:
-    world = replace(PAID, free=FreeTokens(5, NOW + timedelta(days=1)))
-    assert admit(world.call, world, NOW) == admit(world.call, world, NOW)
+    scenario = replace(PAID, free=FreeTokens(5, NOW + timedelta(days=1)))
+    assert admit(scenario.call, scenario, NOW) == admit(scenario.call, scenario, NOW)

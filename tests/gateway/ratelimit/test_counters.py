@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from farebox.domain.admission.rate_limits import LimitRequest, Window, corrections, first_exceeded
-from farebox.gateway.ratelimit.memory import Counters, MemoryCounters
+from farebox.domain.admission.rate_limits import corrections, first_exceeded
+from farebox.domain.admission.types import LimitRequest, Window
+from farebox.gateway.ratelimit.base import Counters
+from farebox.gateway.ratelimit.memory import MemoryCounters
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
 
 NOW = 1_772_366_430_000  # 2026-03-01 12:00:30 UTC
@@ -40,32 +42,32 @@ def counters(opened: Open) -> Counters:
     return opened()
 
 
-def demand(
-    limit: int, must: int = 1, may: int = 0, window: Window = Window.SLIDING, **given: Any
+def limit_request(
+    limit: int, required: int = 1, optional: int = 0, window: Window = Window.SLIDING, **given: Any
 ) -> LimitRequest:
-    """A demand on a count that no other test has, unless it is named."""
+    """A request on a count that no other test has, unless it is named."""
     counter = given.pop("counter", f"rpm:{{test}}/{next(_names)}")
-    return LimitRequest("rpm", counter, window, limit, must, may, **given)
+    return LimitRequest("rpm", counter, window, limit, required, optional, **given)
 
 
 async def test_a_limit_admits_its_number_and_no_more(counters: Counters) -> None:
-    each = demand(3)
+    each = limit_request(3)
     answers = [await counters.take([each], NOW + second * 1000) for second in range(5)]
-    assert [len(answer.taken) for answer in answers] == [1, 1, 1, 0, 0]
+    assert [len(answer.consumption) for answer in answers] == [1, 1, 1, 0, 0]
     assert [answer.totals for answer in answers] == [(1,), (2,), (3,), (), ()]
     (limit_status,) = answers[-1].limit_statuses
     assert (limit_status.used, limit_status.remaining) == (3, 0)
     assert limit_status.retry_ms == 57_000
-    assert (await counters.take([each], NOW + 4000 + limit_status.retry_ms)).taken
+    assert (await counters.take([each], NOW + 4000 + limit_status.retry_ms)).consumption
 
 
 @pytest.mark.parametrize("window", Window)
 async def test_all_of_a_call_is_counted_or_nothing(counters: Counters, window: Window) -> None:
-    roomy, tight = demand(10, window=window), demand(1, window=window)
-    assert len((await counters.take([roomy, tight], NOW)).taken) == 2
+    roomy, tight = limit_request(10, window=window), limit_request(1, window=window)
+    assert len((await counters.take([roomy, tight], NOW)).consumption) == 2
     for _ in range(3):
         answer = await counters.take([roomy, tight], NOW)
-        assert answer.taken == ()
+        assert answer.consumption == ()
         assert [limit_status.used for limit_status in answer.limit_statuses] == [1, 1]
         refusing = first_exceeded(answer.limit_statuses)
         assert refusing is not None
@@ -73,16 +75,16 @@ async def test_all_of_a_call_is_counted_or_nothing(counters: Counters, window: W
 
 
 async def test_what_may_be_taken_is_taken_as_far_as_there_is_room(counters: Counters) -> None:
-    each = demand(100, must=10, may=60)
+    each = limit_request(100, required=10, optional=60)
     amounts = []
     for _ in range(3):
         answer = await counters.take([each], NOW)
-        amounts.append(sum(taken.amount for taken in answer.taken))
+        amounts.append(sum(consumption.amount for consumption in answer.consumption))
     assert amounts == [70, 30, 0]
 
 
 async def test_what_does_not_bind_is_counted_beyond_the_limit(counters: Counters) -> None:
-    each = demand(100, must=80, may=40, enforced=False)
+    each = limit_request(100, required=80, optional=40, enforced=False)
     assert [(await counters.take([each], NOW)).totals for _ in range(2)] == [(120,), (240,)]
 
 
@@ -94,32 +96,32 @@ async def test_no_demands_are_met(counters: Counters) -> None:
 @pytest.mark.parametrize("window", Window)
 @pytest.mark.parametrize("actual", [0, 30, 70])
 async def test_counts_are_corrected_by_what_was_used(counters: Counters, window: Window, actual: int) -> None:
-    each = demand(100, must=50, window=window)
-    (taken,) = (await counters.take([each], NOW)).taken
-    await counters.adjust(corrections(taken, actual, NOW + 5000), NOW + 5000)
-    answer = await counters.take([demand(100, 1, window=window, counter=each.counter)], NOW + 5000)
+    each = limit_request(100, required=50, window=window)
+    (consumption,) = (await counters.take([each], NOW)).consumption
+    await counters.adjust(corrections(consumption, actual, NOW + 5000), NOW + 5000)
+    answer = await counters.take([limit_request(100, 1, window=window, counter=each.counter)], NOW + 5000)
     assert answer.totals == (actual + 1,)
 
 
 @pytest.mark.parametrize("window", [Window.SLIDING, Window.MINUTE, Window.DAY, Window.MONTH])
 async def test_what_was_used_long_ago_is_gone(counters: Counters, window: Window) -> None:
-    each = demand(100, must=100, window=window)
-    (taken,) = (await counters.take([each], NOW)).taken
+    each = limit_request(100, required=100, window=window)
+    (consumption,) = (await counters.take([each], NOW)).consumption
     later = NOW + 40 * 86_400_000
-    assert (await counters.take([each], later)).taken
-    await counters.adjust(corrections(taken, 0, later), later)
-    assert not (await counters.take([each], later)).taken, "giving back what is gone makes no room"
+    assert (await counters.take([each], later)).consumption
+    await counters.adjust(corrections(consumption, 0, later), later)
+    assert not (await counters.take([each], later)).consumption, "giving back what is gone makes no room"
 
 
 async def test_a_lifetime_has_no_end(counters: Counters) -> None:
-    each = demand(100, must=100, window=Window.LIFETIME)
-    assert (await counters.take([each], NOW)).taken
+    each = limit_request(100, required=100, window=Window.LIFETIME)
+    assert (await counters.take([each], NOW)).consumption
     (limit_status,) = (await counters.take([each], NOW + 10**12)).limit_statuses
     assert limit_status.retry_ms is None
 
 
 async def test_a_count_is_raised_and_never_lowered(counters: Counters) -> None:
-    each = demand(100, must=1, window=Window.MONTH)
+    each = limit_request(100, required=1, window=Window.MONTH)
     for used, total in ((40, 41), (10, 42), (99, 100)):
         await counters.raise_to(each.counter, each.window, used, NOW)
         assert (await counters.take([each], NOW)).totals == (total,)
@@ -128,27 +130,30 @@ async def test_a_count_is_raised_and_never_lowered(counters: Counters) -> None:
 @pytest.mark.parametrize("window", [Window.SLIDING, Window.DAY])
 async def test_64_racing_clients_take_exactly_the_limit(opened: Open, window: Window) -> None:
     replicas = [opened(), opened()]
-    requests, tokens = demand(500, window=window), demand(7001, must=7, may=7, window=window)
+    requests, tokens = (
+        limit_request(500, window=window),
+        limit_request(7001, required=7, optional=7, window=window),
+    )
     admitted, used = 0, 0
 
     async def client(number: int) -> None:
         nonlocal admitted, used
         for _ in range(20):
             answer = await replicas[number % 2].take([requests, tokens], NOW)
-            if answer.taken:
+            if answer.consumption:
                 admitted += 1
-                used += answer.taken[1].amount
+                used += answer.consumption[1].amount
 
     await asyncio.gather(*map(client, range(64)))
     (last,) = (
-        await replicas[0].take([demand(1, 1, window=window, counter=tokens.counter)], NOW)
+        await replicas[0].take([limit_request(1, 1, window=window, counter=tokens.counter)], NOW)
     ).limit_statuses
     assert admitted <= 500
     assert used == last.used
     assert 7001 - 7 < used <= 7001
     assert (
         admitted
-        == (await replicas[0].take([demand(1, 1, window=window, counter=requests.counter)], NOW))
+        == (await replicas[0].take([limit_request(1, 1, window=window, counter=requests.counter)], NOW))
         .limit_statuses[0]
         .used
     )
@@ -182,14 +187,14 @@ def test_both_say_the_same(valkey_url: str, steps: list[Any]) -> None:
         try:
             for step, wanted, actual in steps:
                 now += step
-                demands = [
+                requested = [
                     LimitRequest("x", names[which][0], names[which][1], 12, must, may, binding)
                     for which, must, may, binding in wanted
                 ]
-                answer = await memory.take(demands, now)
-                assert await shared.take(demands, now) == answer
-                for taken in answer.taken:
-                    changes = corrections(taken, actual, now + 500)
+                answer = await memory.take(requested, now)
+                assert await shared.take(requested, now) == answer
+                for consumption in answer.consumption:
+                    changes = corrections(consumption, actual, now + 500)
                     await memory.adjust(changes, now + 500)
                     await shared.adjust(changes, now + 500)
         finally:
@@ -201,7 +206,7 @@ def test_both_say_the_same(valkey_url: str, steps: list[Any]) -> None:
 async def test_memory_forgets_what_no_longer_counts() -> None:
     memory = MemoryCounters()
     for window in Window:
-        await memory.take([demand(10, window=window)], NOW)
+        await memory.take([limit_request(10, window=window)], NOW)
     assert len(memory) == 5
     await memory.take([], NOW + 40 * 86_400_000)
     assert len(memory) == 1, "a lifetime alone is kept"

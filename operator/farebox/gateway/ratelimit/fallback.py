@@ -1,7 +1,7 @@
-"""What happens to counts while the shared server is away (docs/decisions/410).
+"""Counts while the shared server is unreachable (docs/decisions/410).
 
-Each replica then counts by itself, from what it knows, with its share of each limit; what it counted for
-quotas is added to the server's counts when it is back.
+Each replica then counts by itself with its share of each limit. When the server is reachable again, the use
+that was counted for quotas is added to the server's counts.
 """
 
 import asyncio
@@ -12,51 +12,54 @@ from typing import Final, Protocol
 import structlog
 from msgspec import structs
 
-from farebox.domain.admission.rate_limits import Adjustment, LimitRequest, Window, bucket_start, refunds
+from farebox.domain.admission.rate_limits import Adjustment, bucket_start, refunds
+from farebox.domain.admission.types import LimitRequest, Window
 from farebox.errors import CountersUnavailable
-from farebox.gateway.ratelimit.memory import Counters, MemoryCounters, TakeResult
+from farebox.gateway.ratelimit.base import Counters, TakeResult
+from farebox.gateway.ratelimit.memory import MemoryCounters
 
 log = structlog.get_logger(__name__)
 
-_LONG: Final = (Window.DAY, Window.MONTH, Window.LIFETIME)
-"""Spans of quotas: what was used in them is not forgotten with an outage."""
-_Place = tuple[str, Window, int]
+_QUOTA_WINDOWS: Final = (Window.DAY, Window.MONTH, Window.LIFETIME)
+"""Long windows: their counts must survive an outage of the server."""
+_Bucket = tuple[str, Window, int]
+"""The counter, its window, and the start of the bucket."""
 
 
 class SharedCounters(Counters, Protocol):
-    """Counters that may be away: their methods raise CountersUnavailable then."""
+    """Counters on a server. Their methods raise CountersUnavailable when it does not answer."""
 
     async def reach(self) -> None:
-        """Raise CountersUnavailable unless they answer."""
+        """Raise CountersUnavailable unless the server answers."""
 
 
 class EvenShareCounters(MemoryCounters):
-    """Counts of one of several replicas that share none: each has its share of every minute's limit."""
+    """Counts of one of several replicas without a shared server: each has an even share of every limit."""
 
     def __init__(self, replicas: int) -> None:
         super().__init__()
         assert replicas > 0
         self._replicas = replicas
 
-    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
+    async def take(self, requests: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters."""
-        return await super().take([share_of(demand, self._replicas) for demand in demands], now)
+        return await super().take([share_of(request, self._replicas) for request in requests], now)
 
 
-def share_of(demand: LimitRequest, replicas: int) -> LimitRequest:
-    """The demand on one replica's share; one that the whole limit has room for still fits into it."""
-    if demand.window in _LONG:
-        return demand
-    share = max(1, demand.limit // replicas)
-    return structs.replace(demand, limit=max(share, min(demand.required, demand.limit)))
+def share_of(request: LimitRequest, replicas: int) -> LimitRequest:
+    """The request against one replica's share. A request that fits the whole limit still fits the share."""
+    if request.window in _QUOTA_WINDOWS:
+        return request
+    share = max(1, request.limit // replicas)
+    return structs.replace(request, limit=max(share, min(request.required, request.limit)))
 
 
 class FallbackCounters:
-    """Shared counts, or this replica's own while those are away. Never raises CountersUnavailable.
+    """Shared counts, or this replica's own while the server is unreachable. Never raises CountersUnavailable.
 
     Args:
-        replicas: into how many shares limits are divided meanwhile.
-        retry_seconds: how often the server is tried again; no call waits for it in between.
+        replicas: the number of shares that limits are divided into during an outage.
+        retry_seconds: the interval between attempts to reach the server; no other call waits for them.
     """
 
     def __init__(
@@ -73,8 +76,8 @@ class FallbackCounters:
         self._clock = clock
         self._local = MemoryCounters()
         self._next_try: float | None = None
-        self._known: dict[tuple[str, Window], tuple[int, int]] = {}
-        self._owed: dict[_Place, int] = {}
+        self._known_totals: dict[tuple[str, Window], tuple[int, int]] = {}
+        self._unsynced: dict[_Bucket, int] = {}
         self._undoing: set[asyncio.Future[None]] = set()
 
     @property
@@ -82,25 +85,26 @@ class FallbackCounters:
         """Whether this replica counts by itself."""
         return self._next_try is not None
 
-    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
+    async def take(self, requests: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters."""
         if await self._available(now):
             try:
-                answer = await self._take_shared(demands, now)
-                for taken, total in zip(answer.taken, answer.totals, strict=True):
-                    if taken.window in _LONG:
-                        self._known[taken.counter, taken.window] = (bucket_start(taken.window, now), total)
-                return answer
+                result = await self._take_shared(requests, now)
+                for each, total in zip(result.consumption, result.totals, strict=True):
+                    if each.window in _QUOTA_WINDOWS:
+                        bucket = bucket_start(each.window, now)
+                        self._known_totals[each.counter, each.window] = (bucket, total)
+                return result
             except CountersUnavailable as error:
-                await self._lose(error, now)
-        answer = await self._local.take([share_of(demand, self._replicas) for demand in demands], now)
-        for taken in answer.taken:
-            self._owe(taken.counter, taken.window, bucket_start(taken.window, now), taken.amount)
-        return answer
+                await self._fall_back(error, now)
+        result = await self._local.take([share_of(request, self._replicas) for request in requests], now)
+        for each in result.consumption:
+            self._remember(each.counter, each.window, bucket_start(each.window, now), each.amount)
+        return result
 
-    async def _take_shared(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
-        """A call that is given up meanwhile may be counted all the same: then that is undone."""
-        taking = asyncio.ensure_future(self._shared.take(demands, now))
+    async def _take_shared(self, requests: Sequence[LimitRequest], now: int) -> TakeResult:
+        """Count on the server. If the call is cancelled meanwhile, its counts are undone later."""
+        taking = asyncio.ensure_future(self._shared.take(requests, now))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -111,10 +115,10 @@ class FallbackCounters:
 
     async def _undo(self, taking: asyncio.Future[TakeResult], now: int) -> None:
         try:
-            answer = await taking
+            result = await taking
         except CountersUnavailable:
             return
-        await self.adjust(refunds(answer.taken, now), now)
+        await self.adjust(refunds(result.consumption, now), now)
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
@@ -122,22 +126,22 @@ class FallbackCounters:
             try:
                 return await self._shared.adjust(adjustments, now)
             except CountersUnavailable as error:
-                await self._lose(error, now)
+                await self._fall_back(error, now)
         await self._local.adjust(adjustments, now)
         for each in adjustments:
-            self._owe(each.counter, each.window, each.bucket, each.amount)
+            self._remember(each.counter, each.window, each.bucket, each.amount)
         return None
 
     async def raise_to(self, counter: str, window: Window, used: int, now: int) -> None:
         """See Counters."""
-        at = bucket_start(window, now)
-        known_at, known = self._known.get((counter, window), (at, 0))
-        self._known[counter, window] = (at, max(used, known if known_at == at else 0))
+        bucket = bucket_start(window, now)
+        known_bucket, known = self._known_totals.get((counter, window), (bucket, 0))
+        self._known_totals[counter, window] = (bucket, max(used, known if known_bucket == bucket else 0))
         if await self._available(now):
             try:
                 return await self._shared.raise_to(counter, window, used, now)
             except CountersUnavailable as error:
-                await self._lose(error, now)
+                await self._fall_back(error, now)
         await self._local.raise_to(counter, window, used, now)
         return None
 
@@ -148,7 +152,7 @@ class FallbackCounters:
         await self._shared.close()
 
     async def _available(self, now: int) -> bool:
-        """Whether to ask the server. One call in `retry_seconds` finds out; the others do not wait for it."""
+        """Whether to use the server. After a failure, one call per `retry_seconds` tries it again."""
         if self._next_try is None:
             return True
         if self._clock() < self._next_try:
@@ -156,39 +160,37 @@ class FallbackCounters:
         self._next_try = self._clock() + self._retry_seconds
         try:
             await self._shared.reach()
-            await self._pay(now)
+            await self._sync(now)
         except CountersUnavailable:
             return False
         self._next_try = None
-        log.info("counters.back")
+        log.info("counters.reachable")
         return True
 
-    async def _lose(self, error: CountersUnavailable, now: int) -> None:
-        """Begin to count alone, quotas from where they are known to stand."""
+    async def _fall_back(self, error: CountersUnavailable, now: int) -> None:
+        """Count alone from now on; quotas start at their last known totals."""
         if self._next_try is None:
-            log.warning("counters.away", error=str(error), share=f"1/{self._replicas}")
+            log.warning("counters.unreachable", error=str(error), share=f"1/{self._replicas}")
             self._local = MemoryCounters()
-            for (counter, window), (at, used) in self._known.items():
-                await self._local.raise_to(counter, window, used, at * 1000)
+            for (counter, window), (bucket, used) in self._known_totals.items():
+                await self._local.raise_to(counter, window, used, bucket * 1000)
         self._next_try = self._clock() + self._retry_seconds
 
-    async def _pay(self, now: int) -> None:
-        """Tell the server what it does not know: how quotas stood, if it forgot, and what was used since."""
-        for (counter, window), (at, used) in list(self._known.items()):
-            if at == bucket_start(window, now):
+    async def _sync(self, now: int) -> None:
+        """Raise the server's quotas to their known totals, and add the use counted during the outage."""
+        for (counter, window), (bucket, used) in list(self._known_totals.items()):
+            if bucket == bucket_start(window, now):
                 await self._shared.raise_to(counter, window, used, now)
-        owed, self._owed = self._owed, {}
+        unsynced, self._unsynced = self._unsynced, {}
         try:
-            await self._shared.adjust(
-                [Adjustment(counter, window, at, amount) for (counter, window, at), amount in owed.items()],
-                now,
-            )
+            await self._shared.adjust([Adjustment(*key, amount) for key, amount in unsynced.items()], now)
         except CountersUnavailable:
-            for where, amount in owed.items():
-                self._owed[where] = self._owed.get(where, 0) + amount
+            for key, amount in unsynced.items():
+                self._unsynced[key] = self._unsynced.get(key, 0) + amount
             raise
 
-    def _owe(self, counter: str, window: Window, at: int, amount: int) -> None:
-        if window in _LONG:
-            where = (counter, window, at)
-            self._owed[where] = self._owed.get(where, 0) + amount
+    def _remember(self, counter: str, window: Window, bucket: int, amount: int) -> None:
+        """Keep the use of a quota for `_sync`."""
+        if window in _QUOTA_WINDOWS:
+            key = (counter, window, bucket)
+            self._unsynced[key] = self._unsynced.get(key, 0) + amount

@@ -1,7 +1,7 @@
-"""Tells counts what the ledger knows of keys' quotas: counts may be lost, charges never are.
+"""Raises the counts of keys' quotas to what the ledger has charged. Counts can be lost, charges cannot.
 
-A process that counts in memory begins with nothing, and so does a Valkey without a disk. Counts are only
-raised: what runs now, and is not charged yet, stays counted.
+Counts in memory are empty after a restart, and so are those of a Valkey without a disk. Counts are never
+lowered, so calls that are running and not charged yet stay counted.
 """
 
 import asyncio
@@ -13,32 +13,31 @@ from typing import Protocol
 import structlog
 
 from farebox.clock import milliseconds
-from farebox.domain.admission.demands import key_counter
-from farebox.domain.admission.rate_limits import Window, bucket_start
-from farebox.domain.admission.types import KeyPolicy
+from farebox.domain.admission.rate_limits import bucket_start, key_counter
+from farebox.domain.admission.types import KeyPolicy, Window
 from farebox.domain.keys import ObjectKey
 from farebox.errors import FareboxError
-from farebox.gateway.ratelimit.memory import Counters
+from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.snapshot import GatewaySnapshot
 
 log = structlog.get_logger(__name__)
 
 
 class KeyUsageSource(Protocol):
-    """Where it is known what keys used."""
+    """The source of the charged use of keys."""
 
     async def tokens_by_key(
         self, namespace: str, start: datetime, end: datetime, api_key: str = ""
     ) -> Mapping[str, int]:
-        """Tokens of keys by their names. Raises LedgerUnavailable."""
+        """Charged tokens by the name of the key. Raises LedgerUnavailable."""
 
 
 class QuotaSync:
-    """Raises counts of quotas to what was charged.
+    """Raises counts of quotas to the charged use.
 
     Args:
-        every_seconds: how often days and months are compared. A lifetime is read once for each key: it is
-            long, and after that its count is this process's own or the shared server's.
+        every_seconds: the interval for quotas of days and months. A lifetime is read once per key, because
+            the query is long and later use is counted here or in the shared server.
     """
 
     def __init__(
@@ -57,26 +56,26 @@ class QuotaSync:
         self._read: set[tuple[ObjectKey, datetime | None]] = set()
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Compare for ever, once `ready` says that the keys are known."""
+        """Sync once `ready` says that the keys are known, and then periodically. Never returns."""
         await ready.wait()
         while True:
             try:
-                await self.compare()
+                await self.sync()
             except FareboxError as error:
-                log.warning("quotas.not_compared", error=str(error))
+                log.warning("quotas.sync_failed", error=str(error))
             await asyncio.sleep(self._every_seconds)
 
-    async def compare(self) -> None:
+    async def sync(self) -> None:
         """Raise the counts of all keys that have a quota.
 
         Raises:
-            LedgerUnavailable: the rest comes next time.
+            LedgerUnavailable: the remaining keys are synced at the next interval.
         """
         groups: defaultdict[tuple[str, Window], list[KeyPolicy]] = defaultdict(list)
         for key in self._snapshot.keys_with_quota():
             assert key.quota is not None
             if key.quota.window is Window.LIFETIME:
-                await self._compare_lifetime(key)
+                await self._sync_lifetime(key)
             else:
                 groups[key.key.namespace, key.quota.window].append(key)
         for (namespace, window), keys in groups.items():
@@ -86,8 +85,8 @@ class QuotaSync:
             for key in keys:
                 await self._raise(key.key, window, tokens.get(key.key.name, 0), now)
 
-    async def _compare_lifetime(self, key: KeyPolicy) -> None:
-        """Since the key was made: one that had its name before is another."""
+    async def _sync_lifetime(self, key: KeyPolicy) -> None:
+        """Count from the creation of the key, because an earlier key may have had the same name."""
         name, now = (key.key, key.created_at), self._clock()
         if name in self._read or key.created_at is None:
             return

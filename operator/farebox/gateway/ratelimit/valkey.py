@@ -1,8 +1,7 @@
-"""Counts that all replicas of the gateway share, in a Valkey server. One script for each call, so none races.
+"""Counts that all replicas of the gateway share, in a Valkey server. One script per call, so none can race.
 
-The scripts do what `farebox.domain.admission.rate_limits` says, and the same tests run on both. Times are the
-callers': the clocks of gateways that are a second apart make windows a second longer or shorter, and nothing
-else.
+The scripts implement `farebox.domain.admission.rate_limits`, and the same tests run on both. Times are those
+of the gateways: if their clocks differ by a second, windows are a second longer or shorter.
 """
 
 import asyncio
@@ -18,25 +17,24 @@ from farebox.domain.admission.rate_limits import (
     SLIDING_SECONDS,
     Adjustment,
     Consumption,
-    LimitRequest,
-    LimitStatus,
-    Window,
     bucket_start,
     first_slot,
     period_end,
     period_status,
     sliding_status,
 )
+from farebox.domain.admission.types import LimitRequest, LimitStatus, Window
 from farebox.errors import CountersUnavailable
-from farebox.gateway.ratelimit.memory import TakeResult
+from farebox.gateway.ratelimit.base import TakeResult
 
 _PREFIX: Final = "farebox:"
 _CONNECTIONS: Final = 64
 _LINGER_MS: Final = 60_000
 _LATE_SECONDS: Final = 0.05
 
-# A window is a hash of slots, a period a number. Arguments: the slot of now, the first slot that counts, the
-# seconds that a window is kept; then for each key its sort, limit, must, may, whether it binds, its life.
+# A window is a hash of slots, a period a number. Arguments: the current slot, the first slot that counts, the
+# lifetime of a window in seconds; then for each key its kind ('w' or 'p'), limit, required amount, optional
+# amount, whether it is enforced, and its lifetime in milliseconds.
 _TAKE: Final = """
 local used, shown, exceeded = {}, {}, false
 for i, key in ipairs(KEYS) do
@@ -66,9 +64,11 @@ if exceeded then return {1, shown} end
 local amounts = {}
 for i, key in ipairs(KEYS) do
   local at = 3 + (i - 1) * 6
-  local amount, may = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
-  if ARGV[at + 5] == '1' then may = math.min(may, tonumber(ARGV[at + 2]) - used[i] - amount) end
-  amount = amount + may
+  local amount, optional = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  if ARGV[at + 5] == '1' then
+    optional = math.min(optional, tonumber(ARGV[at + 2]) - used[i] - amount)
+  end
+  amount = amount + optional
   if ARGV[at + 1] == 'w' then
     redis.call('HINCRBY', key, ARGV[1], amount)
     redis.call('EXPIRE', key, ARGV[3])
@@ -80,8 +80,8 @@ for i, key in ipairs(KEYS) do
 end
 return {0, amounts, used}
 """
-# Arguments: the first slot that counts, the seconds that a window is kept; then for each key its sort, its
-# slot, the amount, and for how long it is kept.
+# Arguments: the first slot that counts, the lifetime of a window in seconds; then for each key its kind, its
+# slot, the amount, and its lifetime in milliseconds.
 _ADJUST: Final = """
 for i, key in ipairs(KEYS) do
   local at = 2 + (i - 1) * 4
@@ -112,7 +112,7 @@ class ValkeyCounters:
 
     Args:
         url: "valkey://[user:password@]host:port/database", or "valkeys://" for TLS, or "unix:///path".
-        timeout: seconds for a connection, and for an answer: a call waits no longer.
+        timeout: seconds to wait for a connection, and for an answer.
 
     The server must not evict keys (`maxmemory-policy noeviction`), and quotas of keys outlive its restart
     only if it persists (`appendonly yes`).
@@ -130,46 +130,51 @@ class ValkeyCounters:
         self._adjust = self._client.register_script(_ADJUST)
         self._raise = self._client.register_script(_RAISE)
         self._timeout = timeout
-        # A crowd of calls waits here for its turn, however long: that is no fault of the server's.
+        # Calls beyond the connections wait here. The wait does not count as a timeout of the server.
         self._turns = asyncio.Semaphore(_CONNECTIONS)
         self._failures = 0
 
-    async def take(self, demands: Sequence[LimitRequest], now: int) -> TakeResult:
+    async def take(self, requests: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters."""
-        keys = [_key(demand.counter, demand.window, bucket_start(demand.window, now)) for demand in demands]
+        keys = [_key(each.counter, each.window, bucket_start(each.window, now)) for each in requests]
         arguments: list[Any] = [now // 1000, first_slot(now), _KEPT_SECONDS]
-        for demand in demands:
+        for each in requests:
             arguments += (
-                _sort(demand.window),
-                demand.limit,
-                demand.required,
-                demand.optional,
-                int(demand.enforced),
-                _kept(demand.window, bucket_start(demand.window, now), now),
+                _kind(each.window),
+                each.limit,
+                each.required,
+                each.optional,
+                int(each.enforced),
+                _lifetime(each.window, bucket_start(each.window, now), now),
             )
         exceeded, amounts, *rest = await self._run(self._take, keys, arguments)
         if exceeded:
-            return TakeResult((), (), tuple(map(_limit_status, demands, amounts, [now] * len(demands))))
-        taken = tuple(
-            Consumption(demand.counter, demand.window, now, amount)
-            for demand, amount in zip(demands, amounts, strict=True)
+            return TakeResult((), (), tuple(map(_limit_status, requests, amounts, [now] * len(requests))))
+        consumption = tuple(
+            Consumption(each.counter, each.window, now, amount)
+            for each, amount in zip(requests, amounts, strict=True)
         )
         totals = tuple(used + amount for used, amount in zip(rest[0], amounts, strict=True))
-        return TakeResult(taken, totals)
+        return TakeResult(consumption, totals)
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
         keys = [_key(each.counter, each.window, each.bucket) for each in adjustments]
         arguments: list[Any] = [first_slot(now), _KEPT_SECONDS]
         for each in adjustments:
-            arguments += (_sort(each.window), each.bucket, each.amount, _kept(each.window, each.bucket, now))
+            arguments += (
+                _kind(each.window),
+                each.bucket,
+                each.amount,
+                _lifetime(each.window, each.bucket, now),
+            )
         if keys:
             await self._run(self._adjust, keys, arguments)
 
     async def raise_to(self, counter: str, window: Window, used: int, now: int) -> None:
         """See Counters."""
-        at = bucket_start(window, now)
-        await self._run(self._raise, [_key(counter, window, at)], [used, _kept(window, at, now)])
+        bucket = bucket_start(window, now)
+        await self._run(self._raise, [_key(counter, window, bucket)], [used, _lifetime(window, bucket, now)])
 
     async def reach(self) -> None:
         """Raise CountersUnavailable unless the server answers."""
@@ -186,15 +191,15 @@ class ValkeyCounters:
         failures = self._failures
         async with self._turns:
             if failures != self._failures:
-                raise CountersUnavailable("it did not answer those who asked before")
+                raise CountersUnavailable("an earlier call got no answer")
             try:
-                return await self._once_or_twice(command)
+                return await self._retry_if_late(command)
             except (ValkeyError, OSError) as error:
                 self._failures += 1
                 raise CountersUnavailable(f"{type(error).__name__}: {error}") from error
 
-    async def _once_or_twice(self, command: Callable[[], Awaitable[Any]]) -> Any:
-        """A time that was over long before this process came to look says nothing of the server."""
+    async def _retry_if_late(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        """Run a command; repeat it once if this process was too busy to see the answer before the timeout."""
         loop = asyncio.get_running_loop()
         late = loop.time() + self._timeout + _LATE_SECONDS
         try:
@@ -205,25 +210,25 @@ class ValkeyCounters:
             return await command()
 
 
-def _limit_status(demand: LimitRequest, shown: list[int], now: int) -> LimitStatus:
-    """Where a limit stands, from what the script showed of its count."""
-    if demand.window is Window.SLIDING:
-        return sliding_status(demand, dict(zip(shown[::2], shown[1::2], strict=True)), now)
-    return period_status(demand, shown[0], now)
+def _limit_status(request: LimitRequest, shown: list[int], now: int) -> LimitStatus:
+    """The status of a limit, from the script's answer: slots and amounts of a window, or one amount."""
+    if request.window is Window.SLIDING:
+        return sliding_status(request, dict(zip(shown[::2], shown[1::2], strict=True)), now)
+    return period_status(request, shown[0], now)
 
 
-def _key(counter: str, window: Window, at: int) -> str:
-    return f"{_PREFIX}{counter}" if window is Window.SLIDING else f"{_PREFIX}{counter}:{at}"
+def _key(counter: str, window: Window, bucket: int) -> str:
+    return f"{_PREFIX}{counter}" if window is Window.SLIDING else f"{_PREFIX}{counter}:{bucket}"
 
 
-def _sort(window: Window) -> str:
+def _kind(window: Window) -> str:
     return "w" if window is Window.SLIDING else "p"
 
 
-def _kept(window: Window, at: int, now: int) -> int:
-    """Milliseconds for which a period's count is kept, some more for late corrections; 0: for ever.
+def _lifetime(window: Window, bucket: int, now: int) -> int:
+    """Milliseconds until a period's count may be dropped, with time for late corrections; 0: never.
 
-    By the caller's clock, like all else: a server whose clock is ahead would drop counts too early.
+    It is relative to the caller's clock, because a server whose clock is ahead would drop counts too early.
     """
-    end = None if window is Window.SLIDING else period_end(window, at * 1000)
+    end = None if window is Window.SLIDING else period_end(window, bucket * 1000)
     return 0 if end is None else max(1, end + _LINGER_MS - now)

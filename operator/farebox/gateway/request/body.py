@@ -1,8 +1,8 @@
-"""Bodies of calls: read strictly, and written again with every byte of every value that is not ours.
+"""Request bodies: strict parsing, and rewriting that keeps every byte of the values it does not set.
 
-Strict where readers differ, because what the gateway admits must be what the upstream serves: a key that
-comes twice, or in other capitals, means one thing to one reader and another to the next. Values that do not
-matter here are neither read nor changed: numbers keep their digits and texts their escapes.
+Parsing is strict where JSON readers differ, because the upstream must serve what the gateway admitted: a
+duplicate key, or one in other capitals, has different meanings to different readers. Values that do not
+matter here are neither read nor changed: numbers keep their digits, and strings keep their escapes.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from farebox.errors import InvalidCall
+from farebox.domain.admission.types import Denied
 from farebox.gateway.interface import UsageRedaction
 from farebox.gateway.request.endpoints import ENDPOINTS, APIEndpoint
 from farebox.gateway.request.modality import is_text_only
@@ -19,14 +19,14 @@ from farebox.gateway.request.modality import is_text_only
 MAX_DEPTH: Final = 64
 MAX_KEYS: Final = 256
 MAX_PIECES: Final = 250_000
-"""Strings, and lists and objects, of a body with more brackets than its depth may have."""
+"""The most strings, and the most lists and objects, of a body that may be nested too deeply."""
 MAX_CHOICES: Final = 128
 MAX_TOKENS_ASKED: Final = 2**31 - 1
 _MAX_MODEL_LENGTH: Final = 253
 
 
 class _Key(str):
-    """A key of an object. Each is equal to itself alone, so that none hides another in a dict."""
+    """A key of an object. It equals only itself, so a duplicate key does not replace another in a dict."""
 
     __slots__ = ()
     __eq__ = object.__eq__
@@ -34,7 +34,7 @@ class _Key(str):
 
 
 class _Keys:
-    """Makes the keys of one object at a time, and stops when there are too many."""
+    """Makes the keys of one object at a time, at most MAX_KEYS."""
 
     def __init__(self) -> None:
         self.left = 0
@@ -43,7 +43,7 @@ class _Keys:
         """See msgspec's dec_hook."""
         self.left -= 1
         if self.left < 0:
-            raise InvalidCall("too_many_keys", f"an object has more than {MAX_KEYS} keys")
+            raise Denied(400, "too_many_keys", f"An object has more than {MAX_KEYS} keys")
         return _Key(text)
 
 
@@ -70,17 +70,17 @@ GOVERNED: Final = frozenset(
         )
     )
 )
-"""Keys by which the gateway goes. Another spelling of one is refused: some readers take it for the same."""
+"""The keys that the gateway reads. Other spellings are refused, because some readers ignore case."""
 
 
 class RequestBody(msgspec.Struct, frozen=True):
-    """A body that was read.
+    """A parsed body.
 
     Args:
         asked_output: the caller's bound on each answer in tokens, or None; 0 where there is no answer.
         choices: how many answers the caller wants.
-        inputs: how many texts the model reads each by itself, as prompts of a list.
-        options: `stream_options` of a stream that is asked for its usage; None: this one is not, or is none.
+        inputs: how many texts the model reads separately, such as the prompts of a list.
+        options: `stream_options` of a stream that the gateway asks for usage; otherwise None.
     """
 
     endpoint: APIEndpoint
@@ -95,26 +95,26 @@ class RequestBody(msgspec.Struct, frozen=True):
 
     @property
     def asked_for_usage(self) -> bool:
-        """Whether it is a stream that the gateway asks for its usage (B16)."""
+        """Whether the gateway asks the stream for its usage (B16)."""
         return self.options is not None
 
     @property
     def length(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return len(self.raw)
 
     def text_only(self) -> bool:
-        """Whether all that the model is to see is text within the body."""
+        """Whether the model's input is only text in the body."""
         return is_text_only(self.raw, self.fields)
 
     def rewritten(
         self, served_name: str, *, continuous_usage: bool = False, max_output: int | None = None
     ) -> bytes:
-        """The body for the upstream: `model` is the served name, and a stream tells what it used (B16).
+        """The body for the upstream: `model` is the served name, and a stream reports its usage (B16).
 
         Args:
-            continuous_usage: every chunk of a stream tells it, where the upstream can (`streamUsage`).
-            max_output: a bound on each answer, where the caller set none.
+            continuous_usage: every chunk of a stream reports usage (`streamUsage` of the Model).
+            max_output: a bound on each answer, if the caller set none.
         """
         fields: dict[str, Any] = {**self.fields, "model": served_name}
         if self.options is not None:
@@ -125,7 +125,7 @@ class RequestBody(msgspec.Struct, frozen=True):
         return _encode(fields)
 
     def redaction(self, *, continuous_usage: bool = False) -> UsageRedaction:
-        """What of the usage that `rewritten` asks for the caller did not ask for."""
+        """The usage that `rewritten` asks for and the caller did not."""
         if self.options is None:
             return UsageRedaction.NOTHING
         if not _flag(self.options, "include_usage"):
@@ -136,21 +136,21 @@ class RequestBody(msgspec.Struct, frozen=True):
 
 
 def parse(endpoint: APIEndpoint, body: bytes) -> RequestBody:
-    """Read a body.
+    """Parse a body.
 
     Raises:
-        InvalidCall: it is not JSON in UTF-8, not an object, nested beyond MAX_DEPTH or too complex; a key
-            comes twice or is one of ours in other letters; `model` is missing; a field that matters is of
-            another type, or asks for what is not offered.
+        Denied: it is not JSON in UTF-8, not an object, nested beyond MAX_DEPTH or too complex; a key
+            is duplicated or differs in case from a governed key; `model` is missing; a field that the gateway
+            reads has a wrong type, or asks for an unsupported feature.
     """
-    fields = _object(body, "the body")
+    fields = _object(body, "The body")
     _check_nesting(body)
     model = _model(fields)
     stream = _read(_FLAG, fields, "stream", "true or false") or False
     inputs = _inputs(endpoint, fields)
     for name, reason in endpoint.refused:
         if name in fields and bytes(fields[name]) not in _ABSENT:
-            raise InvalidCall("not_offered", f"{name} is not offered: {reason}")
+            raise Denied(400, "not_offered", f"Field {name} is not supported: {reason}")
     return RequestBody(
         endpoint=endpoint,
         fields=fields,
@@ -165,26 +165,26 @@ def parse(endpoint: APIEndpoint, body: bytes) -> RequestBody:
 
 
 def _object(text: bytes | msgspec.Raw, what: str) -> Fields:
-    """An object's fields as they were written, each key once."""
+    """The fields of an object as they were written, each key once."""
     try:
         if isinstance(text, bytes):
             text.decode()
         _KEYS.left = MAX_KEYS
         entries = _OBJECT.decode(text)
     except msgspec.ValidationError:
-        raise InvalidCall("invalid_type", f"{what} is not a JSON object") from None
+        raise Denied(400, "invalid_type", f"{what} is not a JSON object") from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidCall("invalid_json", f"{what} is not JSON: {error}") from None
+        raise Denied(400, "invalid_json", f"{what} is not JSON: {error}") from None
     except UnicodeDecodeError as error:
         message = f"{what} is not UTF-8: byte {error.start}"
-        raise InvalidCall("invalid_utf8", message) from None
+        raise Denied(400, "invalid_utf8", message) from None
     fields: Fields = {}
     for key, value in entries.items():
         name = str(key)
         if name in fields:
-            raise InvalidCall("duplicate_key", f"{what} has the key {name!r} twice")
+            raise Denied(400, "duplicate_key", f"{what} has a duplicate key {name!r}")
         if name not in GOVERNED and name.casefold() in GOVERNED:
-            raise InvalidCall("ambiguous_key", f"{what} has the key {name!r}: write {name.casefold()!r}")
+            raise Denied(400, "ambiguous_key", f"{what} has the key {name!r}. Write {name.casefold()!r}")
         fields[name] = value
     return fields
 
@@ -192,36 +192,36 @@ def _object(text: bytes | msgspec.Raw, what: str) -> Fields:
 def _model(fields: Mapping[str, msgspec.Raw]) -> str:
     model = _read(_MODEL, fields, "model", "a string")
     if not model:
-        raise InvalidCall("missing_model", "model is missing: GET /v1/models lists what there is")
+        raise Denied(400, "missing_model", "Field model is missing. GET /v1/models lists all models")
     if len(model) > _MAX_MODEL_LENGTH:
-        raise InvalidCall("invalid_type", f"model is longer than {_MAX_MODEL_LENGTH} characters")
+        raise Denied(400, "invalid_type", f"Field model is longer than {_MAX_MODEL_LENGTH} characters")
     return model
 
 
 def _read(
     decoder: msgspec.json.Decoder[T], fields: Mapping[str, msgspec.Raw], name: str, what: str
 ) -> T | None:
-    """A field that matters; None where it is absent."""
+    """The value of a field; None if it is absent."""
     value = fields.get(name)
     if value is None:
         return None
     try:
         return decoder.decode(value)
     except msgspec.DecodeError:
-        raise InvalidCall("invalid_type", f"{name} must be {what}") from None
+        raise Denied(400, "invalid_type", f"Field {name} must be {what}") from None
 
 
 def _count(fields: Mapping[str, msgspec.Raw], name: str, least: int, most: int) -> int | None:
     if name not in fields:
         return None
-    count = _read(_COUNT, fields, name, f"a whole number from {least} to {most}")
+    count = _read(_COUNT, fields, name, f"an integer from {least} to {most}")
     if count is not None and not least <= count <= most:
-        raise InvalidCall("invalid_type", f"{name} must be a whole number from {least} to {most}")
+        raise Denied(400, "invalid_type", f"Field {name} must be an integer from {least} to {most}")
     return count
 
 
 def _asked_output(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int | None:
-    """The larger, where two fields say it: upstreams differ in which they heed."""
+    """The caller's output bound; the larger of two fields, because upstreams differ in which they use."""
     if not endpoint.output_fields:
         return 0
     largest = None
@@ -233,7 +233,7 @@ def _asked_output(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> i
 
 
 def _choices(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int:
-    """Answers to each input."""
+    """Answers per input."""
     most = 1
     for name in endpoint.choice_fields:
         most = max(most, _count(fields, name, 1, MAX_CHOICES) or 1)
@@ -241,7 +241,7 @@ def _choices(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int:
 
 
 def _inputs(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int:
-    """Texts, or lists of token ids, that stand by themselves; one list of ids is one input."""
+    """How many texts, or lists of token ids, the body has; a single list of ids is one input."""
     name = endpoint.inputs_field
     if name not in fields:
         return 1
@@ -252,20 +252,20 @@ def _inputs(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int:
     if first != b'"':
         return 1
     if given.count(b'"') > 2 * MAX_PIECES:
-        raise InvalidCall("too_complex", f"{name} has more than {MAX_PIECES} texts")
+        raise Denied(400, "too_complex", f"Field {name} has more than {MAX_PIECES} strings")
     try:
         return len(_TEXTS.decode(given))
     except msgspec.DecodeError:
-        message = f"{name} must be a text, or a list of texts or token ids"
-        raise InvalidCall("invalid_type", message) from None
+        message = f"Field {name} must be a string, or a list of strings or token ids"
+        raise Denied(400, "invalid_type", message) from None
 
 
 def _options(fields: Mapping[str, msgspec.Raw]) -> Fields:
-    """`stream_options`, an object whose flags are flags."""
+    """`stream_options`, an object whose flags are booleans."""
     options = fields.get("stream_options")
     if options is None or bytes(options) == b"null":
         return {}
-    read = _object(options, "stream_options")
+    read = _object(options, "Field stream_options")
     for name in ("include_usage", "continuous_usage_stats"):
         _flag(read, name)
     return read
@@ -276,18 +276,18 @@ def _flag(options: Mapping[str, msgspec.Raw], name: str) -> bool:
 
 
 def _check_nesting(body: bytes) -> None:
-    """Refuse JSON that is nested beyond MAX_DEPTH, or made of more pieces than can be looked at on the way.
+    """Refuse JSON that is nested beyond MAX_DEPTH, or has more pieces than can be counted quickly.
 
-    Every step is one pass of C over the bytes: who may call must not be able to hold up the others.
+    Every step is a single scan in C, so that one call cannot delay the others.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     if body.count(b'"') > 2 * MAX_PIECES:
-        raise InvalidCall("too_complex", f"the body has more than {MAX_PIECES} strings")
+        raise Denied(400, "too_complex", f"The body has more than {MAX_PIECES} strings")
     brackets = b"".join(body.split(b'"')[::2]).translate(None, _NO_BRACKETS)
     if len(brackets) > 2 * MAX_PIECES:
-        raise InvalidCall("too_complex", f"the body has more than {MAX_PIECES} lists and objects")
+        raise Denied(400, "too_complex", f"The body has more than {MAX_PIECES} lists and objects")
     if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MAX_DEPTH:
-        raise InvalidCall("nested_too_deeply", f"the body is nested more than {MAX_DEPTH} levels deep")
+        raise Denied(400, "nested_too_deeply", f"The body is nested more than {MAX_DEPTH} levels deep")

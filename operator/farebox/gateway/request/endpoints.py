@@ -1,4 +1,4 @@
-"""The endpoints that the gateway offers, and which fields of their bodies matter to it."""
+"""The endpoints of the gateway, and the fields of their bodies that it reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ class APIEndpoint:
     """One path that is forwarded.
 
     Args:
-        path: as callers write it; what follows "/v1" is the path at an upstream, behind its base URL.
-        output_fields: the caller's bounds on the length of an answer, the usual one last; none: it has none.
-        least_output: what such a bound must be at least. Many servers take 0 for a bound that was not
-            set, and answer at length.
-        choice_fields: how many answers the caller wants.
-        inputs_field: may hold a list of inputs, each of which the model reads by itself.
-        asks_for_usage: a stream tells what was used only if `stream_options` ask for it.
+        path: as callers write it. The part after "/v1" is appended to the base URL of an upstream.
+        output_fields: the caller's bounds on the length of an answer, the usual one last; none: no bound.
+        least_output: the minimum of such a bound. Many servers take 0 for an unset bound, and give a long
+            answer.
+        choice_fields: the fields with the number of answers.
+        inputs_field: the field that may hold a list of inputs, which the model reads separately.
+        asks_for_usage: whether a stream reports usage only if `stream_options` ask for it.
         refused: fields that must be absent, null or false, with the reason.
     """
 
@@ -30,12 +30,12 @@ class APIEndpoint:
 
     @property
     def operation(self) -> str:
-        """What follows "/v1"."""
+        """The part of the path after "/v1"."""
         return self.path.removeprefix("/v1")
 
 
-_LLAMA_BOUND: Final = ("n_predict", "llama.cpp takes it before the bound of this API: leave it out")
-_STORED: Final = "conversations are not stored here, and one backend serves many: send the whole conversation"
+_LLAMA_BOUND: Final = ("n_predict", "llama.cpp prefers it to the output bound of this API. Omit it")
+_STORED: Final = "the gateway stores no conversations. Send the whole conversation"
 
 CHAT: Final = APIEndpoint(
     "/v1/chat/completions",
@@ -47,7 +47,7 @@ CHAT: Final = APIEndpoint(
 COMPLETIONS: Final = APIEndpoint(
     "/v1/completions",
     ("max_tokens",),
-    least_output=0,  # its prompt alone is asked for, with the likelihood of each token
+    least_output=0,  # a caller may want only the prompt, with the log probability of each token
     choice_fields=("n", "best_of"),
     inputs_field="prompt",
     asks_for_usage=True,
@@ -59,10 +59,10 @@ RESPONSES: Final = APIEndpoint(
     ("max_output_tokens",),
     refused=(
         _LLAMA_BOUND,
-        ("background", "a call that goes on without its caller cannot be metered: leave it out"),
+        ("background", "a call that outlives its connection cannot be metered. Omit it"),
         ("previous_response_id", _STORED),
         ("conversation", _STORED),
-        ("prompt", "prompts are not stored here: send the input itself"),
+        ("prompt", "the gateway stores no prompts. Send the input"),
     ),
 )
 MESSAGES: Final = APIEndpoint("/v1/messages", ("max_tokens",), refused=(_LLAMA_BOUND,))
@@ -70,6 +70,6 @@ MESSAGES: Final = APIEndpoint("/v1/messages", ("max_tokens",), refused=(_LLAMA_B
 ENDPOINTS: Final[Mapping[str, APIEndpoint]] = {
     endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES)
 }
-"""By their path."""
+"""Endpoints by path."""
 MODELS_PATH: Final = "/v1/models"
 """Answered by the gateway itself."""

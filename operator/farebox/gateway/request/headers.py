@@ -1,7 +1,7 @@
-"""Who calls, from where, and with what: the head of a call as admission sees it. Pure.
+"""The head of a call: its key, its address, and the headers that are refused or removed. Pure.
 
-Headers that two readers may understand in two ways are refused, and no header of the client's that means
-something between the gateway's own parts, or to a provider, goes any further.
+Headers that two readers may understand differently are refused. Client headers that have a meaning between
+the gateway's own parts, or for a provider, are removed.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from farebox.domain.admission.addresses import Address, Network, client_address
-from farebox.errors import InvalidCall
+from farebox.domain.admission.types import Denied
 from farebox.gateway.interface import RequestHead
 
 _TOKEN: Final = r"(fbx_[A-Za-z0-9_-]{43})"
@@ -39,14 +39,15 @@ _REMOVED: Final = frozenset(
     }
 )
 _KEPT: Final = "x-forwarded-proto"
-"""Without it Envoy finds no route."""
+"""Envoy finds no route without it."""
 _REMOVED_PREFIXES: Final = ("x-gw-", "x-envoy-", "x-forwarded-", "x-farebox-")
 
 
 def key_hash(head: RequestHead) -> str | None:
-    """The hash of the caller's key; None if it sent none that could be one.
+    """The hash of the caller's key; None if there is no well-formed key.
 
-    `Authorization: Bearer` as OpenAI's clients send it, or `x-api-key` as Anthropic's; both if they agree.
+    It comes in `Authorization: Bearer` from OpenAI clients, in `x-api-key` from Anthropic clients, or in both
+    headers if they agree.
     """
     bearer, api_key = head.headers.get("authorization"), head.headers.get("x-api-key")
     sent = _API_KEY.fullmatch(api_key or "") if bearer is None else _BEARER.fullmatch(bearer)
@@ -59,35 +60,35 @@ def key_hash(head: RequestHead) -> str | None:
 
 
 def address_of(head: RequestHead, trusted: Sequence[Network]) -> Address | None:
-    """Where the client is, by the trusted-hop rule (`farebox.domain.admission.addresses`)."""
+    """The address of the client, by the trusted-hop rule (`farebox.domain.admission.addresses`)."""
     name = "x-forwarded-for"
     return client_address(head.peer, head.headers.get(name), trusted, repeated=name in head.repeated)
 
 
 def check_headers(head: RequestHead) -> None:
-    """Raises InvalidCall for headers that make the body another than it seems."""
+    """Raises Denied for headers under which readers could read different bodies or hosts."""
     for name in head.repeated:
         if name in _ONCE:
-            raise InvalidCall("ambiguous_header", f"the header {name} came more than once")
+            raise Denied(400, "ambiguous_header", f"Header {name} occurs more than once")
     if "," in head.headers.get("host", ""):
-        # Envoy joins several to one.
-        raise InvalidCall("ambiguous_header", "the header host came more than once")
+        # Envoy joins repeated Host headers with a comma.
+        raise Denied(400, "ambiguous_header", "Header host occurs more than once")
     encoding = head.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
-        raise InvalidCall("unsupported_encoding", "a compressed body is not read here: send it as it is")
+        raise Denied(400, "unsupported_encoding", "Compressed bodies are not supported. Send it uncompressed")
     content_type = head.headers.get("content-type", "application/json")
     if not _JSON.fullmatch(content_type.strip()):
-        raise InvalidCall("unsupported_type", "the body must be JSON: Content-Type: application/json")
+        raise Denied(400, "unsupported_type", "The body must be JSON. Send Content-Type: application/json")
 
 
 def removed_headers(headers: Mapping[str, str], kept: Mapping[str, str]) -> tuple[str, ...]:
-    """The client's headers that go no further, but for those that are `kept` with another value."""
+    """The client's headers that are not forwarded, except those that are `kept` with another value."""
     return _removed(tuple(headers), tuple(kept))
 
 
 @lru_cache(1024)
 def _removed(names: tuple[str, ...], kept: tuple[str, ...]) -> tuple[str, ...]:
-    """Clients of one sort send the same names with each call."""
+    """Cached, because a client sends the same names with each call."""
     return tuple(
         name
         for name in names

@@ -1,8 +1,8 @@
-"""Whether all that a model is to see is text within the request. A guess that errs on one side only.
+"""Whether a request is text only. An approximation that never takes other content for text.
 
-The length of a text bounds its tokens; a reference to an image, a document or a tool that searches does not,
-nor does a template, which is a program (`farebox.domain.admission.estimates.bound_input`). What is not known
-to be text counts as not text.
+The length of a text bounds its tokens (`farebox.domain.admission.estimates.bound_input`). A reference to an
+image, a document or a search tool is not bounded by its length, nor is a chat template, which is a program.
+Content of unknown type does not count as text.
 """
 
 import json
@@ -51,7 +51,7 @@ _SEEN: Final = (
 
 
 def is_text_only(body: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether nothing in a body is, or may be, a reference to what is not text in it."""
+    """Whether a body has no reference, and no possible reference, to content that is not text."""
     if not _hints(body):
         return True
     if any(_refers(name) for name in fields):
@@ -67,7 +67,7 @@ def is_text_only(body: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
 
 
 def _hints(body: bytes) -> bool:
-    """Whether there may be a reference: most bodies have none. Written out, as every call passes here."""
+    """Whether there may be a reference; most bodies have none. Unrolled, because every call runs it."""
     return (
         b'"type"' in body
         or b"\\u00" in body
@@ -86,10 +86,10 @@ def _hints(body: bytes) -> bool:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; refused if a key comes twice, for who knows which of them the upstream reads."""
+    """An object without duplicate keys, since the upstream might read either. Raises ValueError."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        raise ValueError("a key comes twice")
+        raise ValueError("duplicate key")
     return entries
 
 
@@ -103,7 +103,7 @@ def _is_text(value: Any) -> bool:
     kind = value.get("type", "text")
     if not isinstance(kind, str) or kind not in _TEXT_TYPES:
         return False
-    # What a tool takes is described by a schema with types and names of its own; a model sees it as text.
+    # The schema of a tool has types and names of its own, and a model sees it as text.
     return all(
         _is_text(each)
         for name, each in value.items()
