@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import AccountState, ConditionStatus, ConditionType
-from farebox.domain.account_status import AccountStatusFacts, AccountVerdict, decide_account, missing_sentence
+from farebox.domain.account_status import AccountStatusFacts, AccountVerdict, decide_account, top_up_hint
 from farebox.domain.billing.money import Nano, format_amount, parse_amount
 from farebox.domain.facts import UNKNOWN, Unknown
 from tests.domain.build import EARLIER, NOW
@@ -60,7 +60,7 @@ def test_an_overdue_account_says_how_much_is_missing(left: str, words: str) -> N
 @given(st.integers(max_value=0), st.integers(min_value=1))
 def test_the_missing_amount_is_the_least_that_helps(left: int, extra: int) -> None:
     """A top-up of the amount that is named changes nothing, the smallest one above it does."""
-    sentence = missing_sentence(Nano(left), "USD")
+    sentence = top_up_hint(Nano(left), "USD")
     needed = 0 if left == 0 else -left
     assert sentence.startswith("any top-up" if left == 0 else f"more than {format_amount(needed)} USD")
     assert left + needed <= 0 < left + needed + extra

@@ -15,18 +15,18 @@ from farebox.domain.apikey_status import (
     APIKeyVerdict,
     SecretOutcome,
     SecretWriteResult,
-    credential,
     decide_apikey,
     hash_of,
-    is_own,
+    is_own_secret,
+    new_credential,
 )
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 MADE = APIKeyFacts(
     created=NOW - timedelta(days=1),
     secret="app",
-    delivered=True,
-    confirmed=True,
+    secret_exists=True,
+    creation_confirmed=True,
     disabled=False,
     expires_at=None,
 )
@@ -47,7 +47,7 @@ def told(verdict: APIKeyVerdict) -> dict[str, str]:
 
 @given(st.binary(min_size=RANDOM_BYTES, max_size=RANDOM_BYTES))
 def test_a_key_needs_no_quoting_and_only_its_hash_and_prefix_are_shown(random: bytes) -> None:
-    made = credential(random)
+    made = new_credential(random)
     assert re.fullmatch(r"fbx_[A-Za-z0-9_-]{43}", made.token)
     assert made.hash == hash_of(made.token) == hashlib.sha256(made.token.encode()).hexdigest()
     assert made.prefix == made.token[:8]
@@ -56,7 +56,7 @@ def test_a_key_needs_no_quoting_and_only_its_hash_and_prefix_are_shown(random: b
 
 def test_a_key_of_too_little_randomness_is_not_made() -> None:
     with pytest.raises(AssertionError, match="guessed"):
-        credential(b"1234")
+        new_credential(b"1234")
 
 
 @pytest.mark.parametrize("outcome", SecretOutcome)
@@ -64,7 +64,9 @@ def test_a_key_of_too_little_randomness_is_not_made() -> None:
 def test_b20_only_a_secret_that_came_after_the_hash_is_the_keys_own(
     recorded: bool, outcome: SecretOutcome
 ) -> None:
-    assert is_own(recorded, SecretWriteResult(outcome)) is (recorded and outcome is SecretOutcome.EXISTS)
+    assert is_own_secret(recorded, SecretWriteResult(outcome)) is (
+        recorded and outcome is SecretOutcome.EXISTS
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,16 +105,16 @@ def test_a_key_that_is_being_made_is_on_its_way() -> None:
     ("age", "beside", "again"), [(0, "Reconciling", True), (29, "Reconciling", True), (30, "Stalled", False)]
 )
 def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(age: int, beside: str, again: bool) -> None:
-    obstacle = SecretWriteResult(SecretOutcome.EXISTS, "already exists")
+    failure = SecretWriteResult(SecretOutcome.EXISTS, "already exists")
     created = NOW - timedelta(seconds=age)
-    verdict = decide_apikey(facts(delivered=False, created=created, obstacle=obstacle), NOW)
+    verdict = decide_apikey(facts(delivered=False, created=created, failure=failure), NOW)
     assert told(verdict) == {"Ready": "SecretExists", beside: "SecretExists"}
     assert verdict.due == (NOW + timedelta(seconds=1) if again else None)
     assert "Delete it" in verdict.conditions[0].message
 
 
 def test_a_refusal_is_told_in_the_api_servers_words() -> None:
-    obstacle = SecretWriteResult(SecretOutcome.REFUSED, "exceeded quota: few")
-    verdict = decide_apikey(facts(delivered=False, obstacle=obstacle), NOW)
+    failure = SecretWriteResult(SecretOutcome.REFUSED, "exceeded quota: few")
+    verdict = decide_apikey(facts(delivered=False, failure=failure), NOW)
     assert told(verdict) == {"Ready": "SecretRefused", "Stalled": "SecretRefused"}
     assert "exceeded quota: few" in verdict.conditions[0].message

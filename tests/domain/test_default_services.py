@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import ConditionStatus, ServiceType
-from farebox.domain.default_services import ExistingService, SiblingAccount, plan_default_services, refused
+from farebox.domain.default_services import (
+    ExistingService,
+    SiblingAccount,
+    creation_refused,
+    plan_default_services,
+)
 from farebox.domain.keys import ObjectKey
 from tests.domain.build import NOW
 from tests.domain.strategies import THOROUGH
@@ -51,7 +56,7 @@ def test_a_long_list_of_taken_names_is_cut() -> None:
 
 
 def test_what_the_api_server_refuses_is_told_in_its_words() -> None:
-    said = refused({"b": "exceeded quota: few", "a": "exceeded quota: few"})
+    said = creation_refused({"b": "exceeded quota: few", "a": "exceeded quota: few"})
     assert (said.status, said.reason) == (ConditionStatus.FALSE, "Refused")
     assert said.message == "the API server refuses the Default services a, b: exceeded quota: few"
 

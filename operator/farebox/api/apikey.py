@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from farebox.api.base import APIObject, APIPart, Forgiving, Status
+from farebox.api.base import APIObject, APIPart, Lenient, Status
 from farebox.api.fields import Cidr, ObjectName, OpenAPI, Rule, Time, WrittenTime, rules
 
 SECRET_TYPE = "farebox.dev/api-key"
@@ -116,7 +116,7 @@ class APIKey(APIObject):
 
     kind: Literal["APIKey"] = "APIKey"
     spec: APIKeySpec = Field(description="What the key may do.")
-    status: Annotated[APIKeyStatus, Forgiving] = Field(
+    status: Annotated[APIKeyStatus, Lenient] = Field(
         APIKeyStatus(), description="What the operator reports of the key."
     )
 

@@ -114,7 +114,7 @@ class Status(APIPart):
 StatusT = TypeVar("StatusT", bound=Status)
 
 
-def _forgive(value: Any, read: ModelWrapValidatorHandler[StatusT]) -> StatusT:
+def _read_leniently(value: Any, read: ModelWrapValidatorHandler[StatusT]) -> StatusT:
     """A status, without the fields that this version cannot read.
 
     A newer operator may have written values that this one does not know. A status is derived anyway: what
@@ -129,7 +129,7 @@ def _forgive(value: Any, read: ModelWrapValidatorHandler[StatusT]) -> StatusT:
         return read({key: part for key, part in value.items() if key not in unreadable})
 
 
-Forgiving = WrapValidator(_forgive)
+Lenient = WrapValidator(_read_leniently)
 """Marks a kind's `status` field; see _forgive."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from farebox.api.base import APIObject, APIPart, Forgiving, Status
+from farebox.api.base import APIObject, APIPart, Lenient, Status
 from farebox.api.fields import Amount, Count32, Count64, Currency, Rule, Time, immutable, rules
 from farebox.api.selectors import LabelSelector
 
@@ -152,6 +152,6 @@ class BillingAccount(APIObject):
 
     kind: Literal["BillingAccount"] = "BillingAccount"
     spec: BillingAccountSpec = Field(description="Currency, credit, and who may use the account.")
-    status: Annotated[BillingAccountStatus, Forgiving] = Field(
+    status: Annotated[BillingAccountStatus, Lenient] = Field(
         BillingAccountStatus(), description="What the operator reports of the account."
     )

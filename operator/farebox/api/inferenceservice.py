@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from farebox.api.base import APIObject, APIPart, Forgiving, Status
+from farebox.api.base import APIObject, APIPart, Lenient, Status
 from farebox.api.fields import (
     Cidr,
     Count32,
@@ -320,7 +320,7 @@ class InferenceService(APIObject):
 
     kind: Literal["InferenceService"] = "InferenceService"
     spec: InferenceServiceSpec = Field(description="What the team wants.")
-    status: Annotated[InferenceServiceStatus, Forgiving] = Field(
+    status: Annotated[InferenceServiceStatus, Lenient] = Field(
         InferenceServiceStatus(), description="What the operator reports of the service."
     )
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from farebox.api.base import APIObject, APIPart, Forgiving, Status
+from farebox.api.base import APIObject, APIPart, Lenient, Status
 from farebox.api.fields import (
     Count32,
     Count64,
@@ -367,7 +367,7 @@ class Model(APIObject):
 
     kind: Literal["Model"] = "Model"
     spec: ModelSpec = Field(description="What the model is, how it runs and what it costs.")
-    status: Annotated[ModelStatus, Forgiving] = Field(
+    status: Annotated[ModelStatus, Lenient] = Field(
         ModelStatus(), description="What the operator reports of the model."
     )
 

@@ -36,7 +36,7 @@ def object_schema(cls: type[APIObject]) -> Schema:
     properties = root["properties"]
     root["properties"] = {
         **_TYPE_META,
-        "spec": _everywhere(properties["spec"], _told_default),
+        "spec": _everywhere(properties["spec"], _describe_default),
         "status": _everywhere(properties["status"], _no_default),
     }
     return root
@@ -58,7 +58,7 @@ def _rewrite(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
                 pass  # "any object" in pydantic's words; here it is x-kubernetes-preserve-unknown-fields
             case "description":
                 result[key] = _one_line(value)
-            case "default" if _is_told_by_absence(value):
+            case "default" if _absence_means_default(value):
                 pass
             case _ if key not in _DROPPED:
                 result[key] = value
@@ -88,7 +88,7 @@ def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
     return node
 
 
-def _is_told_by_absence(default: Any) -> bool:
+def _absence_means_default(default: Any) -> bool:
     """Whether an absent field means the same as this default, so that nothing need be stored.
 
     Objects are never filled in: each of their fields has a default of its own, which is filled in where
@@ -118,7 +118,7 @@ def _no_default(schema: Schema) -> Schema:
     return {key: value for key, value in schema.items() if key != "default"}
 
 
-def _told_default(schema: Schema) -> Schema:
+def _describe_default(schema: Schema) -> Schema:
     """The default at the end of the description as well: kubectl explain shows none by itself."""
     if "default" not in schema:
         return dict(schema)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from farebox.api.base import APIObject, APIPart, Forgiving, Status
+from farebox.api.base import APIObject, APIPart, Lenient, Status
 from farebox.api.fields import ObjectName, OpenAPI, Rule, SignedAmount, Time, rules
 
 
@@ -107,7 +107,7 @@ class TopUp(APIObject):
 
     kind: Literal["TopUp"] = "TopUp"
     spec: TopUpSpec = Field(description="What is booked. Cannot be changed.")
-    status: Annotated[TopUpStatus, Forgiving] = Field(TopUpStatus(), description="What became of it.")
+    status: Annotated[TopUpStatus, Lenient] = Field(TopUpStatus(), description="What became of it.")
 
     @property
     def billing_account_name(self) -> str:

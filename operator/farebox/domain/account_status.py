@@ -49,7 +49,7 @@ def decide_account(facts: AccountStatusFacts, now: datetime) -> AccountVerdict:
     state = AccountState.OVERDUE if overdue else AccountState.ACTIVE
     message = f"{format_amount(left)} {facts.currency} available"
     if overdue:
-        message += f"; {missing_sentence(left, facts.currency)}"
+        message += f"; {top_up_hint(left, facts.currency)}"
     return AccountVerdict(
         state=state,
         balance=format_amount(facts.balance),
@@ -82,7 +82,7 @@ def _low_balance(left: Nano, threshold: Nano, currency: str) -> ConditionVerdict
     )
 
 
-def missing_sentence(left: Nano, currency: str) -> str:
+def top_up_hint(left: Nano, currency: str) -> str:
     """How much an overdue account lacks: `left` is what it has available, 0 or less."""
     assert left <= 0, "only an overdue account lacks money"
     if left == 0:

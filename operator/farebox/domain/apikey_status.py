@@ -30,7 +30,7 @@ class Credential:
     prefix: str
 
 
-def credential(random: bytes) -> Credential:
+def new_credential(random: bytes) -> Credential:
     """A key of 32 random bytes: `fbx_` and 43 characters that need no quoting anywhere."""
     assert len(random) == RANDOM_BYTES, "a key that can be guessed is none"
     token = "fbx_" + base64.urlsafe_b64encode(random).rstrip(b"=").decode()
@@ -45,7 +45,7 @@ def hash_of(token: str) -> str:
 class SecretOutcome(Enum):
     """What the API server said to a new Secret."""
 
-    TAKEN = "Taken"
+    CREATED = "Created"
     EXISTS = "Exists"
     REFUSED = "Refused"
     """A final no, such as a quota's; the Secret was not made."""
@@ -72,11 +72,11 @@ class APIKeyFacts:
 
     created: datetime
     secret: str
-    delivered: bool
-    confirmed: bool
+    secret_exists: bool
+    creation_confirmed: bool
     disabled: bool
     expires_at: datetime | None
-    obstacle: SecretWriteResult | None = None
+    failure: SecretWriteResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class APIKeyVerdict:
     due: datetime | None = None
 
 
-def is_own(recorded: bool, probe: SecretWriteResult) -> bool:
+def is_own_secret(recorded: bool, probe: SecretWriteResult) -> bool:
     """Whether a Secret that was met is the key's own, from an attempt whose answer was never heard.
 
     A hash is recorded only after the name was seen to be free, so what has the name since is what was sent
@@ -98,10 +98,10 @@ def is_own(recorded: bool, probe: SecretWriteResult) -> bool:
 
 def decide_apikey(facts: APIKeyFacts, now: datetime) -> APIKeyVerdict:
     """State and conditions of a key. One that is disabled or expired is as its owner asks: Ready."""
-    if not facts.delivered:
+    if not facts.secret_exists:
         return _without_secret(facts, now)
     where = f"the key is in Secret {facts.secret}, under api-key"
-    if not facts.confirmed:
+    if not facts.creation_confirmed:
         where = (
             f"the operator was cut off while it made Secret {facts.secret} and found it there later: it has"
             " the key if the SHA-256 of its api-key is status.keyHash; if not, delete both and create the"
@@ -121,11 +121,11 @@ def _ready(reason: str, message: str, due: datetime | None = None) -> APIKeyVerd
 
 
 def _without_secret(facts: APIKeyFacts, now: datetime) -> APIKeyVerdict:
-    if facts.obstacle is None:
+    if facts.failure is None:
         ready = false(ConditionType.READY, "MakingKey", f"Secret {facts.secret} is being made")
         return APIKeyVerdict(kstatus(ready, reconciling="MakingKey"))
-    if facts.obstacle.outcome is SecretOutcome.REFUSED:
-        message = f"Secret {facts.secret} was refused: {facts.obstacle.message}"
+    if facts.failure.outcome is SecretOutcome.REFUSED:
+        message = f"Secret {facts.secret} was refused: {facts.failure.message}"
         return APIKeyVerdict(
             kstatus(false(ConditionType.READY, "SecretRefused", message), stalled="SecretRefused")
         )

@@ -86,24 +86,24 @@ def _condition(
     ]
     if taken:
         message = (
-            f"other services have the names of the Default services {_some(taken)}: they are left alone; "
-            "rename or delete them to get the Default ones"
+            f"Other services already have the names of the Default services {_first_ten(taken)} and stay "
+            "unchanged. Rename or delete them to get the Default services"
         )
         return false(ConditionType.DEFAULT_SERVICES, "NameTaken", message)
     return true(ConditionType.DEFAULT_SERVICES, "Ready", f"one for each of {len(wanted)} selected models")
 
 
-def refused(refusals: Mapping[str, str]) -> ConditionVerdict:
+def creation_refused(refusals: Mapping[str, str]) -> ConditionVerdict:
     """What to report when the API server does not take Default services: its sentences by their names.
 
     A quota or a policy of the namespace does so, and whoever set it can help.
     """
     names = sorted(refusals)
-    message = f"the API server refuses the Default services {_some(names)}: {refusals[names[0]]}"
+    message = f"the API server refuses the Default services {_first_ten(names)}: {refusals[names[0]]}"
     return false(ConditionType.DEFAULT_SERVICES, "Refused", message)
 
 
-def _some(names: list[str]) -> str:
+def _first_ten(names: list[str]) -> str:
     """At most ten names, and how many more there are."""
     shown = ", ".join(names[:10])
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

@@ -107,7 +107,7 @@ class BackendFacts:
     failure: str = ""
 
     @property
-    def settled(self) -> bool:
+    def rolled_out(self) -> bool:
         """All replicas are there, up to date and ready, and no old one is left."""
         return self.current and self.ready == self.replicas == self.updated == self.desired
 

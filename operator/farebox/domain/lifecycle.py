@@ -57,7 +57,7 @@ def decide_service(facts: Facts, now: datetime) -> ServiceVerdict:
     if stop_reasons:
         return _stopped(facts, findings, stop_reasons, enabled_at, now)
     if findings.unknown and not previous.wanted:
-        return _held(facts, findings, enabled_at, now)
+        return _undecided(facts, findings, enabled_at, now)
     return _wanted(facts, enabled_at, now)
 
 
@@ -117,7 +117,9 @@ def _stopped_conditions(
     return kstatus(true(ConditionType.READY, reason, message))
 
 
-def _held(facts: Facts, findings: Evaluation, enabled_at: datetime | None, now: datetime) -> ServiceVerdict:
+def _undecided(
+    facts: Facts, findings: Evaluation, enabled_at: datetime | None, now: datetime
+) -> ServiceVerdict:
     """Nothing speaks against starting, but not everything is known: it stays exactly as it was."""
     previous = facts.previous
     missing = ", ".join(dict.fromkeys(findings.unknown.values()))
@@ -207,7 +209,7 @@ def _wanted_conditions(facts: Facts, phase: Phase) -> tuple[ConditionVerdict, ..
     if backend is UNKNOWN or backend is MISSING:
         return _progressing(phase, "the backend's Deployment is not there yet")
     expected = backend.desired if target is None else target
-    if backend.settled and backend.desired == expected and (expected > 0 or target == 0):
+    if backend.rolled_out and backend.desired == expected and (expected > 0 or target == 0):
         reason = "ScaledToZero" if expected == 0 else "Running"
         return kstatus(true(ConditionType.READY, reason, f"{backend.ready} of {expected} replicas are ready"))
     if backend.failure and backend.current:

@@ -54,7 +54,7 @@ def _conditions(facts: SharedBackendFacts, replicas: int | None) -> tuple[Condit
             return kstatus(ready, reconciling="Progressing")
         return kstatus(_at_zero(facts))
     expected = backend.desired if replicas is None else replicas
-    if backend.settled and backend.desired == expected:
+    if backend.rolled_out and backend.desired == expected:
         if expected == 0:
             return kstatus(_at_zero(facts))
         return kstatus(

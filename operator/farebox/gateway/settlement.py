@@ -25,7 +25,7 @@ from farebox.domain.admission.rate_limits import (
 )
 from farebox.domain.admission.types import Allow
 from farebox.domain.billing.money import MAX_NANO
-from farebox.domain.billing.pricing import charge, usage_fault
+from farebox.domain.billing.pricing import charge, usage_error
 from farebox.errors import FareboxError
 from farebox.gateway.metering.usage import BilledTokens, UsageLine
 from farebox.gateway.ratelimit.base import Counters
@@ -166,7 +166,7 @@ class Settlement:
     def _cost(self, labels: Mapping[str, str], inputs: int, cached: int, outputs: int) -> int:
         """The expected charge at the current prices; 0 if something other than money pays."""
         model = self._snapshot.model(labels.get("model", ""))
-        if model is None or labels.get("paid_by") != "money" or usage_fault(inputs, cached, outputs):
+        if model is None or labels.get("paid_by") != "money" or usage_error(inputs, cached, outputs):
             return 0
         try:
             return charge(model.tiers, inputs, cached, outputs)

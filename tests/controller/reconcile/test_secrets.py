@@ -15,11 +15,11 @@ from farebox.controller.queue import Priority, TokenBucket
 from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.resources import api_key_secret
 from farebox.controller.state.cache import Cache
-from farebox.domain.apikey_status import SecretOutcome, credential
+from farebox.domain.apikey_status import SecretOutcome, new_credential
 from farebox.errors import Conflict, Forbidden, KubeError, NotFound
 from farebox.kube.client import KubeClient
 
-TOKEN = credential(bytes(range(32))).token
+TOKEN = new_credential(bytes(range(32))).token
 KEY = APIKey.model_validate(
     {
         "metadata": {"name": "app", "namespace": "team-a", "uid": "u-1"},
@@ -63,8 +63,8 @@ def key_shows(text: str) -> bool:
 
 async def test_a_probe_stores_nothing_and_asks_the_same(server: tuple[Answering, ClusterWriter]) -> None:
     answering, writer = server
-    assert (await writer.probe_secret(SECRET, Priority.HIGH)).outcome is SecretOutcome.TAKEN
-    assert (await writer.create_secret(SECRET, Priority.HIGH)).outcome is SecretOutcome.TAKEN
+    assert (await writer.probe_secret(SECRET, Priority.HIGH)).outcome is SecretOutcome.CREATED
+    assert (await writer.create_secret(SECRET, Priority.HIGH)).outcome is SecretOutcome.CREATED
     path = "/api/v1/namespaces/team-a/secrets"
     assert answering.requests == [(f"{path}?dryRun=All", SECRET), (path, SECRET)]
 

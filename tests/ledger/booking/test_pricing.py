@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.domain.billing.money import MAX_NANO, Nano
-from farebox.domain.billing.pricing import MAX_TOKENS, charge, format_price, parse_price, tiers_fault
+from farebox.domain.billing.pricing import MAX_TOKENS, charge, format_price, parse_price, tiers_error
 from farebox.errors import InvalidAmount
 from farebox.meterapi.types import TokenPriceTier
 
@@ -93,12 +93,12 @@ def test_a_call_that_no_tier_covers_is_refused() -> None:
 )
 def test_tiers_must_give_every_call_exactly_one_price(bounds: tuple[int | None, ...], good: bool) -> None:
     tiers = [TokenPriceTier(bound, Nano(1), Nano(1), Nano(1)) for bound in bounds]
-    assert (tiers_fault(tiers) is None) is good
+    assert (tiers_error(tiers) is None) is good
 
 
 def test_tiers_with_impossible_prices_are_faults() -> None:
-    assert tiers_fault([TokenPriceTier(None, Nano(-1), Nano(0), Nano(0))])
-    assert tiers_fault([TokenPriceTier(None, Nano(0), Nano(0), Nano(MAX_NANO // MAX_TOKENS))])
+    assert tiers_error([TokenPriceTier(None, Nano(-1), Nano(0), Nano(0))])
+    assert tiers_error([TokenPriceTier(None, Nano(0), Nano(0), Nano(MAX_NANO // MAX_TOKENS))])
 
 
 prices = st.integers(0, 999_999_999).map(Nano)
@@ -111,7 +111,7 @@ def test_a_charge_is_exact_and_always_fits_in_price_bounds(
 ) -> None:
     cached = min(cached, MAX_TOKENS - min(uncached, MAX_TOKENS))
     tiers = (TokenPriceTier(None, of_input, of_cached, of_output),)
-    assert tiers_fault(tiers) is None
+    assert tiers_error(tiers) is None
     nano = charge(tiers, uncached + cached, cached, output)
     assert nano == uncached * of_input + cached * of_cached + output * of_output <= MAX_NANO
 

@@ -34,8 +34,8 @@ from farebox.domain.default_services import (
     DefaultServicesPlan,
     ExistingService,
     SiblingAccount,
+    creation_refused,
     plan_default_services,
-    refused,
 )
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
@@ -60,7 +60,7 @@ async def reconcile_account(context: Context, key: Key, priority: Priority) -> N
         context.on_balance_confirmed(key.object)
     plan = _plan_default_services(context, key.object, account)
     refusals = await _create_services(context, key, priority, plan.create)
-    await _report(context, key, priority, account, refused(refusals) if refusals else plan.condition)
+    await _report(context, key, priority, account, creation_refused(refusals) if refusals else plan.condition)
     for name in plan.delete:
         await _delete_service(context, ObjectKey(key.namespace, name), priority)
 

@@ -20,9 +20,9 @@ from farebox.domain.apikey_status import (
     Credential,
     SecretOutcome,
     SecretWriteResult,
-    credential,
     decide_apikey,
-    is_own,
+    is_own_secret,
+    new_credential,
 )
 
 
@@ -47,13 +47,13 @@ async def _make(context: Context, key: Key, priority: Priority, apikey: APIKey) 
     Raises:
         Conflict, KubeUnreachable and others: the pass is done again, from what the status says by then.
     """
-    drawn = credential(secrets.token_bytes(RANDOM_BYTES))
+    drawn = new_credential(secrets.token_bytes(RANDOM_BYTES))
     secret = api_key_secret(apikey, drawn.token)
     probe = await context.writer.probe_secret(secret, priority)
-    if is_own(apikey.status.key_hash is not None, probe):
+    if is_own_secret(apikey.status.key_hash is not None, probe):
         await _delivered(context, key, priority, apikey, None)
         return
-    if probe.outcome is not SecretOutcome.TAKEN:
+    if probe.outcome is not SecretOutcome.CREATED:
         # What is recorded stays: a quota says no before the API server looks whether the Secret is there.
         await _hindered(context, key, priority, apikey, apikey.status, probe)
         return
@@ -61,7 +61,7 @@ async def _make(context: Context, key: Key, priority: Priority, apikey: APIKey) 
     if recorded is None:
         return
     answer = await context.writer.create_secret(secret, priority)
-    if answer.outcome is SecretOutcome.TAKEN:
+    if answer.outcome is SecretOutcome.CREATED:
         context.secrets_made[drawn.hash] = made_at = context.now()
         await _delivered(context, key, priority, recorded, made_at)
         return
@@ -121,11 +121,11 @@ async def _report(
     facts = APIKeyFacts(
         created=apikey.metadata.creation_timestamp,
         secret=apikey.name,
-        delivered=status.secret_name is not None,
-        confirmed=status.created_at is not None,
+        secret_exists=status.secret_name is not None,
+        creation_confirmed=status.created_at is not None,
         disabled=apikey.spec.disabled,
         expires_at=apikey.spec.expires_at,
-        obstacle=obstacle,
+        failure=obstacle,
     )
     verdict = decide_apikey(facts, now)
     reported = status.model_copy(

@@ -157,7 +157,7 @@ class ClusterWriter:
             if isinstance(error, Invalid) or error.status == 403:
                 return SecretWriteResult(SecretOutcome.REFUSED, message)
             raise type(error)(error.status, error.reason, message) from None
-        return SecretWriteResult(SecretOutcome.TAKEN)
+        return SecretWriteResult(SecretOutcome.CREATED)
 
     async def delete(self, path: str, uid: str, priority: Priority) -> None:
         """Delete an object if it still is the one with this uid."""

@@ -21,7 +21,7 @@ from farebox.controller.reconcile.status import conditions
 from farebox.controller.sources.mapping import Request
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
-from farebox.domain.account_status import missing_sentence
+from farebox.domain.account_status import top_up_hint
 from farebox.domain.billing.money import available, format_amount, is_overdue, parse_amount
 from farebox.domain.conditions import ConditionVerdict, false, kstatus, true
 from farebox.domain.keys import ObjectKey
@@ -182,7 +182,7 @@ def _receipt_message(context: Context, account: ObjectKey, receipt: TopUpReceipt
     credit_limit = parse_amount(found.spec.credit_limit)
     if is_overdue(receipt.balance_after, credit_limit):
         left = available(receipt.balance_after, credit_limit)
-        message += f"; BillingAccount {account} is still overdue: {missing_sentence(left, currency)}"
+        message += f"; BillingAccount {account} is still overdue: {top_up_hint(left, currency)}"
     return message
 
 

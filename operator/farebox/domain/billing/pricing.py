@@ -66,7 +66,7 @@ def format_price(nano_per_token: int) -> str:
     return f"{units}.{rest:03d}"
 
 
-def tiers_fault(tiers: Sequence[Tier]) -> str | None:
+def tiers_error(tiers: Sequence[Tier]) -> str | None:
     """What is wrong with a list of tiers, as a sentence, or None: every call must have exactly one price."""
     if not tiers:
         return "there is no tier: give at least one"
@@ -84,7 +84,7 @@ def tiers_fault(tiers: Sequence[Tier]) -> str | None:
     return None
 
 
-def usage_fault(input_tokens: int, cached_input_tokens: int, output_tokens: int) -> str | None:
+def usage_error(input_tokens: int, cached_input_tokens: int, output_tokens: int) -> str | None:
     """What is wrong with the token counts of a call, as a sentence, or None."""
     if 0 <= cached_input_tokens <= input_tokens <= MAX_TOKENS and 0 <= output_tokens <= MAX_TOKENS:
         return None
@@ -119,7 +119,7 @@ def charge(
         ValueError: a token count is negative or beyond MAX_TOKENS, or cached exceeds input.
         InvalidAmount: no tier covers the call, or the charge does not fit into 64 bits.
     """
-    fault = usage_fault(input_tokens, cached_input_tokens, output_tokens)
+    fault = usage_error(input_tokens, cached_input_tokens, output_tokens)
     if fault is not None:
         raise ValueError(fault)
     tier = tier_of(tiers, input_tokens)

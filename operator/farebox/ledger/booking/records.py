@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from farebox.clock import to_micros
 from farebox.domain.billing.money import MAX_NANO
-from farebox.domain.billing.pricing import tiers_fault
+from farebox.domain.billing.pricing import tiers_error
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.entitlements import grant_quotas, process_due_renewals, record_reservation
 from farebox.ledger.booking.journal import Journal
@@ -134,7 +134,7 @@ def _record_price(journal: Journal, version: PriceVersion) -> bool:
     """Whether it was news."""
     _check_name(version.model, "the model")
     _check_name(version.currency, f"the currency of {version.model}")
-    if (fault := tiers_fault(version.tiers)) is not None:
+    if (fault := tiers_error(version.tiers)) is not None:
         raise _Refused("InvalidPrice", f"the prices of {version.model} cannot be used: {fault}")
     known = journal.catalog.prices.get(version.model)
     if known is not None:

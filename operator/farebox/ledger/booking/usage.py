@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import ARRAY, BindParameter, Row, Text, any_, bindparam, func, select, update
 
 from farebox.clock import from_micros, to_micros
-from farebox.domain.billing.pricing import usage_fault
+from farebox.domain.billing.pricing import usage_error
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.charging import OUTCOME_COLUMNS, Charging, is_charged
 from farebox.ledger.booking.credit_leases import leases_of
@@ -159,7 +159,7 @@ def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | N
             f"time {event.time.isoformat()} is before 1970, where no report begins: set the sender's clock"
         )
         return Rejection(index, event.id, "InvalidUsage", message)
-    fault = usage_fault(event.input_tokens, event.cached_input_tokens, event.output_tokens)
+    fault = usage_error(event.input_tokens, event.cached_input_tokens, event.output_tokens)
     if fault is not None:
         return Rejection(index, event.id, "InvalidUsage", fault)
     return None
