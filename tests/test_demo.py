@@ -74,7 +74,7 @@ def _check_story(out: str) -> None:
     assert "500,000 of 500,000 tokens used" in steps["4"]
     assert "stream=True" in steps["5"]
     assert "the next call is refused: 402 permission_error: endpoint is inactive: OVERDUE" in steps["6"]
-    assert re.search(r"more than 0\.\d+ USD must be topped up", " ".join(steps["7"].split()))
+    assert re.search(r"Top up more than 0\.\d+ USD to reactivate the account", " ".join(steps["7"].split()))
     assert "s-team-a-assistant-9675361f  2/2" in steps["8"]
     assert "no differences" in out
 

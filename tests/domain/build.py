@@ -61,8 +61,10 @@ def stopped(
 
 
 def reserved(state: ReservationState) -> ReservationFacts:
-    """A reservation in a state, with the ledger's word where there is one."""
-    message = "a term costs more than is available: top it up" if state is ReservationState.UNPAID else ""
+    """A reservation in a state, with the ledger's message if it is unpaid."""
+    message = (
+        "A term costs more than is available. Top up the account" if state is ReservationState.UNPAID else ""
+    )
     return ReservationFacts(state, message)
 
 

@@ -50,7 +50,7 @@ def test_an_account_is_overdue_when_nothing_is_left(
     assert f"{left} USD available" in message(verdict, ConditionType.READY)
 
 
-@pytest.mark.parametrize(("left", "words"), [("0", "any top-up"), ("-2.5", "more than 2.50 USD")])
+@pytest.mark.parametrize(("left", "words"), [("0", "Any top-up"), ("-2.5", "more than 2.50 USD")])
 def test_an_overdue_account_says_how_much_is_missing(left: str, words: str) -> None:
     facts = replace(SOLVENT, credit_limit=Nano(0), balance=parse_amount(left))
     assert words in message(decide_account(facts, NOW), ConditionType.READY)
@@ -62,7 +62,7 @@ def test_the_missing_amount_is_the_least_that_helps(left: int, extra: int) -> No
     """A top-up of the amount that is named changes nothing, the smallest one above it does."""
     sentence = top_up_hint(Nano(left), "USD")
     needed = 0 if left == 0 else -left
-    assert sentence.startswith("any top-up" if left == 0 else f"more than {format_amount(needed)} USD")
+    assert sentence.startswith("Any top-up" if left == 0 else f"Top up more than {format_amount(needed)} USD")
     assert left + needed <= 0 < left + needed + extra
 
 

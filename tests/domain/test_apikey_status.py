@@ -55,7 +55,7 @@ def test_a_key_needs_no_quoting_and_only_its_hash_and_prefix_are_shown(random: b
 
 
 def test_a_key_of_too_little_randomness_is_not_made() -> None:
-    with pytest.raises(AssertionError, match="guessed"):
+    with pytest.raises(AssertionError, match="256 random bits"):
         new_credential(b"1234")
 
 
@@ -91,13 +91,13 @@ def test_b14_a_key_is_ready_in_every_state_that_its_owner_wants(
 
 
 def test_b20_a_secret_that_was_only_found_is_said_to_be_so() -> None:
-    message = decide_apikey(facts(confirmed=False), NOW).conditions[0].message
+    message = decide_apikey(facts(creation_confirmed=False), NOW).conditions[0].message
     assert "status.keyHash" in message
     assert "create the APIKey again" in message
 
 
 def test_a_key_that_is_being_made_is_on_its_way() -> None:
-    verdict = decide_apikey(facts(delivered=False, confirmed=False), NOW)
+    verdict = decide_apikey(facts(secret_exists=False, creation_confirmed=False), NOW)
     assert told(verdict) == {"Ready": "MakingKey", "Reconciling": "MakingKey"}
 
 
@@ -107,7 +107,7 @@ def test_a_key_that_is_being_made_is_on_its_way() -> None:
 def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(age: int, beside: str, again: bool) -> None:
     failure = SecretWriteResult(SecretOutcome.EXISTS, "already exists")
     created = NOW - timedelta(seconds=age)
-    verdict = decide_apikey(facts(delivered=False, created=created, failure=failure), NOW)
+    verdict = decide_apikey(facts(secret_exists=False, created=created, failure=failure), NOW)
     assert told(verdict) == {"Ready": "SecretExists", beside: "SecretExists"}
     assert verdict.due == (NOW + timedelta(seconds=1) if again else None)
     assert "Delete it" in verdict.conditions[0].message
@@ -115,6 +115,6 @@ def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(age: int, beside: s
 
 def test_a_refusal_is_told_in_the_api_servers_words() -> None:
     failure = SecretWriteResult(SecretOutcome.REFUSED, "exceeded quota: few")
-    verdict = decide_apikey(facts(delivered=False, failure=failure), NOW)
+    verdict = decide_apikey(facts(secret_exists=False, failure=failure), NOW)
     assert told(verdict) == {"Ready": "SecretRefused", "Stalled": "SecretRefused"}
     assert "exceeded quota: few" in verdict.conditions[0].message

@@ -35,17 +35,17 @@ def test_every_selected_model_gets_one_in_order() -> None:
 
 
 @pytest.mark.parametrize("there", [OWN, ENABLED])
-def test_one_that_is_there_is_not_made_again(there: ExistingService) -> None:
+def test_an_existing_default_service_is_not_created_again(there: ExistingService) -> None:
     plan = plan_default_services(ACME, [ACME], ["a"], {"a": there})
     assert (plan.create, plan.delete, plan.condition.reason) == ((), (), "Ready")
 
 
 @pytest.mark.parametrize("there", [USERS, OF_OTHER])
-def test_a_service_of_somebody_elses_is_left_alone_and_reported(there: ExistingService) -> None:
+def test_b1_another_owners_service_stays_unchanged_and_is_reported(there: ExistingService) -> None:
     plan = plan_default_services(ACME, [ACME], ["a", "b"], {"a": there})
     assert (plan.create, plan.delete) == (("b",), ())
     assert (plan.condition.status, plan.condition.reason) == (ConditionStatus.FALSE, "NameTaken")
-    assert " a:" in plan.condition.message
+    assert "Default services a and stay unchanged" in plan.condition.message
 
 
 def test_a_long_list_of_taken_names_is_cut() -> None:
@@ -55,10 +55,10 @@ def test_a_long_list_of_taken_names_is_cut() -> None:
     assert "model-10" not in plan.condition.message
 
 
-def test_what_the_api_server_refuses_is_told_in_its_words() -> None:
+def test_a_rejection_is_reported_with_the_api_servers_message() -> None:
     said = creation_refused({"b": "exceeded quota: few", "a": "exceeded quota: few"})
     assert (said.status, said.reason) == (ConditionStatus.FALSE, "Refused")
-    assert said.message == "the API server refuses the Default services a, b: exceeded quota: few"
+    assert said.message == "The API server rejects the Default services a, b: exceeded quota: few"
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,13 @@ REASONS: dict[StopReason, Reason] = {
     R.CURRENCY_MISMATCH: Reason(
         {"account": replace(GOOD_ACCOUNT, currency="EUR")}, {}, (MODEL, str(ACCOUNT), "USD", "EUR")
     ),
-    R.OVERDUE: Reason({"account": POOR_ACCOUNT}, {}, (str(ACCOUNT), "top it up")),
+    R.OVERDUE: Reason({"account": POOR_ACCOUNT}, {}, (str(ACCOUNT), "top up")),
     R.FREE_QUOTA_EXHAUSTED: Reason({"quota": replace(QUOTA, used=1000)}, TRIAL, ("1000", "spec.postpaid")),
     R.FREE_QUOTA_EXPIRED: Reason(
         {"quota": replace(QUOTA, expires_at=NOW)}, TRIAL, ("2026-03-01", "spec.postpaid")
     ),
     R.RESERVATION_UNPAID: Reason(
-        {"reservation": ReservationState.UNPAID}, RESERVED, (str(ACCOUNT), "top it up", "spec.postpaid")
+        {"reservation": ReservationState.UNPAID}, RESERVED, (str(ACCOUNT), "Top up", "spec.postpaid")
     ),
     R.RESERVATION_EXPIRED: Reason(
         {"reservation": ReservationState.EXPIRED}, RESERVED, ("spec.reservation.autoRenew", "spec.postpaid")

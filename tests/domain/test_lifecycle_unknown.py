@@ -58,7 +58,7 @@ def test_an_unknown_fact_starts_nothing_new(unknown: str) -> None:
     assert (verdict.phase, verdict.stop_reasons) == (None, ())
     assert (verdict.wanted, verdict.decided) == (False, False)
     assert said(verdict)["Ready"] == "Unknown FactsUnknown"
-    assert "waiting for" in condition(verdict, ConditionType.READY).message
+    assert "Waiting for" in condition(verdict, ConditionType.READY).message
 
 
 @pytest.mark.parametrize("unknown", UNKNOWNS)
@@ -91,7 +91,7 @@ def test_a_reason_that_cannot_be_told_is_kept_and_says_what_it_waits_for(
 ) -> None:
     verdict = decide_service(facts(previous=stopped(reason), backend=EMPTY, **UNKNOWNS[unknown]), NOW)
     assert (verdict.decided, said(verdict)["Stalled"]) == (True, f"True {reason.value}")
-    assert f"still {reason.value}: waiting for" in condition(verdict, ConditionType.SERVING).message
+    assert f"Still {reason.value}: waiting for" in condition(verdict, ConditionType.SERVING).message
 
 
 def test_a_known_reason_stops_though_other_facts_are_unknown() -> None:

@@ -112,9 +112,9 @@ def test_b3_a_top_up_that_is_too_small_changes_nothing_and_says_how_much_is_miss
     since = tenant.version("one")
     receipt = tenant.wait_topup(tenant.topup("4"))
     assert receipt["balanceAfter"] == "-6.00"
-    assert "still overdue: more than 6.00" in receipt["message"]
+    assert "still overdue. Top up more than 6.00" in receipt["message"]
     exact = tenant.wait_topup(tenant.topup("6"))
-    assert "any top-up makes it active" in exact["message"]
+    assert "Any top-up reactivates the account" in exact["message"]
     tenant.wait_stopped("one", "Overdue")
     tenant.wait_topup(tenant.topup("0.000000001"))
     tenant.wait_running("one", 1)

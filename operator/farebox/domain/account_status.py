@@ -1,4 +1,4 @@
-"""The state of an account, from its balance and terms. Pure."""
+"""The state of an account, from its balance and its terms. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,9 +11,9 @@ from farebox.domain.facts import UNKNOWN, Unknown
 
 @dataclass(frozen=True, slots=True)
 class AccountStatusFacts:
-    """An account as its owner declares it and the ledger has it.
+    """An account: its spec, and its balance from the ledger.
 
-    `refusal` is the ledger's sentence when it did not take the terms, or "".
+    `refusal` is the ledger's message when it rejects the account's terms, or "".
     """
 
     currency: str
@@ -26,7 +26,7 @@ class AccountStatusFacts:
 
 @dataclass(frozen=True, slots=True)
 class AccountVerdict:
-    """What to report of an account; None where it is not known, which leaves what was reported."""
+    """The status of an account. A field that is None keeps the value that was reported before."""
 
     state: AccountState | None
     balance: str | None
@@ -41,7 +41,7 @@ def decide_account(facts: AccountStatusFacts, now: datetime) -> AccountVerdict:
         ready = false(ConditionType.READY, "CurrencyChanged", facts.refusal)
         return _without_balance(facts, kstatus(ready, stalled="CurrencyChanged"))
     if facts.balance is UNKNOWN:
-        message = "the ledger was not heard; services stay as they are until it is"
+        message = "The meter is unreachable, so the balance is unknown. Services keep their current state"
         ready = unknown(ConditionType.READY, "BalanceUnknown", message)
         return _without_balance(facts, kstatus(ready, reconciling="BalanceUnknown"))
     left = available(facts.balance, facts.credit_limit)
@@ -49,13 +49,13 @@ def decide_account(facts: AccountStatusFacts, now: datetime) -> AccountVerdict:
     state = AccountState.OVERDUE if overdue else AccountState.ACTIVE
     message = f"{format_amount(left)} {facts.currency} available"
     if overdue:
-        message += f"; {top_up_hint(left, facts.currency)}"
+        message += f". {top_up_hint(left, facts.currency)}"
     return AccountVerdict(
         state=state,
         balance=format_amount(facts.balance),
         available=format_amount(left),
         overdue_since=(facts.overdue_since or now) if overdue else None,
-        # An overdue account is as its spec asks: it is the services on it that stand still.
+        # An overdue account matches its spec, so it is Ready. Its services are the objects that are stalled.
         conditions=(
             *kstatus(true(ConditionType.READY, state.value, message)),
             _low_balance(left, facts.low_balance, facts.currency),
@@ -69,22 +69,22 @@ def _without_balance(facts: AccountStatusFacts, conditions: tuple[ConditionVerdi
 
 
 def _low_balance(left: Nano, threshold: Nano, currency: str) -> ConditionVerdict:
-    """Whether the owner should be warned: less is available than spec.lowBalance (0: never)."""
+    """LowBalance: less is available than spec.lowBalance (0: never)."""
     if threshold == 0:
-        return false(ConditionType.LOW_BALANCE, "NoThreshold", "spec.lowBalance is 0: no warning is given")
+        return false(ConditionType.LOW_BALANCE, "NoThreshold", "No warning: spec.lowBalance is 0")
     if left < threshold:
         message = (
             f"{format_amount(left)} {currency} available, below spec.lowBalance of {format_amount(threshold)}"
         )
         return true(ConditionType.LOW_BALANCE, "BelowThreshold", message)
     return false(
-        ConditionType.LOW_BALANCE, "AboveThreshold", f"spec.lowBalance is {format_amount(threshold)}"
+        ConditionType.LOW_BALANCE, "AboveThreshold", f"Above spec.lowBalance of {format_amount(threshold)}"
     )
 
 
 def top_up_hint(left: Nano, currency: str) -> str:
-    """How much an overdue account lacks: `left` is what it has available, 0 or less."""
-    assert left <= 0, "only an overdue account lacks money"
+    """How much to top up an overdue account. `left` is its available amount, 0 or less."""
+    assert left <= 0, "only an overdue account needs a top-up"
     if left == 0:
-        return "any top-up makes it active"
-    return f"more than {format_amount(-left)} {currency} must be topped up to make it active"
+        return "Any top-up reactivates the account"
+    return f"Top up more than {format_amount(-left)} {currency} to reactivate the account"

@@ -1,4 +1,4 @@
-"""Conditions as a decision states them: without times and generations, which the writer adds."""
+"""Conditions as a decision returns them, without times and generations, which the writer adds."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from farebox.api import ConditionStatus, ConditionType
 
 @dataclass(frozen=True, slots=True)
 class ConditionVerdict:
-    """One condition: `reason` is a CamelCase word for machines, `message` a sentence for people."""
+    """One condition: `reason` is a CamelCase word for machines, `message` is text for people."""
 
     type: ConditionType
     status: ConditionStatus
@@ -16,28 +16,29 @@ class ConditionVerdict:
 
 
 def true(type_: ConditionType, reason: str, message: str = "") -> ConditionVerdict:
-    """The condition holds."""
+    """A condition with status True."""
     return ConditionVerdict(type_, ConditionStatus.TRUE, reason, message)
 
 
 def false(type_: ConditionType, reason: str, message: str = "") -> ConditionVerdict:
-    """The condition does not hold."""
+    """A condition with status False."""
     return ConditionVerdict(type_, ConditionStatus.FALSE, reason, message)
 
 
 def unknown(type_: ConditionType, reason: str, message: str = "") -> ConditionVerdict:
-    """It cannot be told now."""
+    """A condition with status Unknown."""
     return ConditionVerdict(type_, ConditionStatus.UNKNOWN, reason, message)
 
 
 def kstatus(
     ready: ConditionVerdict, *, reconciling: str | None = None, stalled: str | None = None
 ) -> tuple[ConditionVerdict, ConditionVerdict, ConditionVerdict]:
-    """Ready with its Reconciling and Stalled, by the kstatus rules: at most one of those is True.
+    """Ready, Reconciling and Stalled by the kstatus rules: at most one of the last two is True.
 
-    `reconciling` and `stalled` are the reason of the one that is True; its message is Ready's.
+    Args:
+        reconciling, stalled: reason of that condition if it is True; its message is that of Ready.
     """
-    assert reconciling is None or stalled is None, "progress and standstill exclude each other"
+    assert reconciling is None or stalled is None, "Reconciling and Stalled exclude each other"
     return (
         ready,
         _abnormal(ConditionType.RECONCILING, reconciling, ready.message),

@@ -1,4 +1,4 @@
-"""Which Default services an account should have: one for each model that it selects (B1). Pure."""
+"""The Default services of an account: one for each model that it selects (B1). Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from farebox.domain.keys import ObjectKey
 
 @dataclass(frozen=True, slots=True)
 class SiblingAccount:
-    """An account in the same namespace that also wants Default services there."""
+    """An account that selects Default services, in the namespace of the account in question."""
 
     key: ObjectKey
     created: datetime
@@ -20,7 +20,7 @@ class SiblingAccount:
 
 @dataclass(frozen=True, slots=True)
 class ExistingService:
-    """A service in the account's namespace. `pristine`: a Default one that was never enabled."""
+    """A service in the account's namespace. `pristine` says: a Default service that was never enabled."""
 
     type: ServiceType
     account: ObjectKey
@@ -29,7 +29,7 @@ class ExistingService:
 
 @dataclass(frozen=True, slots=True)
 class DefaultServicesPlan:
-    """What to make and to take away, and what to say about it."""
+    """The names of services to create and to delete, and the condition to report."""
 
     create: tuple[str, ...]
     delete: tuple[str, ...]
@@ -38,26 +38,26 @@ class DefaultServicesPlan:
 
 def plan_default_services(
     account: SiblingAccount,
-    neighbours: Iterable[SiblingAccount],
+    siblings: Iterable[SiblingAccount],
     selected: Iterable[str],
     services: Mapping[str, ExistingService],
 ) -> DefaultServicesPlan:
     """The Default services of an account.
 
     Args:
-        neighbours: all accounts of the namespace that want Default services; this one may be among them.
-        selected: names of the models that this account selects, retired ones left out.
+        siblings: all accounts of the namespace that select Default services; may include this account.
+        selected: names of the models that this account selects, without retired models.
         services: services in the account's namespace by name: those with a selected model's name, and the
-            account's own Default ones.
+            account's own Default services.
 
-    A service that a user wrote under the name first is left alone and reported; of several accounts the
-    oldest has the Default services. One that nobody ever enabled goes when its model or account does not
-    ask for it any more; one that was enabled is the user's by now and stays (docs/decisions/005).
+    A service that a user created under the name first stays unchanged and is reported. If several accounts
+    select Default services, the oldest gets them. A Default service that was never enabled is deleted when
+    its account no longer selects its model. One that was enabled stays (docs/decisions/005).
     """
-    oldest = min([account, *neighbours], key=lambda other: (other.created, other.uid))
+    oldest = min([account, *siblings], key=lambda other: (other.created, other.uid))
     wanted = sorted(set(selected))
     if oldest.key != account.key and wanted:
-        message = f"BillingAccount {oldest.key} is older and has the Default services of this namespace"
+        message = f"BillingAccount {oldest.key} is older and owns the Default services of this namespace"
         condition = false(ConditionType.DEFAULT_SERVICES, "OtherAccount", message)
         wanted = []
     else:
@@ -90,20 +90,25 @@ def _condition(
             "unchanged. Rename or delete them to get the Default services"
         )
         return false(ConditionType.DEFAULT_SERVICES, "NameTaken", message)
-    return true(ConditionType.DEFAULT_SERVICES, "Ready", f"one for each of {len(wanted)} selected models")
+    return true(
+        ConditionType.DEFAULT_SERVICES,
+        "Ready",
+        f"A Default service exists for each of the {len(wanted)} selected models",
+    )
 
 
 def creation_refused(refusals: Mapping[str, str]) -> ConditionVerdict:
-    """What to report when the API server does not take Default services: its sentences by their names.
+    """The condition when the API server rejects Default services, for example because of a namespace quota.
 
-    A quota or a policy of the namespace does so, and whoever set it can help.
+    Args:
+        refusals: the API server's message for each service name.
     """
     names = sorted(refusals)
-    message = f"the API server refuses the Default services {_first_ten(names)}: {refusals[names[0]]}"
+    message = f"The API server rejects the Default services {_first_ten(names)}: {refusals[names[0]]}"
     return false(ConditionType.DEFAULT_SERVICES, "Refused", message)
 
 
 def _first_ten(names: list[str]) -> str:
-    """At most ten names, and how many more there are."""
+    """At most ten names, and the number of the others."""
     shown = ", ".join(names[:10])
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

@@ -1,7 +1,7 @@
-"""What is known about a service when its state is decided, as plain values.
+"""The input of `lifecycle.decide_service`: the facts about one service, as plain values.
 
-`UNKNOWN` is a value of its own: not zero, not "stop" (product.md, States). `MISSING` is knowledge: the
-caches are complete and the object is not there.
+`UNKNOWN` is a value of its own: it is neither zero nor a reason to stop (product.md, States). `MISSING` is
+a fact: the caches are complete and the object does not exist.
 """
 
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ Missing = Literal[_Absence.MISSING]
 External = Literal[_Absence.EXTERNAL]
 
 UNKNOWN: Final = _Absence.UNKNOWN
-"""Not heard yet, or not reachable now."""
+"""Not reported yet, or its source is unreachable."""
 MISSING: Final = _Absence.MISSING
-"""Looked for where everything is known, and not there."""
+"""The caches are complete and the object does not exist."""
 EXTERNAL: Final = _Absence.EXTERNAL
-"""Served outside the cluster: there is nothing to scale and nothing to wait for."""
+"""The model runs outside the cluster: there is no Deployment to scale or to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceFacts:
-    """What the owner wants, from the InferenceService's spec. `limits` in requests and tokens a minute."""
+    """The spec of an InferenceService. Limits are requests and tokens per minute; 0 means no limit."""
 
     key: ObjectKey
     type: ServiceType
@@ -49,7 +49,11 @@ class ServiceFacts:
 
 @dataclass(frozen=True, slots=True)
 class AccountFacts:
-    """The account that pays. `available` is balance + credit limit; `allows` this service's namespace."""
+    """The account that pays.
+
+    `available` is balance + credit limit. `allows` says whether the account accepts services of this
+    service's namespace (B22).
+    """
 
     key: ObjectKey
     currency: str
@@ -59,7 +63,7 @@ class AccountFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The model that is served, with its ceilings (0: none)."""
+    """The model of the service. Ceilings are requests and tokens per minute; 0 means no ceiling."""
 
     name: str
     retired: bool
@@ -79,10 +83,10 @@ class QuotaFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReservationFacts:
-    """The service's reservation as the ledger has it.
+    """The service's reservation as the ledger reports it.
 
-    `message` says why the next term could not be bought, or is "". The period is that of the term in force,
-    or of the last one.
+    `message` says why the next term could not be bought, or is "". The period is that of the active term,
+    or of the last one if none is active.
     """
 
     state: ReservationState
@@ -93,10 +97,10 @@ class ReservationFacts:
 
 @dataclass(frozen=True, slots=True)
 class BackendFacts:
-    """The Deployment behind a service, as its own controller reports it.
+    """The status of the Deployment behind a service, as the deployment controller reports it.
 
-    `current` says that the figures are about the Deployment as it is specified now; `failure` is the
-    deployment controller's sentence when the roll-out exceeded its deadline or pods are refused, or else "".
+    `current` says that the figures belong to the current specification (observedGeneration). `failure` is
+    the deployment controller's message when the rollout exceeds its deadline or pods are rejected, else "".
     """
 
     desired: int
@@ -108,13 +112,13 @@ class BackendFacts:
 
     @property
     def rolled_out(self) -> bool:
-        """All replicas are there, up to date and ready, and no old one is left."""
+        """Whether all replicas exist, are up to date and ready, and no old replica is left."""
         return self.current and self.ready == self.replicas == self.updated == self.desired
 
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """What was decided before, from the status; `phase` is None for a service never decided on."""
+    """The previous decision, read from the status. `phase` is None for a service without a decision."""
 
     phase: Phase | None = None
     billing_mode: BillingMode = BillingMode.NONE
@@ -124,7 +128,7 @@ class Previous:
 
     @property
     def wanted(self) -> bool:
-        """Whether it was meant to run. Stopped without a reason is the way back up (Resuming)."""
+        """Whether the service was meant to run. Stopped without a reason means that it resumes."""
         if self.phase is Phase.STOPPED:
             return not self.stop_reasons
         return self.phase in (Phase.CREATING, Phase.RUNNING)
@@ -132,10 +136,10 @@ class Previous:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that `lifecycle.decide` looks at, for one service at one moment.
+    """All input of `lifecycle.decide_service`, for one service at one moment.
 
-    `backend_error` is the API server's refusal of the backend's last write, or "". A `quota` that is MISSING
-    is none that the model offers.
+    `backend_error` is the API server's message when it rejects the backend's last write, or "". `quota` is
+    MISSING when the model offers no free quota.
     """
 
     service: ServiceFacts

@@ -1,10 +1,10 @@
-"""Names of things as values, shared by every layer."""
+"""Keys of objects, shared by every layer."""
 
 from typing import NamedTuple
 
 
 class ObjectKey(NamedTuple):
-    """Where a namespaced object lives; the ledger's key of an account and of a service (B11)."""
+    """Namespace and name of an object: the ledger's key of an account and of a service (B11)."""
 
     namespace: str
     name: str

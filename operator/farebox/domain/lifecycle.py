@@ -1,7 +1,7 @@
-"""The state of a service: `decide(facts, now)` is the one place where phases come from.
+"""The state of a service: `decide_service(facts, now)` is the only source of phases.
 
-Pure: facts and a time go in, a verdict comes out. It never reads a clock, an API server or a ledger, and it
-never saves replica counts: what runs is `wanted ? spec.replicas : 0` (product.md, States).
+Pure: facts and a time go in, a verdict comes out. It never reads a clock, the API server or the ledger.
+Replica counts are never saved: a backend has `wanted ? spec.replicas : 0` (product.md, States).
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts, Facts
 from farebox.domain.stop_reasons import Evaluation, evaluate, reservation_state
 
 NO_REPLICA_READY: Final = "NoReplicaReady"
-"""Reason of Serving: it runs, and nothing answers."""
+"""Reason of Serving=False: the service is Running, but no replica is ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceVerdict:
-    """What a service is, and what it should have.
+    """The state of a service, and whether its backend should run.
 
-    `phase` is None for a new service about which too little is known. `wanted` says whether its backend
-    should run; `decided` is False while a missing fact holds the service where it was. `due` is when to look
-    again at the latest, as time alone may change this then; None: only when something else changes.
+    `phase` is None for a new service with too many unknown facts. `wanted` says whether the backend should
+    run. `decided` is False while an unknown fact keeps the service in its previous state. `due` is when the
+    service must be reconciled at the latest because time alone changes the verdict; None means never.
     """
 
     phase: Phase | None
@@ -40,40 +40,40 @@ class ServiceVerdict:
 def decide_service(facts: Facts, now: datetime) -> ServiceVerdict:
     """The verdict on one service at one moment (B1-B5, B8, B9; the state table of product.md).
 
-    Unknown facts never change a phase, nor stop or start anything: a reason that cannot be told stays as it
-    was, and a service that did not run before does not start until every reason is known to be clear.
+    Unknown facts never change a phase, and never stop or start a service. An unknown stop reason keeps its
+    previous value. A service that did not run before starts only when every reason is known to be False.
     """
-    findings = evaluate(facts, now)
+    evaluation = evaluate(facts, now)
     previous = facts.previous
     stop_reasons = tuple(
         reason
         for reason in StopReason
-        if reason in findings.active or (reason in findings.unknown and reason in previous.stop_reasons)
+        if reason in evaluation.active or (reason in evaluation.unknown and reason in previous.stop_reasons)
     )
     enabled_at = previous.enabled_at
     if enabled_at is None and StopReason.POSTPAID_DISABLED not in stop_reasons:
         enabled_at = now
 
     if stop_reasons:
-        return _stopped(facts, findings, stop_reasons, enabled_at, now)
-    if findings.unknown and not previous.wanted:
-        return _undecided(facts, findings, enabled_at, now)
+        return _stopped(facts, evaluation, stop_reasons, enabled_at, now)
+    if evaluation.unknown and not previous.wanted:
+        return _undecided(facts, evaluation, enabled_at, now)
     return _wanted(facts, enabled_at, now)
 
 
 def desired_replicas(wanted: bool, replicas: int) -> int:
-    """How many replicas a backend should have now: nothing is saved on stop (B3, B5)."""
+    """The replicas of a backend. Nothing is saved on stop (B3, B5)."""
     return replicas if wanted else 0
 
 
 def _stopped(
     facts: Facts,
-    findings: Evaluation,
+    evaluation: Evaluation,
     reasons: tuple[StopReason, ...],
     enabled_at: datetime | None,
     now: datetime,
 ) -> ServiceVerdict:
-    """At least one reason to stop holds."""
+    """The verdict when at least one stop reason holds."""
     never_enabled = (
         facts.service.type is ServiceType.DEFAULT
         and enabled_at is None
@@ -81,7 +81,7 @@ def _stopped(
     )
     phase = Phase.NOT_ENABLED if never_enabled else Phase.STOPPED
     message = "; ".join(
-        findings.active.get(reason) or f"still {reason.value}: waiting for {findings.unknown[reason]}"
+        evaluation.active.get(reason) or f"Still {reason.value}: waiting for {evaluation.unknown[reason]}"
         for reason in reasons
     )
     return ServiceVerdict(
@@ -103,7 +103,10 @@ def _stopped(
 def _stopped_conditions(
     facts: Facts, phase: Phase, reasons: tuple[StopReason, ...], message: str
 ) -> tuple[ConditionVerdict, ...]:
-    """Off because its owner wants it off is as the spec asks; any other reason is a standstill."""
+    """Ready, Reconciling and Stalled of a stopped service.
+
+    A service that its owner disabled matches its spec, so it is Ready. Any other reason is Stalled.
+    """
     if StopReason.POSTPAID_DISABLED not in reasons:
         first = reasons[0].value
         return kstatus(false(ConditionType.READY, first, message), stalled=first)
@@ -111,19 +114,19 @@ def _stopped_conditions(
         return kstatus(false(ConditionType.READY, "LimitAboveCeiling", ceiling), stalled="LimitAboveCeiling")
     backend = facts.backend
     if facts.service.dedicated and isinstance(backend, BackendFacts) and backend.replicas > 0:
-        stopping = false(ConditionType.READY, "Stopping", f"{backend.replicas} replicas are going away")
+        stopping = false(ConditionType.READY, "Stopping", f"{backend.replicas} replicas are terminating")
         return kstatus(stopping, reconciling="Stopping")
     reason = "NotEnabled" if phase is Phase.NOT_ENABLED else "Disabled"
     return kstatus(true(ConditionType.READY, reason, message))
 
 
 def _undecided(
-    facts: Facts, findings: Evaluation, enabled_at: datetime | None, now: datetime
+    facts: Facts, evaluation: Evaluation, enabled_at: datetime | None, now: datetime
 ) -> ServiceVerdict:
-    """Nothing speaks against starting, but not everything is known: it stays exactly as it was."""
+    """The verdict when no stop reason holds but some are unknown: the service keeps its state."""
     previous = facts.previous
-    missing = ", ".join(dict.fromkeys(findings.unknown.values()))
-    message = f"waiting for {missing}; until it is known the service stays as it is"
+    missing = ", ".join(dict.fromkeys(evaluation.unknown.values()))
+    message = f"Waiting for {missing}. The service keeps its current state"
     return ServiceVerdict(
         phase=previous.phase,
         billing_mode=previous.billing_mode,
@@ -141,7 +144,7 @@ def _undecided(
 
 
 def _wanted(facts: Facts, enabled_at: datetime | None, now: datetime) -> ServiceVerdict:
-    """Nothing speaks against running."""
+    """The verdict when the service should run."""
     previous = facts.previous
     serving = _serves(facts)
     first_running_at = previous.first_running_at
@@ -162,7 +165,7 @@ def _wanted(facts: Facts, enabled_at: datetime | None, now: datetime) -> Service
 
 
 def _running_phase(facts: Facts, serving: bool, first_running_at: datetime | None) -> Phase:
-    """Creating until it was ready once; on the way back from a stop, Stopped until it is ready again."""
+    """Creating until the service was ready once. When it resumes, Stopped until it is ready again."""
     if first_running_at is None:
         return Phase.CREATING
     if serving or facts.previous.phase is Phase.RUNNING or _target(facts) == 0:
@@ -171,7 +174,7 @@ def _running_phase(facts: Facts, serving: bool, first_running_at: datetime | Non
 
 
 def _target(facts: Facts) -> int | None:
-    """The replicas that this service asks for by itself; None where others decide (shared, external)."""
+    """The replicas of the service's own backend; None if its backend is shared or external."""
     return facts.service.replicas if facts.service.dedicated and facts.backend is not EXTERNAL else None
 
 
@@ -186,9 +189,9 @@ def _serves(facts: Facts) -> bool:
 def _ready(facts: Facts, backend: BackendFacts) -> int:
     """How many replicas are known to be ready.
 
-    Figures about an older specification count for a service that runs: a scale or a roll-out that the
-    Deployment's controller has not looked at yet has ended no pod, so no call is refused for it. On the way
-    up they do not: they may be of the pods from before a stop, which are going.
+    For a service in phase Running, figures of an older specification count. The deployment controller has
+    not observed the change yet, so it has ended no pod and no call has to be refused. For a service that
+    starts or resumes they do not count, because they may describe pods that are terminating.
     """
     return backend.ready if backend.current or facts.previous.phase is Phase.RUNNING else 0
 
@@ -198,16 +201,16 @@ def _wanted_conditions(facts: Facts, phase: Phase) -> tuple[ConditionVerdict, ..
     if ceiling := limit_above_ceiling(facts):
         return kstatus(false(ConditionType.READY, "LimitAboveCeiling", ceiling), stalled="LimitAboveCeiling")
     if facts.backend_error:
-        message = f"the API server refuses the backend of Model {facts.model_name}: {facts.backend_error}"
+        message = f"The API server rejects the backend of Model {facts.model_name}: {facts.backend_error}"
         return kstatus(false(ConditionType.READY, "BackendRejected", message), stalled="BackendRejected")
     backend, target = facts.backend, _target(facts)
     if backend is EXTERNAL:
-        return kstatus(true(ConditionType.READY, "External", "served by an external provider"))
+        return kstatus(true(ConditionType.READY, "External", "An external provider serves the model"))
     if backend is MISSING and target == 0:
-        # A Deployment is not made just to be empty.
+        # No Deployment is created only to have 0 replicas.
         return kstatus(true(ConditionType.READY, "ScaledToZero", "0 of 0 replicas are ready"))
     if backend is UNKNOWN or backend is MISSING:
-        return _progressing(phase, "the backend's Deployment is not there yet")
+        return _progressing(phase, "The backend's Deployment does not exist yet")
     expected = backend.desired if target is None else target
     if backend.rolled_out and backend.desired == expected and (expected > 0 or target == 0):
         reason = "ScaledToZero" if expected == 0 else "Running"
@@ -224,20 +227,24 @@ def _progressing(phase: Phase, message: str) -> tuple[ConditionVerdict, ...]:
 
 
 def _serving_condition(facts: Facts, phase: Phase, serving: bool) -> ConditionVerdict:
-    """Whether calls are accepted now."""
+    """The condition Serving: whether calls are accepted now."""
     if phase is Phase.RUNNING and serving:
-        return true(ConditionType.SERVING, "Serving", "calls are accepted")
+        return true(ConditionType.SERVING, "Serving", "Calls are accepted")
     if _target(facts) == 0:
-        return false(ConditionType.SERVING, "ScaledToZero", "spec.replicas is 0: scale it up to serve")
+        return false(
+            ConditionType.SERVING,
+            "ScaledToZero",
+            "No replicas: spec.replicas is 0. Scale it up to serve calls",
+        )
     if phase is Phase.CREATING:
-        return false(ConditionType.SERVING, "Creating", "no replica has been ready yet")
+        return false(ConditionType.SERVING, "Creating", "No replica has been ready yet")
     if phase is Phase.STOPPED:
-        return false(ConditionType.SERVING, "Resuming", "no replica is ready yet")
-    return false(ConditionType.SERVING, NO_REPLICA_READY, "no replica is ready")
+        return false(ConditionType.SERVING, "Resuming", "No replica is ready yet")
+    return false(ConditionType.SERVING, NO_REPLICA_READY, "No replica is ready")
 
 
 def _billing_mode(facts: Facts, now: datetime) -> BillingMode:
-    """How calls are paid; an overdue pay-as-you-go service stays one. What is unknown stays as it was."""
+    """What pays for calls. Being overdue does not change it; an unknown fact keeps the previous mode."""
     was = facts.previous.billing_mode
     if facts.service.reserves and (
         reservation_state(facts) is ReservationState.ACTIVE
@@ -256,9 +263,9 @@ def _billing_mode(facts: Facts, now: datetime) -> BillingMode:
 
 
 def _due(facts: Facts, now: datetime) -> datetime | None:
-    """When time alone may change the verdict: at the end of a free quota that pays for calls (B6).
+    """When time alone changes the verdict: at the end of a free quota that pays for calls (B6).
 
-    Nothing else here looks at the time: reservations end in the ledger, which tells of it (B9).
+    Nothing else here depends on time: the ledger ends reservations and reports it (B9).
     """
     quota = facts.quota
     if facts.service.postpaid or not facts.service.trial or quota is UNKNOWN or quota is MISSING:
@@ -267,7 +274,7 @@ def _due(facts: Facts, now: datetime) -> datetime | None:
 
 
 def limit_above_ceiling(facts: Facts) -> str:
-    """The sentence for a limit above the model's ceiling, which it names (B8); "" when there is none."""
+    """The message for a limit above the model's ceiling, which it names (B8), or ""."""
     if not isinstance(facts.model, ModelFacts):
         return ""
     for dimension, limit, ceiling in (
@@ -276,7 +283,7 @@ def limit_above_ceiling(facts: Facts) -> str:
     ):
         if ceiling and limit > ceiling:
             return (
-                f"spec.limits.{dimension} is {limit}, above the ceiling of {ceiling} of Model "
-                f"{facts.model_name}: set it to {ceiling} or less; until then {ceiling} applies"
+                f"Limit too high: spec.limits.{dimension} is {limit}, above the ceiling of {ceiling} of "
+                f"Model {facts.model_name}. Set it to {ceiling} or less; until then {ceiling} applies"
             )
     return ""

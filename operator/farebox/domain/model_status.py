@@ -1,4 +1,4 @@
-"""The state of a model's shared backend: at zero exactly when no service on the model is wanted. Pure."""
+"""The state of a model's shared backend. It is at zero when no service needs it. Pure."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,11 @@ from farebox.domain.lifecycle import desired_replicas
 
 @dataclass(frozen=True, slots=True)
 class SharedBackendFacts:
-    """A model's shared backend. `wanted`: whether any shared service on the model wants to run."""
+    """A model and its shared backend.
+
+    `wanted` says whether any service needs the shared backend. `refusal` is the API server's message when it
+    rejects the Deployment, `price_refusal` the ledger's when it rejects the prices; both are "" otherwise.
+    """
 
     backend: BackendFacts | Missing | External
     wanted: bool | Unknown
@@ -21,14 +25,14 @@ class SharedBackendFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelVerdict:
-    """`replicas` is None where the backend is to be left as it is."""
+    """The decision on a model. `replicas` is None when the Deployment is left unchanged."""
 
     replicas: int | None
     conditions: tuple[ConditionVerdict, ...]
 
 
 def decide_model(facts: SharedBackendFacts) -> ModelVerdict:
-    """What the shared backend should have, and what to report of the model."""
+    """The replicas of the shared backend, and the conditions of the model."""
     replicas = None
     if facts.wanted is not UNKNOWN and facts.backend is not EXTERNAL:
         replicas = desired_replicas(facts.wanted, facts.replicas)
@@ -42,15 +46,15 @@ def _conditions(facts: SharedBackendFacts, replicas: int | None) -> tuple[Condit
         ready = false(ConditionType.READY, "PriceRefused", facts.price_refusal)
         return kstatus(ready, stalled="PriceRefused")
     if facts.refusal:
-        message = f"the API server refuses the Deployment of spec.serving.deployment: {facts.refusal}"
+        message = f"The API server rejects the Deployment of spec.serving.deployment: {facts.refusal}"
         ready = false(ConditionType.READY, "BackendRejected", message)
         return kstatus(ready, stalled="BackendRejected")
     backend = facts.backend
     if backend is EXTERNAL:
-        return kstatus(true(ConditionType.READY, "External", "served by an external provider"))
+        return kstatus(true(ConditionType.READY, "External", "An external provider serves the model"))
     if backend is MISSING:
         if replicas:
-            ready = false(ConditionType.READY, "Progressing", "the shared backend is being created")
+            ready = false(ConditionType.READY, "Progressing", "The shared backend is being created")
             return kstatus(ready, reconciling="Progressing")
         return kstatus(_at_zero(facts))
     expected = backend.desired if replicas is None else replicas
@@ -68,10 +72,11 @@ def _conditions(facts: SharedBackendFacts, replicas: int | None) -> tuple[Condit
 
 
 def _at_zero(facts: SharedBackendFacts) -> ConditionVerdict:
-    """Why the shared backend has no replicas, which is as it should be."""
+    """Ready=True with the reason why the shared backend has no replicas."""
     if facts.wanted is True:
-        message = "services want the shared backend, but spec.serving.deployment.replicas is 0: scale it up"
+        message = "Services need the shared backend, but spec.serving.deployment.replicas is 0. Scale it up"
         return true(ConditionType.READY, "ScaledToZero", message)
     if facts.wanted is UNKNOWN:
-        return true(ConditionType.READY, "Idle", "it is not known yet whether a service wants the backend")
-    return true(ConditionType.READY, "Idle", "no service wants the shared backend")
+        message = "Waiting for the services that use this model to be evaluated"
+        return true(ConditionType.READY, "Idle", message)
+    return true(ConditionType.READY, "Idle", "No service needs the shared backend")

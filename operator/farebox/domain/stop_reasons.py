@@ -1,7 +1,7 @@
-"""Why a service has to stop: one small check for each reason, read as a list.
+"""Stop reasons of a service: one small check for each reason, in one list.
 
-Each check looks at the facts and says that its reason holds, does not, or cannot be told. The reasons form
-a set and each clears only itself (product.md, States); nothing here knows of phases.
+Each check returns True, False or Unknown for its reason, as a condition does. The reasons form a set, and
+each reason clears only itself (product.md, States). This module knows no phases.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from farebox.domain.facts import MISSING, UNKNOWN, Facts, Unknown
 
 @dataclass(frozen=True, slots=True)
 class ReasonTrue:
-    """The reason holds; the message says on what and what to do."""
+    """The reason holds. `message` names the object and says what to do."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReasonUnknown:
-    """It cannot be told: `waiting_for` names the fact that is missing."""
+    """It is unknown whether the reason holds. `waiting_for` names the missing fact."""
 
     waiting_for: str
 
@@ -37,28 +37,30 @@ Check = Callable[[Facts, datetime], ReasonStatus]
 
 
 def postpaid_disabled(facts: Facts, now: datetime) -> ReasonStatus:
-    """Nothing is switched on that could pay for calls (B4)."""
+    """PostpaidDisabled: the owner enabled nothing that pays for calls (B4)."""
     service = facts.service
     if service.postpaid or service.trial or service.reserves:
         return FALSE
     return ReasonTrue(
-        "spec.postpaid, spec.trial and spec.reservation are all off: set spec.postpaid to enable it"
+        "Nothing pays for calls: spec.postpaid, spec.trial and spec.reservation are all off. "
+        "Set spec.postpaid to true to enable the service"
     )
 
 
 def account_not_found(facts: Facts, now: datetime) -> ReasonStatus:
-    """The account does not exist."""
+    """AccountNotFound: the account does not exist."""
     if facts.account is UNKNOWN:
         return ReasonUnknown(f"BillingAccount {facts.account_key}")
     if facts.account is MISSING:
         return ReasonTrue(
-            f"BillingAccount {facts.account_key} (spec.billingAccountRef) does not exist: create it"
+            f"BillingAccount {facts.account_key} (spec.billingAccountRef) does not exist. Ask the billing "
+            "admin to create it, or create another service with the correct spec.billingAccountRef"
         )
     return FALSE
 
 
 def account_not_allowed(facts: Facts, now: datetime) -> ReasonStatus:
-    """The account does not take services of this namespace (B22)."""
+    """AccountNotAllowed: the account does not accept services of this namespace (B22)."""
     if facts.account is UNKNOWN:
         return ReasonUnknown(f"BillingAccount {facts.account_key}")
     if facts.account is MISSING or facts.account.allows is True:
@@ -67,31 +69,34 @@ def account_not_allowed(facts: Facts, now: datetime) -> ReasonStatus:
     if facts.account.allows is UNKNOWN:
         return ReasonUnknown(f"the labels of Namespace {namespace}")
     return ReasonTrue(
-        f"BillingAccount {facts.account_key} does not allow services in namespace {namespace}: "
-        "ask its owner to extend spec.allowedNamespaces"
+        f"BillingAccount {facts.account_key} does not allow services in namespace {namespace}. "
+        "Ask its owner to extend spec.allowedNamespaces"
     )
 
 
 def model_not_found(facts: Facts, now: datetime) -> ReasonStatus:
-    """The model is not in the gallery."""
+    """ModelNotFound: the model does not exist."""
     if facts.model is UNKNOWN:
         return ReasonUnknown(f"Model {facts.model_name}")
     if facts.model is MISSING:
-        return ReasonTrue(f"Model {facts.model_name} (spec.modelRef) does not exist: see kubectl get models")
+        return ReasonTrue(
+            f"Model {facts.model_name} (spec.modelRef) does not exist. "
+            "List the models with kubectl get models"
+        )
     return FALSE
 
 
 def model_retired(facts: Facts, now: datetime) -> ReasonStatus:
-    """The model was withdrawn from the gallery."""
+    """ModelRetired: the cluster admin retired the model."""
     if facts.model is UNKNOWN:
         return ReasonUnknown(f"Model {facts.model_name}")
     if facts.model is MISSING or not facts.model.retired:
         return FALSE
-    return ReasonTrue(f"Model {facts.model_name} is retired: create a service on another model")
+    return ReasonTrue(f"Model {facts.model_name} is retired. Create a service on another model")
 
 
 def currency_mismatch(facts: Facts, now: datetime) -> ReasonStatus:
-    """The account cannot pay in the currency of the model's prices."""
+    """CurrencyMismatch: the account and the model's prices have different currencies."""
     if facts.model is MISSING or facts.account is MISSING:
         return FALSE
     if facts.model is UNKNOWN:
@@ -102,14 +107,14 @@ def currency_mismatch(facts: Facts, now: datetime) -> ReasonStatus:
         return FALSE
     return ReasonTrue(
         f"Model {facts.model_name} is priced in {facts.model.currency}, but BillingAccount "
-        f"{facts.account_key} is in {facts.account.currency}: use an account in {facts.model.currency}"
+        f"{facts.account_key} is in {facts.account.currency}. Use an account in {facts.model.currency}"
     )
 
 
 def overdue(facts: Facts, now: datetime) -> ReasonStatus:
-    """A pay-as-you-go service whose account has nothing left to spend (B3).
+    """Overdue: the service is pay-as-you-go and its account has nothing left to spend (B3).
 
-    A reservation in force is paid already and outlives this (B9).
+    An active reservation is already paid, so it does not stop (B9).
     """
     if not facts.service.postpaid or facts.account is MISSING:
         return FALSE
@@ -124,14 +129,12 @@ def overdue(facts: Facts, now: datetime) -> ReasonStatus:
         return FALSE
     if facts.service.reserves and facts.reservation is UNKNOWN:
         return ReasonUnknown("the state of its reservation")
-    # No amounts: each change of the balance would be a write to every service on it. The account has them.
-    return ReasonTrue(
-        f"BillingAccount {facts.account_key} is overdue: top it up (its status says by how much)"
-    )
+    # The message has no amount, or each change of the balance would write every service on the account.
+    return ReasonTrue(f"BillingAccount {facts.account_key} is overdue. Its status says how much to top up")
 
 
 def free_quota_exhausted(facts: Facts, now: datetime) -> ReasonStatus:
-    """A trial service whose free quota is used up (B6)."""
+    """FreeQuotaExhausted: a trial service has used up its free quota (B6)."""
     if not _trial_alone(facts):
         return FALSE
     if facts.quota is UNKNOWN:
@@ -139,14 +142,14 @@ def free_quota_exhausted(facts: Facts, now: datetime) -> ReasonStatus:
             f"the free quota of BillingAccount {facts.account_key} for Model {facts.model_name}"
         )
     if facts.quota is MISSING:
-        return ReasonTrue(f"Model {facts.model_name} has no free quota: set spec.postpaid to pay for calls")
+        return ReasonTrue(f"Model {facts.model_name} has no free quota. Set spec.postpaid to pay for calls")
     if facts.quota.used < facts.quota.total or now >= facts.quota.expires_at:
         return FALSE
-    return ReasonTrue(f"all {facts.quota.total} free tokens are used: set spec.postpaid to pay for more")
+    return ReasonTrue(f"All {facts.quota.total} free tokens are used. Set spec.postpaid to pay for calls")
 
 
 def free_quota_expired(facts: Facts, now: datetime) -> ReasonStatus:
-    """A trial service whose free quota is past its date (B6)."""
+    """FreeQuotaExpired: a trial service's free quota is past its date (B6)."""
     if not _trial_alone(facts):
         return FALSE
     if facts.quota is UNKNOWN:
@@ -156,43 +159,44 @@ def free_quota_expired(facts: Facts, now: datetime) -> ReasonStatus:
     if facts.quota is MISSING or now < facts.quota.expires_at:
         return FALSE
     return ReasonTrue(
-        f"the free quota ended on {facts.quota.expires_at:%Y-%m-%d}: set spec.postpaid to pay for more"
+        f"The free quota ended on {facts.quota.expires_at:%Y-%m-%d}. Set spec.postpaid to pay for calls"
     )
 
 
 def reservation_unpaid(facts: Facts, now: datetime) -> ReasonStatus:
-    """The term could not be bought, and nothing else pays (B9)."""
+    """ReservationUnpaid: the term could not be bought, and nothing else pays (B9)."""
     if not facts.service.reserves or facts.service.postpaid:
         return FALSE
     if facts.reservation is UNKNOWN:
         return ReasonUnknown("the state of its reservation")
     state = facts.reservation.state
     if state is ReservationState.PENDING:
-        # Neither bought nor refused: nothing pays for calls yet, so this is no reason to start.
-        return ReasonUnknown("the purchase of its reservation")
+        # The term is neither bought nor refused. Nothing pays for calls yet, so the service does not start.
+        return ReasonUnknown("the purchase of the reservation")
     if state is ReservationState.UNPAID:
         return ReasonTrue(
-            f"the reservation could not be bought from BillingAccount {facts.account_key}: "
-            f"{facts.reservation.message}; or set spec.postpaid to pay by token"
+            f"The reservation could not be bought from BillingAccount {facts.account_key}: "
+            f"{facts.reservation.message}. Or set spec.postpaid to pay for each token"
         )
     return FALSE
 
 
 def reservation_expired(facts: Facts, now: datetime) -> ReasonStatus:
-    """The term ended without renewal, and nothing else pays (B9)."""
+    """ReservationExpired: the term ended without renewal, and nothing else pays (B9)."""
     if not facts.service.reserves or facts.service.postpaid:
         return FALSE
     if facts.reservation is UNKNOWN:
         return ReasonUnknown("the state of its reservation")
     if facts.reservation.state is ReservationState.EXPIRED:
         return ReasonTrue(
-            "the reservation ended: set spec.reservation.autoRenew, or spec.postpaid to pay by token"
+            "The reservation has ended. Set spec.reservation.autoRenew to buy the next term, or "
+            "spec.postpaid to pay for each token"
         )
     return FALSE
 
 
 def reservation_state(facts: Facts) -> ReservationState | None:
-    """The state of the service's reservation; None while it is not known."""
+    """The state of the service's reservation, or None while it is unknown."""
     return None if facts.reservation is UNKNOWN else facts.reservation.state
 
 
@@ -226,34 +230,34 @@ SPENDING: Final = frozenset(
         StopReason.CURRENCY_MISMATCH,
     }
 )
-"""Reasons that keep a service from spending its account's money on a reservation."""
+"""Reasons that keep a service from buying a reservation with its account's money."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The reasons that hold, with their messages, and those that cannot be told now."""
+    """The reasons that hold, with their messages, and the unknown ones, with what they wait for."""
 
     active: dict[StopReason, str]
     unknown: dict[StopReason, str]
 
 
 def evaluate(facts: Facts, now: datetime) -> Evaluation:
-    """Run every check; each reason is judged by itself."""
-    findings = Evaluation({}, {})
+    """Run every check. No check depends on the result of another."""
+    evaluation = Evaluation({}, {})
     for reason, check in CHECKS:
         match check(facts, now):
             case ReasonTrue(message):
-                findings.active[reason] = message
+                evaluation.active[reason] = message
             case ReasonUnknown(waiting_for):
-                findings.unknown[reason] = waiting_for
+                evaluation.unknown[reason] = waiting_for
             case _:
                 pass
-    return findings
+    return evaluation
 
 
 def may_reserve(facts: Facts, now: datetime) -> bool | Unknown:
-    """Whether the service may buy terms from its account now (B9, B22)."""
-    findings = evaluate(facts, now)
-    if SPENDING & findings.active.keys():
+    """Whether the service may buy reservation terms from its account now (B9, B22)."""
+    evaluation = evaluate(facts, now)
+    if SPENDING & evaluation.active.keys():
         return False
-    return UNKNOWN if SPENDING & findings.unknown.keys() else True
+    return UNKNOWN if SPENDING & evaluation.unknown.keys() else True

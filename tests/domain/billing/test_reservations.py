@@ -90,9 +90,9 @@ def test_the_next_term_is_bought_a_day_ahead_or_half_of_a_short_one(days: int, a
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"days": 7}, "no terms of 7 days, but of 1, 2, 30"),
-        ({"input_tpm": 1_500}, "inputTPM is 1500, but the model reserves multiples of 1000"),
-        ({"output_tpm": 50}, "outputTPM is 50, but the model reserves multiples of 100"),
+        ({"days": 7}, "no terms of 7 days, only of 1, 2, 30"),
+        ({"input_tpm": 1_500}, "The model reserves multiples of 1000, but inputTPM is 1500"),
+        ({"output_tpm": 50}, "The model reserves multiples of 100, but outputTPM is 50"),
         ({"input_tpm": 1_000 * MAX_NANO}, "64 bits"),
     ],
 )

@@ -203,7 +203,7 @@ class Scenario:
         self._check(after == format_amount(self._balance), f"TopUp {name} has balanceAfter {after}")
         self._timeline.detail(f"TopUp {name}: Posted, balance after it {after} {CURRENCY}")
         if state == "Overdue":
-            missing = f"more than {format_amount(-self._balance)} {CURRENCY} must be topped up"
+            missing = f"Top up more than {format_amount(-self._balance)} {CURRENCY} to reactivate the account"
             message = status.get("message", "")
             self._check(missing in message, f"TopUp {name} says {message!r}, not {missing!r}")
             self._timeline.detail(f"its status says: {message}")

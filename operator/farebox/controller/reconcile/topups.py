@@ -182,7 +182,7 @@ def _receipt_message(context: Context, account: ObjectKey, receipt: TopUpReceipt
     credit_limit = parse_amount(found.spec.credit_limit)
     if is_overdue(receipt.balance_after, credit_limit):
         left = available(receipt.balance_after, credit_limit)
-        message += f"; BillingAccount {account} is still overdue: {top_up_hint(left, currency)}"
+        message += f". BillingAccount {account} is still overdue. {top_up_hint(left, currency)}"
     return message
 
 

@@ -1,14 +1,14 @@
-"""What of a call is paid already: the reservation of its minute first, the free quota next, then money. Pure.
+"""What pays for the tokens of a call: the reservation of its minute, then the free quota, then money. Pure.
 
-Within a call coverage goes to uncached input, then cached input, then output. A reservation counts input and
-output apart, the quota all tokens alike (product.md, "What covers a call").
+Within a call, coverage goes to uncached input, then cached input, then output. A reservation counts input
+and output separately; the quota counts all tokens alike (product.md, "What covers a call").
 """
 
 from typing import NamedTuple
 
 
 class Coverage(NamedTuple):
-    """Tokens of a call that cost no money, by what covers them."""
+    """Tokens of a call that cost no money, by what pays for them."""
 
     reservation_input: int = 0
     reservation_output: int = 0
@@ -19,7 +19,7 @@ NOTHING = Coverage()
 
 
 class Tokens(NamedTuple):
-    """Tokens of a call by their price. `uncached` and `cached` together are the input."""
+    """Tokens of a call by their price. The input is `uncached` + `cached`."""
 
     uncached: int
     cached: int
@@ -27,17 +27,17 @@ class Tokens(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them, as a quota counts them."""
+        """Input and output together, as a quota counts them."""
         return self.uncached + self.cached + self.output
 
 
 def cover(tokens: Tokens, reserved_input: int, reserved_output: int, quota: int) -> Coverage:
-    """How a call is covered (B6, B9).
+    """The coverage of a call (B6, B9).
 
     Args:
-        tokens: of the call.
-        reserved_input, reserved_output: what is left of the reservation in the call's minute, 0 or more.
-        quota: what is left of the free quota, 0 or more.
+        tokens: tokens of the call.
+        reserved_input, reserved_output: tokens left of the reservation in the call's minute, 0 or more.
+        quota: tokens left of the free quota, 0 or more.
     """
     covered_input = min(tokens.uncached + tokens.cached, reserved_input)
     covered_output = min(tokens.output, reserved_output)
@@ -46,17 +46,17 @@ def cover(tokens: Tokens, reserved_input: int, reserved_output: int, quota: int)
 
 
 def uncovered(tokens: Tokens, coverage: Coverage) -> Tokens:
-    """What is left to be paid with money; `coverage` is of this call."""
+    """The tokens that are left to pay with money. `coverage` is the coverage of the same call."""
     uncached, cached = _take(tokens.uncached, tokens.cached, coverage.reservation_input)
     output = tokens.output - coverage.reservation_output
     from_input = min(uncached + cached, coverage.quota)
     uncached, cached = _take(uncached, cached, from_input)
     output -= coverage.quota - from_input
-    assert min(uncached, cached, output) >= 0, "nothing is covered twice"
+    assert min(uncached, cached, output) >= 0, "no token is covered twice"
     return Tokens(uncached, cached, output)
 
 
 def _take(uncached: int, cached: int, covered: int) -> tuple[int, int]:
-    """What remains of uncached and cached input when so many tokens of input are covered."""
+    """Uncached and cached input that remain when `covered` tokens of input are paid for."""
     from_uncached = min(uncached, covered)
     return uncached - from_uncached, cached - (covered - from_uncached)

@@ -1,4 +1,4 @@
-"""Money as integers of nano-units (10^-9 of the currency's unit), and its decimal strings.
+"""Money as integers of nano-units (10^-9 of the currency's unit), and as decimal strings.
 
 Never a float: prices have at most 3 decimals per million tokens, so the price of a token is a whole
 number of nano-units and every charge is exact (product.md, "Decisions already taken").
@@ -14,7 +14,7 @@ Nano = NewType("Nano", int)
 
 NANO_PER_UNIT = 1_000_000_000
 MAX_NANO = 2**63 - 1
-"""What a signed 64-bit column holds: about 9.2 thousand million units."""
+"""The largest signed 64-bit integer: about 9.2 billion units."""
 
 _DECIMAL = re.compile(r"(-?)([0-9]{1,10})(?:\.([0-9]{1,9}))?")
 
@@ -28,17 +28,17 @@ def parse_amount(text: str) -> Nano:
     match = _DECIMAL.fullmatch(text)
     if match is None:
         raise InvalidAmount(
-            f'{text!r} is not an amount: write digits with at most 9 decimals, such as "100.00"'
+            f'{text!r} is not an amount. Write digits with at most 9 decimals, such as "100.00"'
         )
     sign, units, decimals = match.groups()
     nano = int(units) * NANO_PER_UNIT + int((decimals or "").ljust(9, "0"))
     if nano > MAX_NANO:
-        raise InvalidAmount(f"{text!r} is too large: amounts are below {MAX_NANO // NANO_PER_UNIT} units")
+        raise InvalidAmount(f"{text!r} is too large. Amounts are below {MAX_NANO // NANO_PER_UNIT} units")
     return Nano(-nano if sign else nano)
 
 
 def format_amount(nano: int) -> str:
-    """The decimal string of an amount: at least 2 decimals, and as many more as it needs.
+    """The decimal string of an amount, with at least 2 decimals and no trailing zeros after them.
 
     >>> format_amount(1_500_000_000), format_amount(-1), format_amount(0)
     ('1.50', '-0.000000001', '0.00')
@@ -49,10 +49,10 @@ def format_amount(nano: int) -> str:
 
 
 def available(balance: int, credit_limit: int) -> Nano:
-    """What an account can still spend: its balance and its credit line together."""
+    """What an account can still spend: balance + credit limit."""
     return Nano(balance + credit_limit)
 
 
 def is_overdue(balance: int, credit_limit: int) -> bool:
-    """Whether an account has nothing left to spend (B3): available <= 0, so a new empty account is."""
+    """Whether an account has nothing left to spend (B3): available <= 0. A new, empty account is overdue."""
     return available(balance, credit_limit) <= 0

@@ -1,7 +1,7 @@
-"""Prices of a model, and the price of a call: exact integers of nano-units, no rounding anywhere.
+"""Prices of a model, and the price of a call: exact integers of nano-units, without rounding.
 
 A price has at most 3 decimals per million tokens, so a token costs a whole number of nano-units (0.001 per
-million is exactly 1). Never knows of accounts, events or databases.
+million is exactly 1). This module knows no accounts, events or databases.
 """
 
 import re
@@ -13,9 +13,9 @@ from farebox.domain.billing.money import MAX_NANO, NANO_PER_UNIT, Nano
 from farebox.errors import InvalidAmount
 
 TOKENS_PER_PRICE: Final = 1_000_000
-"""Prices are written per so many tokens."""
+"""Prices are written per this many tokens."""
 MAX_TOKENS: Final = 1_000_000_000
-"""More tokens of one sort in one call than this are a fault of the sender."""
+"""The most input or output tokens of one call; a larger count is an error of the sender."""
 
 _NANO_PER_STEP: Final = NANO_PER_UNIT // TOKENS_PER_PRICE // 1000
 _PRICE: Final = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,3}))?")
@@ -49,7 +49,7 @@ def parse_price(text: str) -> Nano:
     match = _PRICE.fullmatch(text)
     if match is None:
         raise InvalidAmount(
-            f"{text!r} is not a price per million tokens: write digits with at most 3 decimals, "
+            f"{text!r} is not a price per million tokens. Write digits with at most 3 decimals, "
             'such as "0.500"'
         )
     units, decimals = match.groups()
@@ -67,36 +67,40 @@ def format_price(nano_per_token: int) -> str:
 
 
 def tiers_error(tiers: Sequence[Tier]) -> str | None:
-    """What is wrong with a list of tiers, as a sentence, or None: every call must have exactly one price."""
+    """What is wrong with a list of tiers, or None. Every call must have exactly one price."""
     if not tiers:
-        return "there is no tier: give at least one"
+        return "No price tier: give at least one"
     if tiers[-1].up_to_input_tokens is not None:
-        return "the last tier has upToInputTokens: leave it out, so that every call has a price"
+        return "The last tier has upToInputTokens. Leave it out, so that every call has a price"
     bounds = [tier.up_to_input_tokens for tier in tiers[:-1]]
     for below, bound in zip([0, *bounds], bounds, strict=False):
         if bound is None or below is None or bound <= below:
-            return "upToInputTokens must be above 0 and rise from tier to tier; only the last leaves it out"
+            return (
+                "Set upToInputTokens above 0 and rising from tier to tier; leave it out of the last tier only"
+            )
     for tier in tiers:
         if min(tier.input, tier.cached_input, tier.output) < 0:
-            return "a price is negative"
+            return "A price is negative"
         if max(tier.input, tier.cached_input, tier.output) * MAX_TOKENS * 2 > MAX_NANO:
-            return "a price is too large: a call of the most tokens would not fit into 64 bits"
+            return "A price is too large: the price of the largest call does not fit into 64 bits"
     return None
 
 
 def usage_error(input_tokens: int, cached_input_tokens: int, output_tokens: int) -> str | None:
-    """What is wrong with the token counts of a call, as a sentence, or None."""
+    """What is wrong with the token counts of a call, or None."""
     if 0 <= cached_input_tokens <= input_tokens <= MAX_TOKENS and 0 <= output_tokens <= MAX_TOKENS:
         return None
     if min(input_tokens, cached_input_tokens, output_tokens) < 0:
-        return "a token count is negative"
+        return "A token count is negative"
     if max(input_tokens, output_tokens) > MAX_TOKENS:
-        return f"a token count is above {MAX_TOKENS}"
-    return f"cachedInputTokens ({cached_input_tokens}) exceeds inputTokens ({input_tokens}), its whole"
+        return f"A token count is above {MAX_TOKENS}"
+    return (
+        f"Too many cached tokens: cachedInputTokens is {cached_input_tokens}, inputTokens is {input_tokens}"
+    )
 
 
 def tier_of(tiers: Sequence[T], input_tokens: int) -> T | None:
-    """The first tier with up_to_input_tokens >= input_tokens; None if the list does not cover the call."""
+    """The first tier with up_to_input_tokens >= input_tokens, or None if no tier fits."""
     for tier in tiers:
         if tier.up_to_input_tokens is None or tier.up_to_input_tokens >= input_tokens:
             return tier
@@ -113,7 +117,7 @@ def charge(
     """The price of a call in nano-units (product.md, "The price of a call").
 
     The first tier with up_to_input_tokens >= input_tokens prices the whole call:
-    (input - cached) x input + cached x cached_input + output x output, of the tokens that nothing covers.
+    (input - cached) x input + cached x cached_input + output x output, without the tokens in `coverage`.
 
     Raises:
         ValueError: a token count is negative or beyond MAX_TOKENS, or cached exceeds input.
@@ -124,12 +128,12 @@ def charge(
         raise ValueError(fault)
     tier = tier_of(tiers, input_tokens)
     if tier is None:
-        raise InvalidAmount(f"no tier covers a call with {input_tokens} input tokens")
+        raise InvalidAmount(f"No price tier fits a call with {input_tokens} input tokens")
     uncached = input_tokens - cached_input_tokens
     if coverage is not NOTHING:
         tokens = Tokens(uncached, cached_input_tokens, output_tokens)
         uncached, cached_input_tokens, output_tokens = uncovered(tokens, coverage)
     nano = uncached * tier.input + cached_input_tokens * tier.cached_input + output_tokens * tier.output
     if nano > MAX_NANO:
-        raise InvalidAmount(f"a charge of {nano} nano-units does not fit into 64 bits")
+        raise InvalidAmount(f"A charge of {nano} nano-units does not fit into 64 bits")
     return Nano(nano)

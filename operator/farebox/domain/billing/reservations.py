@@ -1,7 +1,8 @@
-"""Reservations: what a term costs, when the next one is bought, and what state that leaves. Pure (B9).
+"""Reservations: the price of a term, when the next term is bought, and the resulting state. Pure (B9).
 
-A reservation is throughput bought in advance, term after term. `judge` looks at what was bought so far and at
-the money there is, and says what to do now and when to look again. Times are microseconds since 1970 UTC.
+A reservation is throughput bought in advance, one term after another. `decide_reservation` takes the terms
+so far and the available money, and returns what to do now and when to decide again. Times are microseconds
+since 1970 UTC.
 """
 
 from collections.abc import Sequence
@@ -15,23 +16,23 @@ from farebox.domain.billing.money import MAX_NANO, Nano, format_amount
 MICROS_PER_MINUTE: Final = 60_000_000
 MICROS_PER_DAY: Final = 24 * 60 * MICROS_PER_MINUTE
 RENEWAL_LEAD: Final = MICROS_PER_DAY
-"""So long before a term ends the next one is bought (B9)."""
+"""The next term is bought this long before the current one ends (B9)."""
 
 
 class Buying(StrEnum):
-    """Which terms are bought."""
+    """Which terms a reservation buys."""
 
     RENEWING = "Renewing"
-    """The first, and the next one before one ends: autoRenew."""
+    """The first term, and each next term before the current one ends (autoRenew)."""
     ONCE = "Once"
-    """The first one alone."""
+    """The first term only."""
     NOTHING = "Nothing"
-    """None any more: the service is gone, or may not spend the account's money now."""
+    """No further term: the service is deleted, or may not spend the account's money now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationPlan:
-    """What the owner of a service reserves: tokens a minute, for terms of so many days."""
+    """What a service reserves: tokens per minute, for terms of `days` days."""
 
     input_tpm: int
     output_tpm: int
@@ -41,7 +42,7 @@ class ReservationPlan:
 
 @dataclass(frozen=True, slots=True)
 class ReservationTerms:
-    """What a model offers for reservation: units of tokens a minute; prices a day in nano-units."""
+    """What a model offers: units in tokens per minute, prices per unit and day in nano-units."""
 
     input_unit_tpm: int
     input_unit_price_per_day: Nano
@@ -52,7 +53,7 @@ class ReservationTerms:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A term that was bought, from `start` to before `end`; the first has number 1."""
+    """A term that was bought: `start` <= time < `end`. The first term has number 1."""
 
     number: int
     start: int
@@ -69,11 +70,11 @@ class Purchase:
 
 @dataclass(frozen=True, slots=True)
 class ReservationOutcome:
-    """Where a reservation is.
+    """The state of a reservation.
 
     `reason` and `message` say why the next term is not bought, or are "". `current` is the number of the
-    term in force or, without one, of the last (0: none was ever bought). `due` is when to look again at the
-    latest; None: only when something else changes.
+    active term or, without one, of the last term (0: no term was ever bought). `due` is when to decide
+    again at the latest; None: only when something else changes.
     """
 
     state: ReservationState
@@ -84,29 +85,29 @@ class ReservationOutcome:
 
 
 def renewal_at(term: Term) -> int:
-    """When the term after this one is bought: a day ahead, or half of a shorter term."""
+    """When the next term is bought: one day before the end, or at half of a shorter term."""
     return term.end - min(RENEWAL_LEAD, (term.end - term.start) // 2)
 
 
 def term_price(plan: ReservationPlan, offer: ReservationTerms | None) -> Nano | str:
-    """What a term costs, or a sentence that says why it cannot be bought."""
+    """The price of a term in nano-units, or a message that says why the model does not offer it."""
     if offer is None:
-        return "the model offers no reservations"
+        return "The model offers no reservations"
     if plan.days not in offer.terms:
         offered = ", ".join(map(str, sorted(offer.terms)))
-        return f"the model offers no terms of {plan.days} days, but of {offered}"
+        return f"The model offers no terms of {plan.days} days, only of {offered}"
     for name, tpm, unit in (
         ("inputTPM", plan.input_tpm, offer.input_unit_tpm),
         ("outputTPM", plan.output_tpm, offer.output_unit_tpm),
     ):
         if tpm % unit:
-            return f"{name} is {tpm}, but the model reserves multiples of {unit}"
+            return f"The model reserves multiples of {unit}, but {name} is {tpm}"
     price = plan.days * (
         plan.input_tpm // offer.input_unit_tpm * offer.input_unit_price_per_day
         + plan.output_tpm // offer.output_unit_tpm * offer.output_unit_price_per_day
     )
     if price > MAX_NANO:
-        return "the term costs more than 64 bits of nano-units hold"
+        return "The price of the term does not fit into 64 bits of nano-units"
     return Nano(price)
 
 
@@ -117,28 +118,28 @@ def decide_reservation(
     available: Nano | None,
     now: int,
 ) -> Purchase | ReservationOutcome:
-    """What to do about a reservation now.
+    """The next step of a reservation.
 
     Args:
         bought: the terms so far, oldest first; the last two are enough.
-        offer: of the model as it is now, or None.
-        available: what the account can spend, balance and credit limit; None: the account is not known yet.
+        offer: the current offer of the model, or None.
+        available: balance + credit limit of the account; None: the ledger does not know the account yet.
         now: the time.
 
-    A Purchase is to be carried out, and judged again with it. Renewal comes a day ahead; a term that could
-    not be bought in time is bought from the moment when it can be, so no time is paid that was not served.
+    The caller carries out a Purchase and then decides again. A term that could not be bought in time begins
+    when it is bought, so the account never pays for time without service.
     """
     last = bought[-1] if bought else None
     if last is not None and now < last.end:
         return _in_force(plan, bought, last, offer, available, now)
     number = last.number if last is not None else 0
     if plan.buying is Buying.NOTHING or (plan.buying is Buying.ONCE and last is not None):
-        # Nothing was bought and nothing will be: it waits for its owner, or for leave to spend.
+        # No term is bought now. It waits for the owner, or for permission to spend.
         state = ReservationState.EXPIRED if last is not None else ReservationState.PENDING
         return ReservationOutcome(state, number)
     if available is None:
         return ReservationOutcome(
-            ReservationState.PENDING, number, "AccountNotFound", "its account is not known yet"
+            ReservationState.PENDING, number, "AccountNotFound", "The ledger does not know the account yet"
         )
     attempt = _attempt(plan, Term(number + 1, now, now + plan.days * MICROS_PER_DAY), offer, available)
     if isinstance(attempt, Purchase):
@@ -155,7 +156,7 @@ def _in_force(
     available: Nano | None,
     now: int,
 ) -> Purchase | ReservationOutcome:
-    """A term is in force, and perhaps the next one is bought already."""
+    """The next step while a term is active; the following term may already be bought."""
     current = next((term for term in reversed(bought) if term.start <= now), last)
     if last.start > now:
         return ReservationOutcome(ReservationState.ACTIVE, current.number, due=last.start)
@@ -164,7 +165,7 @@ def _in_force(
         return ReservationOutcome(ReservationState.ACTIVE, current.number, due=last.end)
     if now < renewal:
         return ReservationOutcome(ReservationState.ACTIVE, current.number, due=renewal)
-    assert available is not None, "an account that a term was bought from is known"
+    assert available is not None, "the ledger knows an account that bought a term"
     next_term = Term(last.number + 1, last.end, last.end + plan.days * MICROS_PER_DAY)
     attempt = _attempt(plan, next_term, offer, available)
     if isinstance(attempt, Purchase):
@@ -178,11 +179,12 @@ def _attempt(
 ) -> Purchase | tuple[str, str]:
     price = term_price(plan, offer)
     if isinstance(price, str):
-        return "NotOffered", f"{price}: create another service with what it offers"
+        return "NotOffered", f"{price}. Create another service with a reservation that the model offers"
     if available < price:
         return (
             "InsufficientBalance",
-            # Not what is missing: it moves with every call, and the message is stored with each change.
-            f"a term of {plan.days} days costs {format_amount(price)}, more than is available: top it up",
+            # Without the missing amount: it changes with every call, and each change would store a message.
+            f"A term of {plan.days} days costs {format_amount(price)}, more than is available. "
+            "Top up the account",
         )
     return Purchase(term, price)
