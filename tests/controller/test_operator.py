@@ -8,9 +8,8 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from farebox.controller.keys import Key, Kind, account_key, service_key
 from farebox.controller.operator import Operator, watches_left_open
-from farebox.controller.queue import Priority, WorkQueue
+from farebox.controller.queue import Key, Kind, Priority, WorkQueue, account_key, service_key
 from farebox.controller.reconcile.services import reconcile_service
 from farebox.domain.keys import ObjectKey
 from farebox.errors import Invalid, KubeError

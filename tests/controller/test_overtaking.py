@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from farebox.controller.keys import Kind
 from farebox.controller.operator import Operator
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Kind, Priority
 from farebox.domain.keys import ObjectKey
 from farebox.errors import KubeError, KubeUnreachable
 from farebox.kube.names import dedicated_backend_name, key_of, shared_backend_name

@@ -9,8 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from farebox.controller.keys import Key, Kind
-from farebox.controller.queue import Priority, TokenBucket, WorkQueue
+from farebox.controller.queue import Key, Kind, Priority, TokenBucket, WorkQueue
 
 
 def key(number: int) -> Key:

@@ -15,8 +15,7 @@ from typing import Any
 import structlog
 
 from farebox.api import Phase
-from farebox.controller.keys import Kind
-from farebox.controller.queue import TokenBucket, WorkQueue
+from farebox.controller.queue import Kind, TokenBucket, WorkQueue
 from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.events import Recorder

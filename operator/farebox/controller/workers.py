@@ -5,8 +5,7 @@ from typing import Any
 
 import structlog
 
-from farebox.controller.keys import Key, Kind
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Key, Kind, Priority
 from farebox.controller.reconcile.accounts import reconcile_account
 from farebox.controller.reconcile.apikeys import reconcile_apikey
 from farebox.controller.reconcile.context import Context

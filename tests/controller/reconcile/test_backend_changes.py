@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from farebox.controller.keys import service_key
+from farebox.controller.queue import service_key
 from farebox.controller.sources.mapping import requests_for
 from farebox.controller.state.cache import Cache
 from farebox.domain.keys import ObjectKey

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from farebox.controller.keys import topup_key
 from farebox.controller.operator import Operator
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Priority, topup_key
 from farebox.controller.reconcile.topups import mark_unread_unverified
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache

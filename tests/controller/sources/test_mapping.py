@@ -4,8 +4,16 @@ from typing import Any
 
 import pytest
 
-from farebox.controller.keys import Key, Kind, account_key, apikey_key, model_key, service_key, topup_key
-from farebox.controller.queue import Priority
+from farebox.controller.queue import (
+    Key,
+    Kind,
+    Priority,
+    account_key,
+    apikey_key,
+    model_key,
+    service_key,
+    topup_key,
+)
 from farebox.controller.sources.mapping import (
     FEW,
     orphans,

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from farebox.controller.keys import Kind
+from farebox.controller.queue import Kind
 from farebox.controller.sources.resync import Resync
 from farebox.controller.state.cache import Cache, Change
 from farebox.domain.keys import ObjectKey

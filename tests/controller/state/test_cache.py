@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.api import InferenceService
-from farebox.controller.keys import Kind
+from farebox.controller.queue import Kind
 from farebox.controller.state.cache import Cache, account_of, is_farebox_backend, model_of
 from farebox.domain.keys import ObjectKey
 from tests.controller import objects

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from farebox.controller.keys import Key, account_key, model_key, service_key
+from farebox.controller.queue import Key, account_key, model_key, service_key
 from farebox.controller.state.ledger_sync import LedgerSync
 from farebox.domain.billing.reservations import Buying
 from farebox.domain.keys import ObjectKey

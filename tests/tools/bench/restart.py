@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from farebox.controller.keys import Kind
+from farebox.controller.queue import Kind
 from tests.support.api import path_of
 from tests.tools.bench.bare import Bare, JSONObject
 from tests.tools.bench.process import Metrics, cpu_seconds, peak_memory_mb

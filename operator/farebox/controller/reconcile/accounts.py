@@ -20,8 +20,7 @@ from farebox.api import (
     ServiceType,
 )
 from farebox.api.inferenceservice import BillingAccountRef, InferenceServiceSpec
-from farebox.controller.keys import Key, Kind
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Key, Kind, Priority
 from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context, DefaultServiceRefusal
 from farebox.controller.reconcile.gather import account_terms, known_balance
 from farebox.controller.reconcile.status import conditions

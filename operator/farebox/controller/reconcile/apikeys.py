@@ -8,8 +8,7 @@ import secrets
 from datetime import datetime
 
 from farebox.api import APIKey, APIKeyStatus
-from farebox.controller.keys import Key
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Key, Priority
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.resources import api_key_secret
 from farebox.controller.reconcile.status import conditions

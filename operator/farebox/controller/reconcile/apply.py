@@ -11,8 +11,7 @@ from typing import Any
 import structlog
 
 from farebox.api import InferenceService
-from farebox.controller.keys import Kind
-from farebox.controller.queue import Priority, TokenBucket
+from farebox.controller.queue import Kind, Priority, TokenBucket
 from farebox.controller.reconcile.resources import redacted
 from farebox.controller.state.cache import Backend, Cache, Change, is_farebox_backend
 from farebox.domain.apikey_status import SecretOutcome, SecretWriteResult

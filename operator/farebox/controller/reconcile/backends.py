@@ -6,8 +6,7 @@ import json
 import structlog
 
 from farebox.api import DeploymentServing
-from farebox.controller.keys import Key
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Key, Priority
 from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context
 from farebox.controller.reconcile.drift import contains
 from farebox.controller.reconcile.resources import JSONObject, endpoint

@@ -9,8 +9,7 @@ from typing import Final, NamedTuple
 
 from farebox.api import APIObject, Status
 from farebox.clock import kubernetes_now
-from farebox.controller.keys import Key
-from farebox.controller.queue import Priority, WorkQueue
+from farebox.controller.queue import Key, Priority, WorkQueue
 from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.events import Recorder
 from farebox.controller.reconcile.status import Urgency, status_change

@@ -3,8 +3,7 @@
 from datetime import datetime
 
 from farebox.api import Model, ModelStatus
-from farebox.controller.keys import Key, service_key
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Key, Priority, service_key
 from farebox.controller.reconcile.backends import ensure_backend, remove_backend
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.resources import selector_text, shared_backend

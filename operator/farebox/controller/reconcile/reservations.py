@@ -1,7 +1,7 @@
 """What services reserve, told to the ledger, which buys it (B9). No decision about money is made here."""
 
 from farebox.api import InferenceService, ReservationState
-from farebox.controller.keys import Key
+from farebox.controller.queue import Key
 from farebox.controller.reconcile.context import Context
 from farebox.controller.state.cache import account_of
 from farebox.domain.billing.reservations import Buying

@@ -1,8 +1,7 @@
 """One pass over an InferenceService: gather facts, decide, apply the difference."""
 
 from farebox.api import ConditionType, InferenceService, Phase, StopReason
-from farebox.controller.keys import Key, model_key
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Key, Priority, model_key
 from farebox.controller.reconcile.backends import ensure_backend, remove_backend, stop_backend
 from farebox.controller.reconcile.context import COUNTS_SECONDS, Context
 from farebox.controller.reconcile.events import EventKind

@@ -13,8 +13,7 @@ from typing import Final
 import structlog
 
 from farebox.api import ConditionType, TopUp, TopUpPhase, TopUpStatus
-from farebox.controller.keys import Key, account_key, topup_key
-from farebox.controller.queue import Priority
+from farebox.controller.queue import Key, Priority, account_key, topup_key
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.gather import account_terms
 from farebox.controller.reconcile.status import conditions

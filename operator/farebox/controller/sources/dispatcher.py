@@ -9,8 +9,7 @@ from typing import Any
 
 import structlog
 
-from farebox.controller.keys import Kind, account_key, service_key
-from farebox.controller.queue import Priority, WorkQueue
+from farebox.controller.queue import Kind, Priority, WorkQueue, account_key, service_key
 from farebox.controller.reconcile.gather import known_balance
 from farebox.controller.reconcile.topups import mark_all_unverified
 from farebox.controller.sources.mapping import (

@@ -16,7 +16,7 @@ import aiohttp
 import kopf
 
 from farebox.api import GROUP, KINDS, VERSION
-from farebox.controller.keys import Kind
+from farebox.controller.queue import Kind
 from farebox.controller.sources.kopf_filter import Cached, ListTracker, drop_known_events
 from farebox.controller.sources.resync import Resync
 from farebox.kube.client import KubeClient, tls_context

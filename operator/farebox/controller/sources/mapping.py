@@ -7,8 +7,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from farebox.api import APIKey, BillingAccount, InferenceService, Model, TopUp
-from farebox.controller.keys import Key, Kind, account_key, apikey_key, model_key, service_key, topup_key
-from farebox.controller.queue import Priority
+from farebox.controller.queue import (
+    Key,
+    Kind,
+    Priority,
+    account_key,
+    apikey_key,
+    model_key,
+    service_key,
+    topup_key,
+)
 from farebox.controller.state.cache import Backend, BackendService, Cache, Change, Labels, account_of
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import MODEL_LABEL

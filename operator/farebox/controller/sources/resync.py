@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from farebox.controller.keys import Kind
+from farebox.controller.queue import Kind
 from farebox.controller.state.cache import Cache, Change, is_farebox_backend
 from farebox.domain.keys import ObjectKey
 from farebox.errors import KubeError, KubeUnreachable, NotFound

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from farebox.api import APIKey, APIObject, BillingAccount, InferenceService, Model, TopUp
-from farebox.controller.keys import Kind
+from farebox.controller.queue import Kind
 from farebox.controller.state.compact import compact
 from farebox.domain.facts import BackendFacts
 from farebox.domain.keys import ObjectKey

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from farebox.controller.keys import Key
+from farebox.controller.queue import Key
 from farebox.errors import LedgerError
 from farebox.meterapi.types import (
     AccountRecord,
