@@ -8,7 +8,7 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from farebox.controller.operator import Operator, watches_left_open
+from farebox.controller.operator import Operator, ignore_open_generators
 from farebox.controller.queue import Key, Kind, Priority, WorkQueue, account_key, service_key
 from farebox.controller.reconcile.services import reconcile_service
 from farebox.domain.keys import ObjectKey
@@ -94,10 +94,10 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
                 operator.queue.done(found[0])
             return keys
 
-        operator.dispatcher.on_watch_event(Kind.ACCOUNT, "ADDED", account(1, "100"))
+        operator.resync.reflectors[Kind.ACCOUNT].on_event("ADDED", account(1, "100"))
         assert looks_at_it_after(-50, 1)
         assert not looks_at_it_after(-60, 2), "a figure alone"
-        operator.dispatcher.on_watch_event(Kind.ACCOUNT, "MODIFIED", account(2, "0"))
+        operator.resync.reflectors[Kind.ACCOUNT].on_event("MODIFIED", account(2, "0"))
         assert service in taken()
         assert looks_at_it_after(+40, 3)
 
@@ -253,7 +253,7 @@ def test_a_watch_that_is_left_open_at_the_end_is_no_error(caplog: pytest.LogCapt
             raise RuntimeError("generator didn't stop after athrow()")
 
     async def lose_the_lease() -> None:
-        asyncio.get_running_loop().set_exception_handler(watches_left_open)
+        asyncio.get_running_loop().set_exception_handler(ignore_open_generators)
         left.append(watch())
         await anext(left[0])
         asyncio.get_running_loop().call_exception_handler({"message": "what else goes wrong"})

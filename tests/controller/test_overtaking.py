@@ -169,7 +169,7 @@ class Cluster:
         reading: asyncio.Queue[tuple[str, JSONObject]] = asyncio.Queue()
         self.soon(self._deliver(kind, operator, reading))
         if kind in BACKEND_KINDS:
-            since = int(operator.resync.initial_versions[kind])
+            since = int(operator.resync.reflectors[kind].version)
         else:
             await self.while_passes()
             since = self.version
@@ -203,14 +203,15 @@ class Cluster:
             type_, raw = await reading.get()
             if kind not in BACKEND_KINDS:
                 await self.while_passes()
-            operator.dispatcher.on_watch_event(kind, type_, raw)
+            operator.resync.reflectors[kind].on_event(type_, raw)
 
 
 async def relisted(kind: Kind, operator: Operator) -> int:
     """What a watch does that lost its place; see Reflector."""
     while True:
         try:
-            return int(await operator.resync.relist(kind))
+            await operator.resync.reflectors[kind].relist(operator.dispatcher.on_change)
+            return int(operator.resync.reflectors[kind].version)
         except (KubeError, KubeUnreachable):
             await asyncio.sleep(0.001)
 

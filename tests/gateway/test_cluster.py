@@ -1,4 +1,4 @@
-"""What the gateway hears of a real API server: whatever happens to the connection, nothing is missed."""
+"""The gateway's snapshot follows a real API server: whatever happens to the connection, nothing is missed."""
 
 import asyncio
 import base64
@@ -17,8 +17,9 @@ from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.tracker import SpendTracker
 from farebox.kube import client as client_module
 from farebox.kube.client import KubeClient
-from farebox.kube.names import core_path, key_of, resource_path
-from farebox.kube.reflector import Informer
+from farebox.kube.names import core_path, resource_path
+from farebox.kube.reflector import Reflector
+from farebox.kube.store import Change, Store
 from tests.gateway.world import JSONObject, api_key, model, service, serving
 from tests.tools.plane import Plane
 
@@ -47,23 +48,24 @@ async def client(own_plane: Plane) -> AsyncIterator[KubeClient]:
         await made.request("DELETE", resource_path("Model"))
 
 
-class Objects:
-    """A sink that remembers."""
+class Objects(Store[JSONObject]):
+    """A store of the objects as they are, and what was removed from it."""
 
     def __init__(self) -> None:
-        self.now: dict[ObjectKey, JSONObject] = {}
+        super().__init__("APIKey", lambda raw: raw, self._note)
         self.removed: list[ObjectKey] = []
 
-    def put(self, raw: JSONObject) -> None:
-        self.now[key_of(raw)] = raw
+    def _note(self, change: Change[JSONObject]) -> None:
+        if change.new is None:
+            self.removed.append(change.key)
 
-    def remove(self, key: ObjectKey) -> None:
-        del self.now[key]
-        self.removed.append(key)
+    @property
+    def now(self) -> dict[ObjectKey, JSONObject]:
+        return dict(self.items())
 
     @property
     def names(self) -> set[str]:
-        return {key.name for key in self.now}
+        return {key.name for key in self}
 
 
 async def until(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> None:
@@ -90,35 +92,35 @@ async def patch(client: KubeClient, kind: str, name: str, spec: JSONObject) -> N
 
 
 @pytest.fixture
-async def followed(client: KubeClient) -> AsyncIterator[tuple[Informer, Objects]]:
-    """An informer of keys that runs."""
+async def followed(client: KubeClient) -> AsyncIterator[tuple[Reflector, Objects]]:
+    """A running reflector of keys, which compares as good as never."""
     objects = Objects()
-    informer = Informer(client, resource_path("APIKey"), objects, sweep_seconds=3600)
+    reflector = Reflector(client, resource_path("APIKey"), objects)
     await create(client, api_key("before"))
-    task = asyncio.create_task(informer.run())
-    await informer.synced.wait()
-    yield informer, objects
+    task = asyncio.create_task(reflector.run(3600))
+    await reflector.synced.wait()
+    yield reflector, objects
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_what_is_there_comes_and_every_change_after_it(
-    client: KubeClient, followed: tuple[Informer, Objects]
+async def test_existing_objects_and_every_later_change_arrive(
+    client: KubeClient, followed: tuple[Reflector, Objects]
 ) -> None:
     _, objects = followed
     assert objects.names == {"before"}
     await create(client, api_key("after"))
-    await until("the new key is heard of", lambda: objects.names == {"before", "after"})
+    await until("the new key arrives", lambda: objects.names == {"before", "after"})
     await patch(client, "APIKey", "before", {"disabled": True})
     key = ObjectKey(NAMESPACE, "before")
-    await until("the change is heard of", lambda: objects.now[key]["spec"].get("disabled"))
+    await until("the change arrives", lambda: objects.now[key]["spec"].get("disabled"))
     await client.request("DELETE", resource_path("APIKey", NAMESPACE, "before"))
-    await until("the deletion is heard of", lambda: objects.names == {"after"})
+    await until("the deletion arrives", lambda: objects.names == {"after"})
     assert objects.removed == [key]
 
 
 async def test_a_line_may_be_longer_than_any_buffer(
-    client: KubeClient, followed: tuple[Informer, Objects]
+    client: KubeClient, followed: tuple[Reflector, Objects]
 ) -> None:
     _, objects = followed
     await create(client, api_key("long"))
@@ -126,26 +128,24 @@ async def test_a_line_may_be_longer_than_any_buffer(
     note = {"metadata": {"annotations": {"note": "x" * 250_000}}}
     await client.merge_patch(path, note)
     key = ObjectKey(NAMESPACE, "long")
-    await until(
-        "it is heard of", lambda: key in objects.now and "annotations" in objects.now[key]["metadata"]
-    )
+    await until("it arrives", lambda: key in objects.now and "annotations" in objects.now[key]["metadata"])
     await create(client, api_key("next"))
     await until("so is the next", lambda: "next" in objects.names)
 
 
-async def test_an_api_server_that_comes_back_is_heard_again(
-    client: KubeClient, own_plane: Plane, followed: tuple[Informer, Objects]
+async def test_after_an_outage_of_the_api_server_changes_arrive_again(
+    client: KubeClient, own_plane: Plane, followed: tuple[Reflector, Objects]
 ) -> None:
-    informer, objects = followed
+    reflector, objects = followed
     await create(client, api_key("one"))
-    await until("it is heard of", lambda: "one" in objects.names)
+    await until("it arrives", lambda: "one" in objects.names)
     await asyncio.to_thread(own_plane.kill_apiserver)
     await asyncio.to_thread(own_plane.restart_apiserver)
-    assert objects.names == {"before", "one"}, "an API server that is away changes nothing"
+    assert objects.names == {"before", "one"}, "an unreachable API server changes nothing"
     await client.request("DELETE", resource_path("APIKey", NAMESPACE, "before"))
     await create(client, api_key("two"))
-    await until("what happened since is heard of", lambda: objects.names == {"one", "two"})
-    assert informer.age < 3600
+    await until("what changed since arrives", lambda: objects.names == {"one", "two"})
+    assert reflector.age < 3600
 
 
 async def test_a_version_that_is_too_old_leads_to_a_new_list(client: KubeClient, own_plane: Plane) -> None:
@@ -162,24 +162,17 @@ async def test_a_version_that_is_too_old_leads_to_a_new_list(client: KubeClient,
 
     assert await watch_from("1") == 410
     objects = Objects()
-    informer = Informer(client, resource_path("APIKey"), objects, sweep_seconds=3600)
-    versions: list[str] = []
-    compare = informer.compare
-
-    async def compare_from_long_ago() -> str:
-        versions.append(await compare())
-        return "1" if len(versions) == 1 else versions[-1]
-
-    informer.compare = compare_from_long_ago  # type: ignore[method-assign]
-    task = asyncio.create_task(informer.run())
-    await until("it was listed twice", lambda: len(versions) == 2)
+    reflector = Reflector(client, resource_path("APIKey"), objects, version="1")
+    task = asyncio.create_task(reflector.run(3600))
+    await until("it was listed", lambda: objects.names == {"a", "b"})
+    assert int(reflector.version) > 1
     await create(client, api_key("c"))
     await until("and is watched again", lambda: objects.names == {"a", "b", "c"})
     task.cancel()
 
 
 async def test_a_hung_api_server_is_waited_for(
-    client: KubeClient, own_plane: Plane, followed: tuple[Informer, Objects]
+    client: KubeClient, own_plane: Plane, followed: tuple[Reflector, Objects]
 ) -> None:
     _, objects = followed
     await asyncio.to_thread(own_plane.pause_apiserver)
@@ -190,24 +183,24 @@ async def test_a_hung_api_server_is_waited_for(
     finally:
         await asyncio.to_thread(own_plane.resume_apiserver)
     await create(client, api_key("later"))
-    await until("it is heard of", lambda: "later" in objects.names)
+    await until("it arrives", lambda: "later" in objects.names)
 
 
-async def test_a_sweep_finds_what_no_watch_told(client: KubeClient) -> None:
+async def test_a_comparison_finds_what_no_watch_reported(client: KubeClient) -> None:
     objects = Objects()
-    informer = Informer(client, resource_path("APIKey"), objects)
+    reflector = Reflector(client, resource_path("APIKey"), objects)
     await create(client, api_key("stays"), api_key("goes"))
-    await informer.compare()
+    await reflector.compare()
     await client.request("DELETE", resource_path("APIKey", NAMESPACE, "goes"))
     await patch(client, "APIKey", "stays", {"disabled": True})
-    await informer.compare()
+    await reflector.compare()
     assert objects.names == {"stays"}
     assert objects.now[ObjectKey(NAMESPACE, "stays")]["spec"]["disabled"]
 
 
 async def test_a_list_that_is_older_than_a_watch_undoes_nothing(client: KubeClient) -> None:
     objects = Objects()
-    informer = Informer(client, resource_path("APIKey"), objects)
+    reflector = Reflector(client, resource_path("APIKey"), objects)
     await create(client, api_key("old"), api_key("gone"))
     page = await client.request("GET", resource_path("APIKey"))
     old, gone = sorted(page["items"], key=lambda raw: raw["metadata"]["name"], reverse=True)
@@ -216,9 +209,9 @@ async def test_a_list_that_is_older_than_a_watch_undoes_nothing(client: KubeClie
     def at_newest(raw: JSONObject) -> JSONObject:
         return raw | {"metadata": raw["metadata"] | {"resourceVersion": newest}}
 
-    informer._hear("MODIFIED", at_newest(old))
-    informer._hear("DELETED", at_newest(gone))
-    await informer.compare()
+    reflector.on_event("MODIFIED", at_newest(old))
+    reflector.on_event("DELETED", at_newest(gone))
+    await reflector.compare()
     assert objects.names == {"old"}
     assert objects.now[ObjectKey(NAMESPACE, "old")]["metadata"]["resourceVersion"] == newest
 
@@ -228,15 +221,15 @@ async def test_a_list_of_many_pages_is_whole(client: KubeClient, monkeypatch: py
     names = {f"key-{number}" for number in range(5)}
     await create(client, *(api_key(name) for name in names))
     objects = Objects()
-    await Informer(client, resource_path("APIKey"), objects).compare()
+    await Reflector(client, resource_path("APIKey"), objects).compare()
     assert objects.names == names
 
 
 async def test_a_kind_that_is_not_there_yet_is_waited_for(client: KubeClient) -> None:
-    informer = Informer(client, "/apis/farebox.dev/v1alpha1/nothings", Objects())
-    task = asyncio.create_task(informer.run())
+    reflector = Reflector(client, "/apis/farebox.dev/v1alpha1/nothings", Objects())
+    task = asyncio.create_task(reflector.run(3600))
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(informer.synced.wait(), 0.3)
+        await asyncio.wait_for(reflector.synced.wait(), 0.3)
     assert not task.done()
     task.cancel()
 

@@ -11,7 +11,6 @@ import pytest
 from farebox.domain.admission.addresses import parse_networks
 from farebox.domain.admission.estimates import ADDED_TOKENS
 from farebox.domain.billing.money import Nano
-from farebox.domain.keys import ObjectKey
 from farebox.gateway.interface import ImmediateResponse, Route, UsageRedaction
 from farebox.gateway.ratelimit.memory import MemoryCounters
 from tests.gateway.world import (
@@ -175,7 +174,7 @@ async def test_a_change_acts_on_the_next_call(
 
 
 async def test_a_deleted_key_is_unknown(world: World) -> None:
-    world.snapshot.keys.remove(ObjectKey("team-a", "ci"))
+    world.delete_key("team-a", "ci")
     assert (await world.refused())[0] == 401
 
 
@@ -188,7 +187,7 @@ async def test_a_key_that_was_made_anew_replaces_the_old_one(world: World) -> No
 async def test_one_hash_in_two_objects_is_no_key(world: World) -> None:
     world.put(api_key("copied", "team-b"), api_key())
     assert (await world.refused())[0] == 401
-    world.snapshot.keys.remove(ObjectKey("team-b", "copied"))
+    world.delete_key("team-b", "copied")
     assert isinstance(await world.call(), Route)
 
 
@@ -281,7 +280,7 @@ async def test_a_key_that_changes_while_the_body_comes_is_asked_again(
 async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: World) -> None:
     decide = world.handler.handle(world.head())
     assert not isinstance(decide, ImmediateResponse)
-    world.snapshot.keys.remove(ObjectKey("team-a", "ci"))
+    world.delete_key("team-a", "ci")
     answer = await decide(b'{"model": "chat"}')
     assert isinstance(answer, ImmediateResponse)
     assert answer.status == 401

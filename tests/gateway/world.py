@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from farebox.gateway.settlement import Settlement
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
 from farebox.gateway.spend.tracker import SpendTracker
+from farebox.kube.store import Store
 from farebox.meterapi.types import AccountBalance, CreditLease, CreditLeaseRequest
 
 JSONObject = dict[str, Any]
@@ -30,10 +32,13 @@ TOKEN = "fbx_" + "a" * 43
 OTHER_TOKEN = "fbx_" + "b" * 43
 UNIT = NANO_PER_UNIT
 
+_VERSIONS = itertools.count(1)
+"""Each object is newer than those before it, as the stores take only newer ones."""
+
 
 def obj(kind: str, name: str, spec: JSONObject, namespace: str = "", **status: Any) -> JSONObject:
     """An object as the API server sends it."""
-    metadata = {"name": name, "uid": name, "resourceVersion": "1", "generation": 1}
+    metadata = {"name": name, "uid": name, "resourceVersion": str(next(_VERSIONS)), "generation": 1}
     if namespace:
         metadata["namespace"] = namespace
     return {
@@ -188,14 +193,19 @@ class World:
 
     def put(self, *objects: JSONObject) -> None:
         """Objects as watches bring them."""
-        stores = {
+        stores: dict[str, Store[Any]] = {
             "Model": self.snapshot.models,
             "InferenceService": self.snapshot.services,
             "APIKey": self.snapshot.keys,
             "BillingAccount": self.snapshot.accounts,
         }
         for each in objects:
-            stores[each["kind"]].put(each)
+            newer = each["metadata"] | {"resourceVersion": str(next(_VERSIONS))}
+            stores[each["kind"]].put(each | {"metadata": newer})
+
+    def delete_key(self, namespace: str, name: str) -> None:
+        """The deletion of an APIKey, as a watch reports it."""
+        self.snapshot.keys.remove(ObjectKey(namespace, name), next(_VERSIONS))
 
     def hear(self, nano: int, sequence: int = 1, credit: int = 0) -> None:
         """A page of the feed."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from farebox.kube.names import NOTE_ANNOTATION
+from farebox.kube.names import BOOKMARK_ANNOTATION
 from tests.integration.dedicated_stack import (
     BALANCE_MAX_AGE_SECONDS,
     LEASE,
@@ -132,7 +132,7 @@ def test_a_ledger_restored_from_a_backup_gets_its_top_ups_again_once(
             operator.stop()
         if "killed" in there:
             # It renews its Lease twice a second here, so this is what the one before the last has left.
-            dedicated_stack.api.patch(LEASE, {"metadata": {"annotations": {NOTE_ANNOTATION: noted}}})
+            dedicated_stack.api.patch(LEASE, {"metadata": {"annotations": {BOOKMARK_ANNOTATION: noted}}})
         restore(dedicated_stack, backup)
         if "ledger went on" in there:
             # The account has come further than its status says: only the Lease tells of another history.
@@ -157,7 +157,7 @@ def test_a_ledger_restored_from_a_backup_gets_its_top_ups_again_once(
 
 def place(stack: Stack) -> str:
     """How far the operator has read, as it tells its successors."""
-    return str(stack.api.get(LEASE)["metadata"]["annotations"][NOTE_ANNOTATION])
+    return str(stack.api.get(LEASE)["metadata"]["annotations"][BOOKMARK_ANNOTATION])
 
 
 def back_up(tenant: Tenant, stack: Stack) -> Path:

@@ -148,7 +148,7 @@ def test_b10_a_top_up_counts_once_for_its_reference(tenant: Tenant, reader: str)
     again.pop("status")
     tenant.apply(json.dumps(again))
     second = tenant.topup("10.000", reference="pay-1", name="second")
-    assert "counts once" in tenant.wait_topup(second)["message"]
+    assert "Duplicate reference" in tenant.wait_topup(second)["message"]
     tenant.delete("TopUp", first)
     tenant.api.create(path_of("TopUp", tenant.namespace), again)
     restored = tenant.wait_topup(first)

@@ -228,23 +228,23 @@ async def test_whoever_slept_past_its_deadline_is_unhealthy_before_it_asks_anybo
 async def test_a_note_is_left_for_whoever_comes_next(server: Server, client: KubeClient) -> None:
     notes = {"a": "first"}
     first, second = elector(client, "a", duration=60), elector(client, "b", duration=3)
-    first.note, second.note = lambda: notes.get("a"), lambda: notes.get("b")
-    assert await second.noted() == ""
+    first.bookmark, second.bookmark = lambda: notes.get("a"), lambda: notes.get("b")
+    assert await second.read_bookmark() == ""
     for moment in ("made", "renewed", "given back"):
         if moment == "given back":
             await first.release()
         else:
             assert await first._attempt()
             first.leading.set()
-        assert await second.noted() == ("" if moment == "made" else "first")
+        assert await second.read_bookmark() == ("" if moment == "made" else "first")
     async with running(second):
         await second.leading.wait()
         # It has nothing to say yet, and takes nothing away.
-        assert await second.noted() == second.inherited == "first"
+        assert await second.read_bookmark() == second.inherited_bookmark == "first"
         notes["b"] = "second"
         await until(lambda: "second" in str(server.objects[PATH]["metadata"]))
-        assert second.inherited == "first", "its own note is none that it found"
-    assert await first.noted() == "second"
+        assert second.inherited_bookmark == "first", "its own bookmark is not inherited"
+    assert await first.read_bookmark() == "second"
 
 
 async def test_it_cannot_be_taken_by_a_write_that_comes_late(server: Server, client: KubeClient) -> None:

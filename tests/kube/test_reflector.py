@@ -1,4 +1,4 @@
-"""The watch of one collection: it goes on where it was, lists when it must, and outlives whatever ends it."""
+"""The reflector: its watch continues where it was, lists when it must, and survives whatever ends it."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ from aiohttp import web
 
 from farebox.kube.client import KubeClient
 from farebox.kube.reflector import Reflector
+from farebox.kube.store import Change, Store
 from tests.kube.server import JSONObject, Server, hang, status
 
 PATH = "/apis/apps/v1/namespaces/a/deployments"
@@ -21,16 +22,23 @@ def event(type_: str, name: str, version: str) -> JSONObject:
 
 @dataclass
 class Script:
-    """What the server answers to one watch after the other; then it keeps the next one open."""
+    """What the server answers to one watch after the other; then it keeps the next one open.
+
+    Lists are empty, and as of resourceVersion 50.
+    """
 
     watches: list[list[JSONObject | str] | int]
     asked: list[str] = field(default_factory=list)
-    through: asyncio.Event = field(default_factory=asyncio.Event)
+    lists: int = 0
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            self.lists += 1
+            return web.json_response({"metadata": {"resourceVersion": "50"}, "items": []})
         self.asked.append(request.query["resourceVersion"])
         if not self.watches:
-            self.through.set()
+            self.finished.set()
             return await hang(request)
         events = self.watches.pop(0)
         if isinstance(events, int):
@@ -43,73 +51,77 @@ class Script:
         return response
 
 
-@dataclass
-class Heard:
-    """A follower's ears, and its list."""
-
-    events: list[tuple[str, str]] = field(default_factory=list)
-    lists: int = 0
-
-    def hear(self, type_: str, raw: JSONObject) -> None:
-        self.events.append((type_, raw["metadata"]["name"]))
-
-    async def relist(self) -> str:
-        self.lists += 1
-        return "50"
-
-
 @asynccontextmanager
-async def following(client: KubeClient, script: Script, version: str = "7") -> AsyncIterator[Heard]:
-    heard = Heard()
-    follower = Reflector(client, PATH, heard.hear, heard.relist)
-    task = asyncio.create_task(follower.run(version))
+async def watching(
+    server: Server, client: KubeClient, script: Script, version: str = "7"
+) -> AsyncIterator[list[tuple[str, str]]]:
+    """Watch from a version on until the script is finished; yields what was reported, by verb and name."""
+    server.trouble = script.answer
+    reported: list[tuple[str, str]] = []
+
+    def report(change: Change[JSONObject]) -> None:
+        reported.append(("gone" if change.new is None else "there", change.key.name))
+
+    reflector = Reflector(client, PATH, Store("Deployment", lambda raw: raw), report, version=version)
+    task = asyncio.create_task(reflector.watch())
     try:
         async with asyncio.timeout(20):
-            await script.through.wait()
-        yield heard
+            await script.finished.wait()
+        yield reported
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_watch_that_ends_goes_on_where_it_was(server: Server, client: KubeClient) -> None:
+async def test_a_watch_that_ends_continues_where_it_was(server: Server, client: KubeClient) -> None:
     script = Script([[event("ADDED", "x", "8"), event("BOOKMARK", "", "12")], [event("DELETED", "x", "13")]])
-    server.trouble = script.answer
-    async with following(client, script) as heard:
-        assert heard.events == [("ADDED", "x"), ("DELETED", "x")], "bookmarks are nobody's business"
+    async with watching(server, client, script) as reported:
+        assert reported == [("there", "x"), ("gone", "x")], "a bookmark is no change"
     assert script.asked == ["7", "12", "13"]
-    assert heard.lists == 0
+    assert script.lists == 0
 
 
-async def test_a_version_that_is_too_old_is_answered_by_a_list(server: Server, client: KubeClient) -> None:
+async def test_a_version_that_is_too_old_leads_to_a_list(server: Server, client: KubeClient) -> None:
     gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "old"}}
     script = Script([[event("ADDED", "x", "8"), gone], 410])
-    server.trouble = script.answer
-    async with following(client, script) as heard:
-        assert heard.lists == 2, "an error within the stream, and one instead of it"
+    async with watching(server, client, script) as reported:
+        assert script.lists == 2, "an error within the stream, and one instead of it"
+        assert reported == [("there", "x"), ("gone", "x")], "the list lacks it"
     assert script.asked == ["7", "50", "50"]
 
 
 async def test_an_api_server_in_trouble_is_asked_again(server: Server, client: KubeClient) -> None:
     script = Script([503, 429, [event("MODIFIED", "x", "9")]])
-    server.trouble = script.answer
-    async with following(client, script) as heard:
-        assert heard.events == [("MODIFIED", "x")]
+    async with watching(server, client, script) as reported:
+        assert reported == [("there", "x")]
     assert script.asked == ["7", "7", "7", "9"]
-    assert heard.lists == 0
+    assert script.lists == 0
 
 
-async def test_a_line_that_is_no_event_ends_the_watch_alone(server: Server, client: KubeClient) -> None:
+async def test_a_line_that_is_no_event_only_ends_the_watch(server: Server, client: KubeClient) -> None:
     script = Script([[event("ADDED", "x", "8"), "<html>502</html>"], [event("MODIFIED", "x", "9")]])
-    server.trouble = script.answer
-    async with following(client, script) as heard:
-        assert heard.events == [("ADDED", "x"), ("MODIFIED", "x")]
+    async with watching(server, client, script) as reported:
+        assert reported == [("there", "x"), ("there", "x")]
     assert script.asked == ["7", "8", "9"]
 
 
 async def test_without_a_version_it_begins_with_a_list(server: Server, client: KubeClient) -> None:
     script = Script([[]])
-    server.trouble = script.answer
-    async with following(client, script, version="") as heard:
-        assert heard.lists == 1
+    async with watching(server, client, script, version=""):
+        assert script.lists == 1
     assert script.asked == ["50", "50"]
+
+
+async def test_an_object_that_is_not_selected_any_more_is_removed(server: Server, client: KubeClient) -> None:
+    store = Store("Deployment", lambda raw: raw)
+    reported: list[str] = []
+    reflector = Reflector(
+        client, PATH, store, lambda change: reported.append(change.key.name), lambda raw: "spec" in raw
+    )
+    foreign, own = (event("ADDED", "x", version)["object"] for version in ("8", "9"))
+    reflector.on_event("ADDED", foreign)
+    assert reported == [], "it was never selected"
+    reflector.on_event("MODIFIED", own | {"spec": {}})
+    reflector.on_event("MODIFIED", event("MODIFIED", "x", "10")["object"])
+    assert reported == ["x", "x"]
+    assert len(store) == 0

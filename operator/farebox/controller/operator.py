@@ -1,7 +1,7 @@
-"""The operator's process: puts the parts together, starts them in order, stops them in order.
+"""The operator's process: builds the parts, starts them in order, stops them in order.
 
-watch -> intake -> cache -> queue -> workers -> (services | models | accounts | topups | apikeys).py, and in
-these gather -> decide -> apply.
+sources (Kopf, reflectors, resync, ledger feed) -> state (cache, balances) -> queue -> workers -> reconcile,
+where each reconciler gathers facts, lets the domain decide, and applies the difference.
 """
 
 import asyncio
@@ -15,19 +15,21 @@ from typing import Any
 import structlog
 
 from farebox.api import Phase
-from farebox.controller.queue import Kind, TokenBucket, WorkQueue
+from farebox.controller import handlers
+from farebox.controller.queue import Kind, Priority, TokenBucket, WorkQueue, topup_key
 from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.events import Recorder
-from farebox.controller.reconcile.topups import mark_unread_unverified, reconcile_topup
+from farebox.controller.reconcile.topups import reconcile_topup
 from farebox.controller.sources.dispatcher import Dispatcher
-from farebox.controller.sources.kopf_session import Watches
+from farebox.controller.sources.kopf_session import KopfSession
 from farebox.controller.sources.ledger_feed import LedgerFeed
-from farebox.controller.sources.resync import Resync
+from farebox.controller.sources.resync import BACKEND_KINDS, Resync
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
 from farebox.controller.state.entitlements import Entitlements
 from farebox.controller.state.ledger_sync import LedgerSync
+from farebox.controller.state.restore import mark_unread_unverified
 from farebox.controller.state.shared_backend_demand import SharedBackendDemand
 from farebox.controller.workers import Workers
 from farebox.errors import ConfigurationError, LedgerError, NotFound, NotLeading
@@ -42,11 +44,11 @@ log = structlog.get_logger(__name__)
 
 _TICK_SECONDS = 1.0
 _FEED_WAIT_SECONDS = 10.0
-_PATIENCE_SECONDS = 5.0
-"""After a start, work waits so long for the first balances: what comes a moment later is not unknown."""
+_FIRST_BALANCES_SECONDS = 5.0
+"""How long reconciling waits after a start for the first balances, which are unknown until then."""
 _CONFIRM_SECONDS = 2.0
 _GARBAGE_THRESHOLDS = (20_000, 20, 20)
-"""A cache of thousands of objects holds no cycles, and walking it again and again holds up single edits."""
+"""A cache of thousands of objects has no reference cycles; collecting it often delays single edits."""
 
 
 class Operator:
@@ -58,7 +60,7 @@ class Operator:
         self.elector = Elector(
             client, settings.system_namespace, settings.lease_name, identity, settings.lease_seconds
         )
-        self.elector.note = self._read_to
+        self.elector.bookmark = self._bookmark
         self.cache = Cache()
         self.queue = WorkQueue()
         self.balances = Balances(settings.balance_max_age_seconds)
@@ -104,19 +106,17 @@ class Operator:
             self.workers.ledger_back,
             wait_seconds=min(_FEED_WAIT_SECONDS, settings.balance_max_age_seconds / 3),
         )
-        self.watches = Watches()
         self.resync = Resync(client, self.cache, settings.backend_namespace, self.dispatcher.on_change)
-        self.primed = False
-        self._takes_notes = False
+        self._bookmarks_valid = False
         self._client = client
         self._stop = asyncio.Event()
-        self._patient_until = 0.0
+        self._first_balances_until = 0.0
 
     async def run(self) -> None:
-        """Run until a signal comes, a watch ends or the Lease is lost; then the process should exit.
+        """Run until a signal arrives, a watch ends or the Lease is lost; then the process should exit.
 
         Raises:
-            ConfigurationError: the kinds are not installed, or the port is taken.
+            ConfigurationError: a CRD is not installed, or the port cannot be used.
         """
         health = await serve_health(
             self.settings.listen_host,
@@ -129,49 +129,53 @@ class Operator:
         BALANCE_AGE.set_function(self.balances.age)
         tasks: list[asyncio.Task[Any]] = []
         try:
-            await self._prime()
-            self._patient_until = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
-            # Before kopf: it cancels tasks that are made after it started.
+            await self._initial_list()
+            self._first_balances_until = asyncio.get_running_loop().time() + _FIRST_BALANCES_SECONDS
             tasks = [
                 asyncio.create_task(self._lead(), name="leader"),
                 asyncio.create_task(self.feed.run(), name="feed"),
                 asyncio.create_task(self._tick(), name="tick"),
+                *(
+                    asyncio.create_task(self.resync.reflectors[kind].watch(), name=f"watch of {kind}")
+                    for kind in BACKEND_KINDS
+                ),
             ]
-            tasks += self.watches.run(self._client, self.resync, self.dispatcher.on_watch_event, self._stop)
+            # Kopf last: it cancels tasks that were created after its own.
+            kopf = handlers.run(KopfSession(self._client, self.resync.reflectors), self._stop)
+            tasks.append(asyncio.create_task(kopf, name="kopf"))
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 log.info("operator.stopping", because=task.get_name())
-                # Kopf cancels what others wait on when it ends: that is an end, not an error.
+                # When Kopf ends it cancels what others wait for: the cancellation of a task is no error.
                 if not task.cancelled():
                     task.result()
         finally:
             self._stop.set()
-            asyncio.get_running_loop().set_exception_handler(watches_left_open)
+            asyncio.get_running_loop().set_exception_handler(ignore_open_generators)
             await _cancel(tasks)
-            # Last: whoever takes over at once finds no write of this replica under way.
+            # Last: the next leader must not find a write of this replica in flight.
             await self.elector.release()
             await health.cleanup()
 
-    async def _prime(self) -> None:
+    async def _initial_list(self) -> None:
         gc.set_threshold(*_GARBAGE_THRESHOLDS)
         try:
             await self.resync.initial_list()
-            self.feed.before = Bookmark.parse(await self.elector.noted())
+            self.feed.before = Bookmark.parse(await self.elector.read_bookmark())
         except NotFound as error:
             raise ConfigurationError(
                 f"a kind is not installed: {error.message}; run: kubectl apply -k crds"
             ) from error
-        # What is cached now stays, and need not be looked at by the garbage collector again.
+        # The cache stays: exclude it from garbage collection.
         gc.collect()
         gc.freeze()
-        self.primed = True
-        log.info("cache.primed", **{str(kind): len(self.cache.store(kind)) for kind in Kind})
+        log.info("cache.synced", **{str(kind): len(self.cache.store(kind)) for kind in Kind})
 
     async def _lead(self) -> None:
-        """Wait for the Lease, then work until it is lost.
+        """Wait for the Lease, then reconcile until it is lost.
 
         Raises:
-            NotLeading: it was lost; what this replica knows is not to be acted on any more.
+            NotLeading: the Lease was lost, so this replica must not act on what it knows any more.
         """
         election = asyncio.create_task(self.elector.run(), name="elector")
         leading = asyncio.create_task(self.elector.leading.wait(), name="leading")
@@ -180,7 +184,7 @@ class Operator:
             await asyncio.wait([election, leading], return_when=asyncio.FIRST_COMPLETED)
             LEADER.labels(self.settings.lease_name).set(1)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._patient_until):
+                async with asyncio.timeout_at(self._first_balances_until):
                     await self.feed.current.wait()
             await self._confirm_receipts()
             self.dispatcher.enqueue_all()
@@ -188,14 +192,14 @@ class Operator:
                 asyncio.create_task(self.ledger_sync.run(), name="records"),
                 asyncio.create_task(self.recorder.run(), name="events"),
                 asyncio.create_task(
-                    self.resync.run(self.settings.sweep_seconds, self.dispatcher.enqueue_all), name="sweep"
+                    self.resync.run(self.settings.sweep_seconds, self.dispatcher.enqueue_all), name="resync"
                 ),
                 *self.workers.start(self.settings.workers),
             ]
             ended, _ = await asyncio.wait([election, *work], return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 task.result()
-            raise NotLeading("the Lease was lost, and another replica may act now: this one starts anew")
+            raise NotLeading("the Lease was lost, and another replica may act now; this one restarts")
         finally:
             LEADER.labels(self.settings.lease_name).set(0)
             await _cancel([*work, leading])
@@ -205,28 +209,28 @@ class Operator:
             await _cancel([election])
 
     async def _confirm_receipts(self) -> None:
-        """Ask for what the last leader booked and may not have read since, before anything is decided.
+        """Let the ledger confirm the top-ups that the last leader may not have read from the feed.
 
-        A ledger that is away, or slow, is asked by the workers: until then those balances are unknown.
+        This precedes all decisions. While the ledger is unreachable or slow, the workers retry, and those
+        balances stay unknown.
         """
-        unread = list(
-            mark_unread_unverified(self.cache, self.balances, Bookmark.parse(self.elector.inherited))
-        )
-        self.dispatcher.enqueue(unread)
-        self._takes_notes = True
+        read = Bookmark.parse(self.elector.inherited_bookmark)
+        unread = mark_unread_unverified(self.cache, self.balances, read)
+        self.dispatcher.enqueue_topups(unread)
+        self._bookmarks_valid = True
         with contextlib.suppress(TimeoutError, LedgerError):
             async with asyncio.timeout(_CONFIRM_SECONDS):
-                for work in unread:
-                    await reconcile_topup(self.context, work.key, work.priority)
+                for topup in unread:
+                    await reconcile_topup(self.context, topup_key(topup), Priority.LOW)
 
-    def _read_to(self) -> str | None:
-        """For the next operator: how far the ledger was read. Not before all is booked that it had lost."""
-        if self.balances.any_unverified or not self._takes_notes:
+    def _bookmark(self) -> str | None:
+        """Return how far the ledger was read, for the next leader; None while top-ups are unverified."""
+        if self.balances.any_unverified or not self._bookmarks_valid:
             return None
         return str(self.feed.bookmark) or None
 
     async def _tick(self) -> None:
-        """What depends on time alone: whether balances are still known, and the gauges."""
+        """Update what depends on time alone: whether balances are still known, and the gauges."""
         was_known = False
         while True:
             known = self.balances.known
@@ -244,24 +248,24 @@ class Operator:
         return self.elector.leading.is_set() and self.elector.healthy()
 
     def _unhealthy(self) -> list[str]:
-        """What only a restart mends."""
+        """Return the problems that only a restart repairs."""
         problems = [f"the watch of {kind} misses changes" for kind in self.resync.stale_watches]
-        problems += [f"the watch of {kind} does not connect any more" for kind in self.watches.silent()]
+        problems += [f"the watch of {kind} does not reconnect" for kind in self.resync.silent_watches]
         if not self.elector.healthy():
             problems.append("the Lease was not renewed in time")
         return problems
 
     def _unready(self) -> list[str]:
-        """What keeps this replica from acting, or from taking over."""
-        if not self.primed:
-            return ["the first lists are not complete"]
-        return [f"the watch of {kind} has not connected yet" for kind in self.watches.never_connected()]
+        """Return what keeps this replica from acting, or from taking over."""
+        if not self.resync.synced:
+            return ["the initial lists are not complete"]
+        return [f"the watch of {kind} has not connected yet" for kind in self.resync.unconnected_watches]
 
 
-def watches_left_open(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Kopf leaves generators open when it is cancelled; the loop complains of them when it closes them.
+def ignore_open_generators(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Ignore what the event loop reports about generators that a cancelled Kopf leaves open.
 
-    That is no error of anybody's; all else is reported as always.
+    Every other error is handled as usual.
     """
     if "asyncgen" not in context:
         loop.default_exception_handler(context)

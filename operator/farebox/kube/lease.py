@@ -16,7 +16,7 @@ import structlog
 
 from farebox.errors import Conflict, KubeError, KubeUnreachable, NotFound
 from farebox.kube.client import JSONObject, KubeClient
-from farebox.kube.names import NOTE_ANNOTATION, lease_path
+from farebox.kube.names import BOOKMARK_ANNOTATION, lease_path
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +32,8 @@ class Elector:
     Args:
         duration: seconds without a renewal after which others may take the lease.
         clock: monotonic seconds; tests drive it.
-        note: what the holder leaves for its successors with each renewal; None: what is noted stays.
-        inherited: what the last holder had noted when this one took the lease; "" if nobody did.
+        bookmark: returns what the holder stores in the Lease for its successors; None: keep what is stored.
+        inherited_bookmark: what the last holder had stored when this one took the Lease; "" for nothing.
     """
 
     client: KubeClient
@@ -42,9 +42,9 @@ class Elector:
     identity: str
     duration: float = 10.0
     clock: Callable[[], float] = time.monotonic
-    note: Callable[[], str | None] = lambda: None
+    bookmark: Callable[[], str | None] = lambda: None
     leading: asyncio.Event = field(default_factory=asyncio.Event)
-    inherited: str = ""
+    inherited_bookmark: str = ""
     _observed: tuple[str, float] | None = None
     _lease: JSONObject | None = None
     _renewed: float = 0.0
@@ -86,13 +86,13 @@ class Elector:
         self.leading.clear()
         log.error("lease.lost", lease=self.name, identity=self.identity)
 
-    async def noted(self) -> str:
-        """What the last holder noted; "" if nobody did."""
+    async def read_bookmark(self) -> str:
+        """Return the bookmark in the Lease; "" if there is none."""
         try:
             lease = await self.client.request("GET", lease_path(self.namespace, self.name))
         except NotFound:
             return ""
-        return _noted(lease)
+        return _bookmark(lease)
 
     async def release(self) -> None:
         """Give the lease back so that a standby need not wait for it to run out."""
@@ -137,7 +137,7 @@ class Elector:
             return False
         transitions = _transitions(lease) + (holder != self.identity)
         if not self.leading.is_set():
-            self.inherited = _noted(lease)
+            self.inherited_bookmark = _bookmark(lease)
         self._lease = await self._write(lease, self.identity, transitions)
         return True
 
@@ -160,10 +160,13 @@ class Elector:
     async def _write(self, lease: JSONObject, holder: str, transitions: int) -> JSONObject:
         body = self._body(holder, transitions)
         body["metadata"] = lease["metadata"]
-        note = self.note()
-        if note is not None:
+        bookmark = self.bookmark()
+        if bookmark is not None:
             annotations = lease["metadata"].get("annotations") or {}
-            body["metadata"] = {**lease["metadata"], "annotations": annotations | {NOTE_ANNOTATION: note}}
+            body["metadata"] = {
+                **lease["metadata"],
+                "annotations": annotations | {BOOKMARK_ANNOTATION: bookmark},
+            }
         if holder == (lease["spec"].get("holderIdentity") or ""):
             body["spec"]["acquireTime"] = lease["spec"].get("acquireTime") or body["spec"]["acquireTime"]
         return await self.client.request(
@@ -189,5 +192,5 @@ def _transitions(lease: JSONObject) -> int:
     return int(lease["spec"].get("leaseTransitions") or 0)
 
 
-def _noted(lease: JSONObject) -> str:
-    return str((lease["metadata"].get("annotations") or {}).get(NOTE_ANNOTATION, ""))
+def _bookmark(lease: JSONObject) -> str:
+    return str((lease["metadata"].get("annotations") or {}).get(BOOKMARK_ANNOTATION, ""))

@@ -19,7 +19,7 @@ BACKEND_LABEL: Final = f"{GROUP}/backend"
 SERVICE_NAMESPACE_LABEL: Final = f"{GROUP}/service-namespace"
 SERVICE_NAME_LABEL: Final = f"{GROUP}/service-name"
 SERVICE_UID_LABEL: Final = f"{GROUP}/service-uid"
-NOTE_ANNOTATION: Final = f"{GROUP}/note"
+BOOKMARK_ANNOTATION: Final = f"{GROUP}/note"
 DEFAULT_FOR_LABEL: Final = f"{GROUP}/default-for"
 
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")

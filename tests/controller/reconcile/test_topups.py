@@ -9,9 +9,9 @@ import pytest
 
 from farebox.controller.operator import Operator
 from farebox.controller.queue import Priority, topup_key
-from farebox.controller.reconcile.topups import mark_unread_unverified
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
+from farebox.controller.state.restore import mark_unread_unverified
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
@@ -62,9 +62,9 @@ def test_what_was_booked_after_the_place_up_to_which_a_leader_had_read_is_asked_
     read: Bookmark, asked: set[str]
 ) -> None:
     cache, balances = filled(), Balances(45)
-    works = list(mark_unread_unverified(cache, balances, read))
-    assert {work.key for work in works} == {topup_key(ObjectKey(objects.TEAM, name)) for name in asked}
-    assert all(balances.is_unverified(ACME, work.key.object) for work in works)
+    topups = mark_unread_unverified(cache, balances, read)
+    assert set(topups) == {ObjectKey(objects.TEAM, name) for name in asked}
+    assert all(balances.is_unverified(ACME, topup) for topup in topups)
     assert balances.any_unverified is bool(asked)
 
 
@@ -77,16 +77,16 @@ async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is
         operator = Operator(OperatorSettings(), client, ledger)
         operator.cache.accounts.put(objects.account())
         operator.cache.topups.put(receipt("after", START + timedelta(seconds=2)))
-        operator.elector.inherited = str(READ)
+        operator.elector.inherited_bookmark = str(READ)
         page = await ledger.changes(0, 0)
         operator.feed.bookmark = page.bookmark
         operator.balances.update(page.accounts, page.complete)
-        assert operator.elector.note() is None, "the place that was noted stays until then"
+        assert operator.elector.bookmark() is None, "the place that was noted stays until then"
         await operator._confirm_receipts()
         found = operator.balances.of(ACME, 0)
         assert found is not UNKNOWN
         assert found.balance == 100_000_000_000
-        assert operator.elector.note() == str(page.bookmark)
+        assert operator.elector.bookmark() == str(page.bookmark)
         # Once, however often it is asked for.
         head = await ledger.head()
         await operator._confirm_receipts()
@@ -98,11 +98,11 @@ async def test_while_the_ledger_is_away_the_balance_is_unknown_and_the_place_sta
         operator = Operator(OperatorSettings(), client, away)
         operator.cache.accounts.put(objects.account())
         operator.cache.topups.put(receipt("after", START + timedelta(seconds=2)))
-        operator.elector.inherited = str(READ)
+        operator.elector.inherited_bookmark = str(READ)
         operator.feed.bookmark = READ
         await operator._confirm_receipts()
         assert operator.balances.is_unverified(ACME, ObjectKey(objects.TEAM, "after"))
-        assert operator.elector.note() is None
+        assert operator.elector.bookmark() is None
         assert await operator.queue.get() == (topup_key(ObjectKey(objects.TEAM, "after")), 1)
 
 

@@ -1,26 +1,32 @@
-"""Kopf sees every change but those that the operator made itself and knows already."""
+"""Kopf reads every change, except versions that the cache has already."""
 
 import asyncio
 import json
-from collections.abc import Set
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from farebox.controller.sources.kopf_filter import ListTracker, drop_known_events
-from farebox.domain.keys import ObjectKey
-from tests.kube.server import Server, serving
+from farebox.kube.client import KubeClient
+from farebox.kube.reflector import Reflector
+from farebox.kube.store import Change, Store
+from tests.kube.server import Server, client_of, serving
 
-KNOWN = {ObjectKey("a", "x"): 10, ObjectKey("a", "cheat"): 30}
-
-
-def cached(key: ObjectKey) -> int:
-    return KNOWN.get(key, 0)
+KNOWN = (("x", 10), ("cheat", 30))
 
 
-def no_list(keys: Set[ObjectKey], version: int) -> None:
-    raise AssertionError("that was a watch")
+def tracker(client: KubeClient, gone: list[str] | None = None) -> ListTracker:
+    """A tracker over a store that has `KNOWN`; `gone` collects what it removes."""
+
+    def report(change: Change[Any]) -> None:
+        assert gone is not None, "nothing is removed"
+        gone.append(change.key.name)
+
+    store = Store("InferenceService", lambda raw: raw)
+    for name, version in KNOWN:
+        store.put(item(name, str(version)))
+    return ListTracker(Reflector(client, "/services", store, report))
 
 
 def line(type_: str, name: str, version: str, **metadata: Any) -> bytes:
@@ -28,8 +34,8 @@ def line(type_: str, name: str, version: str, **metadata: Any) -> bytes:
     return json.dumps({"type": type_, "object": body | {"status": {"text": "ü" * 90}}}).encode()
 
 
-async def through_kopfs_eyes(server: Server, lines: list[bytes], cut: int) -> list[bytes]:
-    """What is left of lines that arrive in pieces of `cut` bytes."""
+async def as_kopf_reads_it(server: Server, client: KubeClient, lines: list[bytes], cut: int) -> list[bytes]:
+    """Return what Kopf reads of lines that arrive in pieces of `cut` bytes."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -42,36 +48,36 @@ async def through_kopfs_eyes(server: Server, lines: list[bytes], cut: int) -> li
 
     server.trouble = answer
     async with aiohttp.ClientSession() as session, session.get(f"{server.url}/watch") as response:
-        drop_known_events(response, cached, ListTracker(no_list))
+        drop_known_events(response, tracker(client))
         left = b"".join([chunk async for chunk in response.content.iter_chunked(1024)])
     return left.splitlines()
 
 
-async def test_only_what_the_cache_has_is_left_out() -> None:
-    news = [
+async def test_kopf_reads_every_event_that_the_cache_does_not_have() -> None:
+    unknown = [
         line("MODIFIED", "x", "11"),
         line("ADDED", "y", "3"),
         line("DELETED", "x", "10"),
         line("BOOKMARK", "", "99"),
         b'{"type":"ERROR","object":{"kind":"Status","code":410}}',
         b"what is this",
-        # Nobody hides a change behind an annotation that looks like a version.
+        # An annotation that looks like a version hides no change.
         line("MODIFIED", "cheat", "31", annotations={"resourceVersion": "1", "a": '"resourceVersion":"1"'}),
     ]
-    echoes = [line("MODIFIED", "x", "10"), line("ADDED", "x", "9"), line("MODIFIED", "cheat", "30")]
-    lines = [news[0], echoes[0], *news[1:4], echoes[1], *news[4:6], echoes[2], news[6]]
-    async with serving() as server:
+    known = [line("MODIFIED", "x", "10"), line("ADDED", "x", "9"), line("MODIFIED", "cheat", "30")]
+    lines = [unknown[0], known[0], *unknown[1:4], known[1], *unknown[4:6], known[2], unknown[6]]
+    async with serving() as server, client_of(server) as client:
         for cut in (7, 300, 100_000):
-            assert await through_kopfs_eyes(server, lines, cut) == news
+            assert await as_kopf_reads_it(server, client, lines, cut) == unknown
 
 
-async def list_through_kopfs_eyes(server: Server, text: str, pages: ListTracker, asked: str = "") -> bytes:
+async def list_as_kopf_reads_it(server: Server, text: str, lists: ListTracker, asked: str = "") -> bytes:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(text=text, content_type="application/json")
 
     server.trouble = answer
     async with aiohttp.ClientSession() as session, session.get(f"{server.url}/list{asked}") as response:
-        drop_known_events(response, cached, pages)
+        drop_known_events(response, lists)
         return await response.read()
 
 
@@ -79,35 +85,37 @@ def item(name: str, version: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": "a", "resourceVersion": version}, "spec": {"n": 1.50}}
 
 
-async def test_a_list_keeps_what_the_cache_has_not() -> None:
+async def test_kopf_reads_every_listed_object_that_the_cache_does_not_have() -> None:
     head = {"kind": "InferenceServiceList", "metadata": {"resourceVersion": "99", "continue": "token"}}
     there = [item("x", "10"), item("x", "11"), item("y", "1"), item("cheat", "29")]
-    pages = ListTracker(no_list)
-    async with serving() as server:
-        left = await list_through_kopfs_eyes(server, json.dumps(head | {"items": there}), pages)
+    async with serving() as server, client_of(server) as client:
+        lists = tracker(client)
+        left = await list_as_kopf_reads_it(server, json.dumps(head | {"items": there}), lists)
         assert json.loads(left) == head | {"items": there[1:3]}
         for odd in ('{"items": null}', "[]", "<html>", '{"items": [{"metadata": {}}]}', '{"kind": "Status"}'):
-            assert await list_through_kopfs_eyes(server, odd, pages) == odd.encode()
+            assert await list_as_kopf_reads_it(server, odd, lists) == odd.encode()
 
 
-async def test_a_list_that_is_read_to_its_end_says_what_is_there() -> None:
-    whole: list[tuple[set[str], int]] = []
-    pages = ListTracker(lambda keys, version: whole.append(({key.name for key in keys}, version)))
+async def test_a_complete_list_removes_what_it_lacks() -> None:
+    gone: list[str] = []
 
     def page(following: str, *names: str) -> str:
         metadata = {"resourceVersion": "99", "continue": following}
         return json.dumps({"metadata": metadata, "items": [item(name, "10") for name in names]})
 
-    async with serving() as server:
-        for asked, text in (
-            # One that breaks off, and one whose second page nobody could read: they say nothing.
-            ("", page("lost", "gone")),
-            ("", page("first", "gone")),
-            ("?limit=500&continue=first", "<html>"),
-            ("?limit=500&continue=second", page("", "y")),
-            ("", page("first", "x", "y")),
-            ("?limit=500&continue=first", page("", "cheat")),
-            ("", page("")),
+    async with serving() as server, client_of(server) as client:
+        lists = tracker(client, gone)
+        for asked, text, removed in (
+            # One that breaks off, and one with a page that cannot be read: neither is complete.
+            ("", page("lost", "other"), []),
+            ("", page("first", "other"), []),
+            ("?limit=500&continue=first", "<html>", []),
+            ("?limit=500&continue=second", page("", "y"), []),
+            ("", page("first", "x", "y"), []),
+            ("?limit=500&continue=first", page("", "cheat"), []),
+            ("", page("first", "y"), []),
+            ("?limit=500&continue=first", page("", "cheat"), ["x"]),
+            ("", page(""), ["x", "cheat"]),
         ):
-            await list_through_kopfs_eyes(server, text, pages, asked)
-    assert whole == [({"x", "y", "cheat"}, 99), (set(), 99)]
+            await list_as_kopf_reads_it(server, text, lists, asked)
+            assert gone == removed

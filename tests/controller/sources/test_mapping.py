@@ -21,9 +21,10 @@ from farebox.controller.sources.mapping import (
     requests_for_balance,
     requests_for_quota,
 )
-from farebox.controller.state.cache import Cache, Change
+from farebox.controller.state.cache import Cache
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import dedicated_backend_name, shared_backend_name
+from farebox.kube.store import Change
 from tests.controller import objects
 from tests.controller.objects import BACKENDS, TEAM, JSONObject
 

@@ -1,15 +1,18 @@
-"""The sweep finds what watches missed, believes no single list about deletions, and knows a deaf watch."""
+"""The resync finds what watches missed, and recognizes a watch that misses changes again and again."""
 
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from farebox.controller.queue import Kind
 from farebox.controller.sources.resync import Resync
-from farebox.controller.state.cache import Cache, Change
+from farebox.controller.state.cache import Cache
 from farebox.domain.keys import ObjectKey
+from farebox.errors import KubeError
 from farebox.kube.client import KubeClient
 from farebox.kube.names import core_path, deployment_path, resource_path
+from farebox.kube.store import Change
 from tests.controller import objects
 from tests.controller.objects import BACKENDS, TEAM, JSONObject
 from tests.kube.server import Server, refuse, reset, status
@@ -23,20 +26,20 @@ PLACES = {
 
 
 class World:
-    """What the API server lists, a cache, and the sweep between them."""
+    """What the API server lists, a cache, and the resync between them."""
 
     def __init__(self, server: Server, client: KubeClient) -> None:
         self.server = server
         self.cache = Cache()
         self.found: list[Change[Any]] = []
-        self.sweep = Resync(client, self.cache, BACKENDS, self.found.append, grace_seconds=0.0)
+        self.resync = Resync(client, self.cache, BACKENDS, self.found.append, grace_seconds=0.0)
         for kind in Kind:
             self.lists(kind)
 
-    def lists(self, kind: Kind, *items: JSONObject) -> None:
+    def lists(self, kind: Kind, *items: JSONObject, version: str = "100") -> None:
         """These objects, and no others, are there now."""
         path = PLACES.get(kind) or resource_path(kind)
-        self.server.objects[path] = {"metadata": {"resourceVersion": "100"}, "items": list(items)}
+        self.server.objects[path] = {"metadata": {"resourceVersion": version}, "items": list(items)}
         for item in items:
             name, namespace = item["metadata"]["name"], item["metadata"].get("namespace", "")
             if kind is Kind.SERVICE:
@@ -51,23 +54,23 @@ class World:
         """One sweep; the objects whose changes it found."""
         self.found.clear()
         for kind in Kind:
-            await self.sweep._compare(kind)
+            await self.resync.compare(kind)
         return [change.key for change in self.found]
 
 
-async def test_priming_fills_the_cache_with_farebox_own(server: Server, client: KubeClient) -> None:
+async def test_the_initial_list_skips_foreign_deployments(server: Server, client: KubeClient) -> None:
     world = World(server, client)
     foreign = objects.dedicated("x") | {"spec": {"selector": {"matchLabels": {"app": "x"}}, "template": {}}}
     world.lists(Kind.SERVICE, objects.service("chat"))
     world.lists(Kind.NAMESPACE, objects.namespace(TEAM))
     world.lists(Kind.DEPLOYMENT, objects.dedicated("chat"), foreign)
-    await world.sweep.initial_list()
+    await world.resync.initial_list()
     assert [len(world.cache.store(kind)) for kind in (Kind.SERVICE, Kind.NAMESPACE, Kind.DEPLOYMENT)] == [
         1,
         1,
         1,
     ]
-    assert world.found == [], "who starts looks at everything anyway"
+    assert world.found == [], "everything is queued after the initial list anyway"
     assert await world.compare() == []
 
 
@@ -90,14 +93,16 @@ async def test_a_deletion_that_the_watch_missed_is_found(server: Server, client:
     assert CHAT not in world.cache.services
 
 
-async def test_a_list_alone_takes_nothing_away(server: Server, client: KubeClient) -> None:
-    """It may be older than the object that the watch told of meanwhile."""
+async def test_an_object_that_is_newer_than_the_list_stays(server: Server, client: KubeClient) -> None:
+    """The watch reported it after the list was made."""
     world = World(server, client)
-    world.lists(Kind.SERVICE, objects.service("chat", 5))
+    world.lists(Kind.SERVICE, objects.service("chat", 101))
     await world.compare()
     world.lists(Kind.SERVICE)
     assert await world.compare() == []
     assert CHAT in world.cache.services
+    world.lists(Kind.SERVICE, version="101")
+    assert await world.compare() == [CHAT], "a list of its own version that lacks it"
 
 
 async def test_a_list_that_is_older_than_the_watch_changes_nothing(
@@ -110,34 +115,31 @@ async def test_a_list_that_is_older_than_the_watch_changes_nothing(
     assert world.cache.services.version(CHAT) == 9
 
 
-async def test_a_watch_that_misses_changes_again_and_again_is_deaf(
-    server: Server, client: KubeClient
-) -> None:
+async def test_a_watch_that_misses_changes_repeatedly_is_stale(server: Server, client: KubeClient) -> None:
     world = World(server, client)
     world.lists(Kind.SERVICE, objects.service("chat", 5))
     await world.compare()
-    assert world.sweep.stale_watches == [], "once can be an accident"
+    assert world.resync.stale_watches == [], "once can be an accident"
     world.lists(Kind.SERVICE, objects.service("chat", 6))
     await world.compare()
-    assert world.sweep.stale_watches == [Kind.SERVICE]
+    assert world.resync.stale_watches == [Kind.SERVICE]
     world.cache.services.put(objects.service("chat", 7))
     world.lists(Kind.SERVICE, objects.service("chat", 7))
     await world.compare()
-    assert world.sweep.stale_watches == [], "it hears again"
+    assert world.resync.stale_watches == [], "it reports changes again"
 
 
-async def test_missed_deletions_do_not_make_a_watch_deaf(server: Server, client: KubeClient) -> None:
-    """They are a known hole of every watch that starts anew."""
+async def test_missed_deletions_do_not_make_a_watch_stale(server: Server, client: KubeClient) -> None:
+    """Every watch can miss one when it reconnects."""
     world = World(server, client)
-    for version in (5, 7):
+    for version in (5, 105):
         world.cache.services.put(objects.service("chat", version))
-        world.lists(Kind.SERVICE, objects.service("chat", version))
-        world.gone(CHAT)
+        world.lists(Kind.SERVICE, version=str(version + 1))
         assert await world.compare() == [CHAT]
-    assert world.sweep.stale_watches == []
+    assert world.resync.stale_watches == []
 
 
-async def test_a_kind_that_is_refused_holds_up_no_other(server: Server, client: KubeClient) -> None:
+async def test_a_kind_whose_list_is_refused_delays_no_other(server: Server, client: KubeClient) -> None:
     """As when the backends' namespace was deleted, and the operator's Role in it."""
     world = World(server, client)
     world.lists(Kind.NAMESPACE, objects.namespace(TEAM))
@@ -150,44 +152,43 @@ async def test_a_kind_that_is_refused_holds_up_no_other(server: Server, client: 
 
     server.trouble = answer
     world.lists(Kind.ENDPOINT, objects.endpoint("m-llm", 5, {}))
-    assert await world.sweep.once()
+    assert await world.resync.compare_all()
     assert {change.kind for change in world.found} == {Kind.NAMESPACE, Kind.ENDPOINT}
     server.trouble = reset
-    assert not await world.sweep.once()
+    assert not await world.resync.compare_all()
 
 
-async def test_an_api_server_that_is_away_takes_nothing_away(server: Server, client: KubeClient) -> None:
+async def test_an_unreachable_api_server_removes_nothing(server: Server, client: KubeClient) -> None:
     world = World(server, client)
     world.lists(Kind.SERVICE, objects.service("chat", 5))
     await world.compare()
     world.gone(CHAT)
-    lists = iter((True,))
+    pages = iter((True,))
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        """The list is answered, the question about the one object is not."""
-        if next(lists, False):
-            return web.json_response({"metadata": {"resourceVersion": "100"}, "items": []})
+        """The first page of the list arrives, the second does not."""
+        if next(pages, False):
+            return web.json_response({"metadata": {"resourceVersion": "100", "continue": "x"}, "items": []})
         return await refuse(request)
 
     server.trouble = answer
-    failed = False
-    try:
-        await world.sweep._compare(Kind.SERVICE)
-    except Exception as error:
-        failed = "not now" in str(error)
-    assert failed
+    with pytest.raises(KubeError, match="not now"):
+        await world.resync.compare(Kind.SERVICE)
     assert CHAT in world.cache.services
 
 
-async def test_a_watch_that_lost_its_place_gets_everything_and_the_version_to_go_on_from(
+async def test_a_list_after_a_lost_place_reports_every_change_and_where_to_continue(
     server: Server, client: KubeClient
 ) -> None:
     world = World(server, client)
     world.lists(Kind.SERVICE, objects.service("chat", 5), objects.service("other", 6))
-    await world.sweep.initial_list()
-    assert world.sweep.initial_versions[Kind.SERVICE] == "100"
+    await world.resync.initial_list()
+    services = world.resync.reflectors[Kind.SERVICE]
+    assert services.version == "100"
     world.lists(Kind.SERVICE, objects.service("other", 7), objects.service("new", 8))
-    assert await world.sweep.relist(Kind.SERVICE) == "100"
+    services.version = ""
+    await services.relist(world.found.append)
+    assert services.version == "100"
     assert {key.name for key in world.cache.services} == {"other", "new"}
     assert {(change.key.name, change.new is None) for change in world.found} == {
         ("other", False),
@@ -196,11 +197,11 @@ async def test_a_watch_that_lost_its_place_gets_everything_and_the_version_to_go
     }
 
 
-async def test_what_is_gone_when_a_list_begins_anew_is_gone(server: Server, client: KubeClient) -> None:
+async def test_an_object_in_an_expired_page_alone_is_removed(server: Server, client: KubeClient) -> None:
     """The first page of a list that expired says nothing about what is there now."""
     world = World(server, client)
     world.lists(Kind.SERVICE, objects.service("chat", 5))
-    await world.sweep.initial_list()
+    await world.resync.initial_list()
     answers = iter(
         [
             {"metadata": {"resourceVersion": "100", "continue": "x"}, "items": [objects.service("chat", 5)]},
@@ -214,5 +215,7 @@ async def test_what_is_gone_when_a_list_begins_anew_is_gone(server: Server, clie
         return status(410, "Expired", "too old") if page is None else web.json_response(page)
 
     server.trouble = answer
-    assert await world.sweep.relist(Kind.SERVICE) == "120"
+    services = world.resync.reflectors[Kind.SERVICE]
+    await services.relist(world.found.append)
+    assert services.version == "120"
     assert {key.name for key in world.cache.services} == {"other"}

@@ -20,12 +20,12 @@ from farebox.api import (
     ServiceType,
 )
 from farebox.api.inferenceservice import BillingAccountRef, InferenceServiceSpec
-from farebox.controller.queue import Key, Kind, Priority
+from farebox.controller.queue import Key, Kind, Priority, topup_key
 from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context, DefaultServiceRefusal
-from farebox.controller.reconcile.gather import account_terms, known_balance
 from farebox.controller.reconcile.status import conditions
-from farebox.controller.reconcile.topups import mark_account_unverified
+from farebox.controller.state.balances import account_record, known_balance
 from farebox.controller.state.cache import account_of
+from farebox.controller.state.restore import mark_account_unverified
 from farebox.domain.account_status import AccountStatusFacts, AccountVerdict, decide_account
 from farebox.domain.billing.money import parse_amount
 from farebox.domain.conditions import ConditionVerdict
@@ -51,11 +51,11 @@ async def reconcile_account(context: Context, key: Key, priority: Priority) -> N
         context.forget(key)
         await _remove_pristine(context, key.object, priority)
         return
-    context.ledger_sync.upsert(key, account_terms(key.object, account))
+    context.ledger_sync.upsert(key, account_record(key.object, account))
     if context.balances.behind(key.object, account.status.ledger_sequence or 0):
-        # The status knows of more than the ledger: it was restored while no operator was there to hear of it.
-        for work in mark_account_unverified(context.cache, context.balances, key.object):
-            context.queue.add(work.key, work.priority)
+        # The status reports more than the ledger has: it was restored while no operator was running.
+        for topup in mark_account_unverified(context.cache, context.balances, key.object):
+            context.queue.add(topup_key(topup), Priority.LOW)
         context.on_balance_confirmed(key.object)
     plan = _plan_default_services(context, key.object, account)
     refusals = await _create_services(context, key, priority, plan.create)

@@ -13,12 +13,13 @@ import structlog
 from farebox.api import InferenceService
 from farebox.controller.queue import Kind, Priority, TokenBucket
 from farebox.controller.reconcile.resources import redacted
-from farebox.controller.state.cache import Backend, Cache, Change, is_farebox_backend
+from farebox.controller.state.cache import Backend, Cache, is_farebox_backend
 from farebox.domain.apikey_status import SecretOutcome, SecretWriteResult
 from farebox.domain.keys import ObjectKey
 from farebox.errors import Conflict, Invalid, KubeError, NotFound, NotLeading
 from farebox.kube.client import MERGE_PATCH, KubeClient
 from farebox.kube.names import core_path, deployment_path, resource_path
+from farebox.kube.store import Change
 from farebox.metrics import WRITE_ERRORS, WRITE_SECONDS, WRITES
 
 log = structlog.get_logger(__name__)

@@ -1,10 +1,9 @@
 """From the caches to the facts of one decision. Reads only memory, decides nothing."""
 
 from farebox.api import BillingAccount, InferenceService, Model, NamespacesFrom, ReservationState
-from farebox.controller.state.balances import Balances
+from farebox.controller.state.balances import Balances, available_amount
 from farebox.controller.state.cache import Cache, account_of, model_of
 from farebox.controller.state.entitlements import Entitlements
-from farebox.domain.billing.money import Nano, available, parse_amount
 from farebox.domain.facts import (
     EXTERNAL,
     MISSING,
@@ -23,7 +22,6 @@ from farebox.domain.facts import (
 )
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import dedicated_backend_name, shared_backend_name
-from farebox.meterapi.types import AccountBalance, AccountRecord
 
 
 def gather(
@@ -70,31 +68,6 @@ def gather(
             first_running_at=service.status.first_running_at,
         ),
     )
-
-
-def account_terms(key: ObjectKey, account: BillingAccount) -> AccountRecord:
-    """What the ledger must know of an account as it is now."""
-    return AccountRecord(key, account.spec.currency, parse_amount(account.spec.credit_limit))
-
-
-def known_balance(balances: Balances, key: ObjectKey, account: BillingAccount) -> AccountBalance | Unknown:
-    """The ledger's balance of an account, if it can be trusted now.
-
-    One in another currency is that of an earlier account of the same name: it says nothing of this one, which
-    the ledger refuses (CurrencyChanged, B11).
-    """
-    balance = balances.of(key, account.status.ledger_sequence or 0)
-    if balance is UNKNOWN or balance.currency != account.spec.currency:
-        return UNKNOWN
-    return balance
-
-
-def available_amount(balances: Balances, key: ObjectKey, account: BillingAccount) -> Nano | Unknown:
-    """What an account can spend: the ledger's balance and the credit limit of the account as it is now."""
-    balance = known_balance(balances, key, account)
-    if balance is UNKNOWN:
-        return UNKNOWN
-    return available(balance.balance, parse_amount(account.spec.credit_limit))
 
 
 def backend_name(service: InferenceService) -> str:

@@ -1,7 +1,6 @@
-"""What comes in: changes from the watches and news of the ledger, into the cache and as keys into the queue.
+"""Turns changes of the cluster and updates of the ledger into requests in the work queue.
 
-The one place from which keys are queued, but for what a pass asks of its own accord. It decides nothing and
-never waits.
+All keys are queued here, except those that a reconciler requeues itself. It decides nothing and never waits.
 """
 
 from collections.abc import Iterable
@@ -9,9 +8,7 @@ from typing import Any
 
 import structlog
 
-from farebox.controller.queue import Kind, Priority, WorkQueue, account_key, service_key
-from farebox.controller.reconcile.gather import known_balance
-from farebox.controller.reconcile.topups import mark_all_unverified
+from farebox.controller.queue import Kind, Priority, WorkQueue, account_key, service_key, topup_key
 from farebox.controller.sources.mapping import (
     Request,
     requests_for,
@@ -20,26 +17,26 @@ from farebox.controller.sources.mapping import (
     requests_for_quota,
     was_edited,
 )
-from farebox.controller.state.balances import Balances
-from farebox.controller.state.cache import Cache, Change, is_farebox_backend
+from farebox.controller.state.balances import Balances, account_overdue
+from farebox.controller.state.cache import Cache
 from farebox.controller.state.entitlements import Entitlements
 from farebox.controller.state.ledger_sync import LedgerSync
+from farebox.controller.state.restore import mark_all_unverified
 from farebox.controller.state.shared_backend_demand import SharedBackendDemand
-from farebox.domain.billing.money import is_overdue, parse_amount
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
-from farebox.kube.names import key_of
+from farebox.kube.store import Change
 from farebox.meterapi.types import AccountBalance, QuotaBalance
 
 log = structlog.get_logger(__name__)
-_FIGURES_REST_SECONDS = 0.2
+_FIGURES_DELAY_SECONDS = 0.2
 
 
 class Dispatcher:
-    """Takes in what happened, and asks for passes over what it concerns.
+    """Queues what a change or an update concerns.
 
     Args:
-        figures_seconds: how long a free quota rests that moved as a figure alone.
+        figures_seconds: how long to wait after a change of a free quota that only moves a figure.
     """
 
     def __init__(
@@ -61,57 +58,42 @@ class Dispatcher:
         self._figures_seconds = figures_seconds
         self._overdue: dict[ObjectKey, bool] = {}
 
-    def on_watch_event(self, kind: Kind, type_: str, raw: dict[str, Any]) -> None:
-        """An event from a watch."""
-        store = self._cache.store(kind)
-        foreign = kind in (Kind.DEPLOYMENT, Kind.ENDPOINT) and not is_farebox_backend(raw)
-        if foreign and key_of(raw) not in store:
-            return
-        if type_ == "DELETED" or foreign:
-            # One that was Farebox's and was made somebody else's is gone, too.
-            change = store.remove(key_of(raw), int(raw["metadata"]["resourceVersion"]))
-        else:
-            change = store.put(raw)
-        if change is not None:
-            self.on_change(change)
-
     def on_change(self, change: Change[Any]) -> None:
-        """The cache has it already."""
-        if change.kind is Kind.ACCOUNT and was_edited(change.old, change.new):
-            # A credit limit turns the account's state as a balance does, so the next balance is news again.
+        """Queue what depends on an object. The cache has the change already."""
+        if change.kind == Kind.ACCOUNT and was_edited(change.old, change.new):
+            # A credit limit can change the account's state, so the next balance concerns its services again.
             self._overdue.pop(change.key, None)
         self.enqueue(requests_for(self._cache, change))
 
     def on_receipt(self, balance: AccountBalance) -> None:
-        """A balance that came with a receipt."""
+        """Apply the balance in a top-up's receipt, ahead of the feed."""
         if self._balances.update_account(balance):
             self.on_balance(balance.account)
 
     def on_balance(self, account: ObjectKey) -> None:
-        """A balance moved: the services are looked at again only if the account's state did, too."""
+        """Queue an account whose balance changed; its services too, if it became or ceased to be overdue."""
         found = self._cache.accounts.get(account)
         if found is None:
             return
-        balance = known_balance(self._balances, account, found)
-        if balance is UNKNOWN:
-            # What is in doubt is for the account's pass to clear up.
+        overdue = account_overdue(self._balances, account, found)
+        if overdue is UNKNOWN:
+            # The account's reconciler resolves an unverified balance.
             self._queue.add(account_key(account))
             return
-        overdue = is_overdue(balance.balance, parse_amount(found.spec.credit_limit))
         if self._overdue.get(account) is overdue:
-            # Figures alone: those of a busy account make a few passes a second, not one for each call.
-            self._queue.add_after(account_key(account), _FIGURES_REST_SECONDS)
+            # Only a figure changed: an account with much traffic is reconciled a few times a second.
+            self._queue.add_after(account_key(account), _FIGURES_DELAY_SECONDS)
             return
         self._overdue[account] = overdue
         self.enqueue(requests_for_balance(self._cache, account))
 
     def on_balance_confirmed(self, account: ObjectKey) -> None:
-        """A balance that was in doubt can be trusted: everything on the account is looked at anew."""
+        """Queue everything on an account whose balance was unverified and can be trusted again."""
         self._overdue.pop(account, None)
         self.on_balance(account)
 
     def on_balances_known(self) -> None:
-        """Balances are known again: what changed meanwhile, or waited for them, is looked at."""
+        """Queue what waited for balances, and what changed while they were unknown."""
         for account in list(self._cache.accounts):
             self._queue.add(account_key(account), Priority.LOW)
             self.on_balance(account)
@@ -121,34 +103,38 @@ class Dispatcher:
             self._queue.add(service_key(service), Priority.LOW)
 
     def on_balances_unknown(self) -> None:
-        """The feed is silent: the accounts say so; their services stay as they are."""
+        """Queue all accounts, which report that the feed is silent; their services keep their state."""
         log.warning("balances.unknown", silent_seconds=round(self._balances.age(), 1))
         for account in list(self._cache.accounts):
             self._queue.add(account_key(account), Priority.LOW)
 
     def on_quota(self, quota: QuotaBalance, turned: bool) -> None:
-        """A free quota moved: at once where it decides about its services, otherwise as a figure."""
-        rest = 0.0 if turned else self._figures_seconds
-        self.enqueue(requests_for_quota(self._cache, quota.account, quota.model, rest))
+        """Queue the services of a free quota: now if it began or ended (`turned`), or later."""
+        delay = 0.0 if turned else self._figures_seconds
+        self.enqueue(requests_for_quota(self._cache, quota.account, quota.model, delay))
 
     def on_reservation(self, service: ObjectKey) -> None:
-        """A reservation of a service is another than before."""
+        """Queue a service whose reservation changed."""
         self._queue.add(service_key(service))
 
     def on_ledger_reset(self) -> None:
-        """The ledger lacks what came after its backup: it is told everything again, the top-ups as well."""
+        """Send the ledger all records and top-ups again: it was replaced or restored from a backup."""
         self._overdue.clear()
         self._ledger_sync.forget_all()
-        self.enqueue(mark_all_unverified(self._cache, self._balances))
+        self.enqueue_topups(mark_all_unverified(self._cache, self._balances))
 
-    def enqueue(self, work: Iterable[Request]) -> None:
-        """Ask for these passes."""
-        for item in work:
-            if item.delay:
-                self._queue.add_after(item.key, item.delay, item.priority)
+    def enqueue_topups(self, topups: Iterable[ObjectKey]) -> None:
+        """Queue top-ups as bulk work."""
+        self.enqueue(Request(topup_key(topup), Priority.LOW) for topup in topups)
+
+    def enqueue(self, requests: Iterable[Request]) -> None:
+        """Put requests into the work queue."""
+        for request in requests:
+            if request.delay:
+                self._queue.add_after(request.key, request.delay, request.priority)
             else:
-                self._queue.add(item.key, item.priority)
+                self._queue.add(request.key, request.priority)
 
     def enqueue_all(self) -> None:
-        """Look at everything, single-mindedly: after taking the Lease, and after each sweep."""
+        """Queue every object as bulk work: after taking the Lease, and after each resync."""
         self.enqueue(requests_for_all(self._cache, self._entitlements.services()))

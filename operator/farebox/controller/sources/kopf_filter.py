@@ -1,30 +1,23 @@
-"""Keeps from Kopf what the operator knows already: the first lists, and the echoes of its own writes.
+"""Removes from the API server's answers to Kopf what the cache has already (docs/decisions/008).
 
-A write's answer goes into the cache; a moment later the watch tells the same again. Kopf would spend half a
-millisecond and more on each such event, and during a mass stop nearly all events of services are echoes. A
-start is the same: the cache is full before Kopf lists. So what the API server answers to Kopf is read here
-first, for a few microseconds an object, and what the cache has in that version, or a newer one, is left out.
-Deletions, bookmarks and whatever cannot be read go on. It changes no event, and decides nothing else.
+The answer to a write goes into the cache, and the watch reports the same version a moment later. During a
+mass stop nearly all events of services are such repetitions, and at a start the cache is full before Kopf
+lists. Kopf spends 0.5 ms and more on each event; this filter spends some microseconds. It removes objects of
+which the cache has this version or a newer one. Deletions, bookmarks and unreadable lines pass unchanged.
 
-Kopf lists again whenever a watch lost its place, and never tells what is not in that list any more. `Pages`
-says what a list had that was read to its end.
+Kopf lists again when a watch lost its place, and does not report what the new list lacks. `ListTracker` does.
 """
 
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator, Set
 from typing import Any, cast
 
 import aiohttp
 import msgspec
 
 from farebox.domain.keys import ObjectKey
+from farebox.kube.reflector import Reflector
 
-Cached = Callable[[ObjectKey], int]
-"""The resourceVersion in which the cache has an object of one kind; 0 when it has not."""
-
-Whole = Callable[[Set[ObjectKey], int], None]
-"""Takes the keys of all objects that a list had, and its resourceVersion."""
-
-_TELLING = ("ADDED", "MODIFIED")
+_REMOVABLE = ("ADDED", "MODIFIED")
 
 
 class _Metadata(msgspec.Struct):
@@ -59,82 +52,81 @@ _read_list_metadata = msgspec.json.Decoder(_ListMetadata).decode
 
 
 class ListTracker:
-    """The pages of Kopf's lists of one kind, which it asks for one after the other.
+    """Follows Kopf's lists of one kind, and removes from the cache what a complete list lacks."""
 
-    Args:
-        whole: called with each list that was read to its end.
-    """
-
-    def __init__(self, whole: Whole) -> None:
-        self._whole = whole
-        self._next = ""
+    def __init__(self, reflector: Reflector) -> None:
+        self.version_of = reflector.store.version
+        self._remove_absent = reflector.remove_absent
+        self._next_token = ""
         self._keys: set[ObjectKey] = set()
 
-    def add_page(self, asked: str, found: Set[ObjectKey], version: int, following: str) -> None:
-        """A page that was asked for with a token, "" for the first one; `following` is the next one's.
+    def add_page(self, token: str, keys: Set[ObjectKey], version: int, next_token: str) -> None:
+        """Add a page of a list.
 
-        One that does not follow on what was read says nothing: its list is never whole.
+        Args:
+            token: the continue token of its request, "" for a first page. A page that does not continue the
+                pages so far is ignored, and its list never becomes complete.
+            next_token: the continue token of the next page; "" for the last page.
         """
-        if asked != (self._next if asked else ""):
+        if token != (self._next_token if token else ""):
             return
-        self._keys = self._keys | found if asked else set(found)
-        self._next = following
-        if not following:
-            self._whole(self._keys, version)
+        self._keys = self._keys | keys if token else set(keys)
+        self._next_token = next_token
+        if not next_token:
+            self._remove_absent(self._keys, version)
             self._keys = set()
 
 
 class FilteredStream:
-    """The content of an answer, of which Kopf reads what is news."""
+    """The content of an answer without the objects that the cache has."""
 
-    def __init__(self, content: aiohttp.StreamReader, cached: Cached, pages: ListTracker, asked: str) -> None:
+    def __init__(self, content: aiohttp.StreamReader, tracker: ListTracker, token: str) -> None:
         self._content = content
-        self._cached = cached
-        self._pages = pages
-        self._asked = asked
+        self._tracker = tracker
+        self._token = token
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else aiohttp does with the content of an answer, to close it for instance."""
+        """Delegate what else aiohttp does with the content of an answer, such as closing it."""
         return getattr(self._content, name)
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
-        """A watch: whole lines, of which each is news."""
+        """Yield the events of a watch, as whole lines."""
         rest = b""
         async for chunk in self._content.iter_chunked(size):
             *lines, rest = (rest + chunk).split(b"\n")
-            if news := b"".join(line + b"\n" for line in lines if not self._is_known_event(line)):
-                yield news
+            if unknown := b"".join(line + b"\n" for line in lines if not self._is_known_event(line)):
+                yield unknown
         if rest:
             yield rest
 
     async def read(self) -> bytes:
-        """A page of a list, of whose items each is news."""
+        """Return a page of a list; one that cannot be read is returned unchanged."""
         body = await self._content.read()
         try:
             page = _read_page(body)
             items = [(_read_object(item), item) for item in _read_items(page["items"])]
-            news = [item for found, item in items if not self._is_known(found)]
+            unknown = [item for found, item in items if not self._is_known(found)]
             metadata = _read_list_metadata(page["metadata"])
             version = int(metadata.resourceVersion)
         except (msgspec.MsgspecError, KeyError, ValueError):
             return body
-        self._pages.add_page(self._asked, {found.key for found, _ in items}, version, metadata.token)
-        page["items"] = msgspec.Raw(msgspec.json.encode(news))
+        self._tracker.add_page(self._token, {found.key for found, _ in items}, version, metadata.token)
+        page["items"] = msgspec.Raw(msgspec.json.encode(unknown))
         return msgspec.json.encode(page)
 
     def _is_known_event(self, line: bytes) -> bool:
         try:
             event = _read_event(line)
-            return event.type in _TELLING and self._is_known(event.object)
+            return event.type in _REMOVABLE and self._is_known(event.object)
         except (msgspec.MsgspecError, ValueError):
             return False
 
     def _is_known(self, found: _Object) -> bool:
-        """Raises ValueError for what has no version."""
-        return self._cached(found.key) >= int(found.metadata.resourceVersion)
+        """Raises ValueError for an object without a resourceVersion."""
+        return self._tracker.version_of(found.key) >= int(found.metadata.resourceVersion)
 
 
-def drop_known_events(response: aiohttp.ClientResponse, cached: Cached, pages: ListTracker) -> None:
-    """Leave what is known out of the answer to a list or a watch of one kind that nobody has read yet."""
-    asked = response.url.query.get("continue", "")
-    response.content = cast(aiohttp.StreamReader, FilteredStream(response.content, cached, pages, asked))
+def drop_known_events(response: aiohttp.ClientResponse, tracker: ListTracker) -> None:
+    """Filter the answer to a list or a watch of one kind. Call it before the content is read."""
+    token = response.url.query.get("continue", "")
+    response.content = cast(aiohttp.StreamReader, FilteredStream(response.content, tracker, token))

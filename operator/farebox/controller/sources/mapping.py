@@ -17,9 +17,10 @@ from farebox.controller.queue import (
     service_key,
     topup_key,
 )
-from farebox.controller.state.cache import Backend, BackendService, Cache, Change, Labels, account_of
+from farebox.controller.state.cache import Backend, BackendService, Cache, Labels, account_of
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import MODEL_LABEL
+from farebox.kube.store import Change
 
 FEW = 32
 """So many keys at once still count as a single edit."""

@@ -1,22 +1,18 @@
-"""What the operator knows of the cluster: every object of the watched kinds, with the indexes it needs.
+"""The operator's cache of the cluster: every object of the watched kinds, and indexes over them. No I/O.
 
-Watches, first lists, sweeps and the operator's own writes all put objects here; the newest resourceVersion
-wins, so a slow watch never undoes what a write's answer has said already. No I/O.
+Lists, watches, resyncs and the answers to the operator's own writes all put objects here.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
-import structlog
-from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from farebox.api import APIKey, APIObject, BillingAccount, InferenceService, Model, TopUp
+from farebox.api import APIKey, APIObject, APIPart, BillingAccount, InferenceService, Model, TopUp
 from farebox.controller.queue import Kind
-from farebox.controller.state.compact import compact
 from farebox.domain.facts import BackendFacts
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import (
@@ -24,10 +20,9 @@ from farebox.kube.names import (
     SERVICE_NAME_LABEL,
     SERVICE_NAMESPACE_LABEL,
     dedicated_backend_name,
-    key_of,
 )
+from farebox.kube.store import Change, Store
 
-log = structlog.get_logger(__name__)
 JSONObject = dict[str, Any]
 
 
@@ -94,111 +89,7 @@ class Labels:
     labels: dict[str, str]
 
 
-T = TypeVar("T")
 ObjectT = TypeVar("ObjectT", bound=APIObject)
-
-
-@dataclass(frozen=True, slots=True)
-class Change(Generic[T]):
-    """An object before and after: None where it did not or does not exist."""
-
-    kind: Kind
-    key: ObjectKey
-    old: T | None
-    new: T | None
-
-
-class Store(Generic[T]):
-    """The objects of one kind.
-
-    `on_change` is called with every change, before `put` or `remove` returns it.
-    """
-
-    def __init__(
-        self,
-        kind: Kind,
-        parse: Callable[[JSONObject], T],
-        on_change: Callable[[Change[T]], None] | None = None,
-    ) -> None:
-        self.kind = kind
-        self._parse = parse
-        self._on_change = on_change
-        self._objects: dict[ObjectKey, tuple[int, T]] = {}
-        self._gone: dict[ObjectKey, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._objects)
-
-    def __contains__(self, key: ObjectKey) -> bool:
-        return key in self._objects
-
-    def __iter__(self) -> Iterator[ObjectKey]:
-        return iter(self._objects)
-
-    def get(self, key: ObjectKey) -> T | None:
-        """The object, if it exists."""
-        entry = self._objects.get(key)
-        return None if entry is None else entry[1]
-
-    def items(self) -> Iterator[tuple[ObjectKey, T]]:
-        """All objects with their keys; not to be held while objects are put."""
-        for key, (_, value) in self._objects.items():
-            yield key, value
-
-    def values(self) -> Iterator[T]:
-        """All objects; not to be held while objects are put."""
-        for _, value in self._objects.values():
-            yield value
-
-    def version(self, key: ObjectKey) -> int:
-        """The resourceVersion that is known; 0 for none."""
-        entry = self._objects.get(key)
-        return 0 if entry is None else entry[0]
-
-    def put(self, raw: JSONObject) -> Change[T] | None:
-        """Take in an object unless a newer version, or its deletion, is known. None: nothing is new."""
-        key, version = key_of(raw), int(raw["metadata"]["resourceVersion"])
-        known = self._objects.get(key)
-        if version <= (known[0] if known else self._gone.get(key, 0)):
-            return None
-        try:
-            value = self._parse(raw)
-        except ValidationError as error:
-            # The schema refuses such objects; one that is there all the same must not hold up the others.
-            log.error("object.unreadable", kind=self.kind, object=str(key), error=str(error))
-            return None
-        self._objects[key] = (version, value)
-        self._gone.pop(key, None)
-        return self._changed(key, known[1] if known else None, value)
-
-    def assume(self, key: ObjectKey, value: T, version: int) -> Change[T] | None:
-        """Take in what a write's answer implies, before the watch tells it."""
-        known = self._objects.get(key)
-        if known is None or version <= known[0]:
-            return None
-        self._objects[key] = (version, value)
-        return self._changed(key, known[1], value)
-
-    def remove(self, key: ObjectKey, version: int) -> Change[T] | None:
-        """Take note of a deletion at `version`, unless the object was made again since."""
-        known = self._objects.get(key)
-        if known is not None and known[0] > version:
-            return None
-        self._gone[key] = version
-        if known is None:
-            return None
-        del self._objects[key]
-        return self._changed(key, known[1], None)
-
-    def forget_deletions(self, before: int) -> None:
-        """Drop notes of deletions older than a complete list: nothing older can arrive any more."""
-        self._gone = {key: version for key, version in self._gone.items() if version >= before}
-
-    def _changed(self, key: ObjectKey, old: T | None, new: T | None) -> Change[T]:
-        change = Change(self.kind, key, old, new)
-        if self._on_change is not None:
-            self._on_change(change)
-        return change
 
 
 class Cache:
@@ -293,7 +184,31 @@ class Index:
 
 
 def _reader(model: type[ObjectT]) -> Callable[[JSONObject], ObjectT]:
-    return lambda raw: compact(model.model_validate(raw))
+    def read(raw: JSONObject) -> ObjectT:
+        value = model.model_validate(raw)
+        _share_field_sets(value)
+        return value
+
+    return read
+
+
+_FIELD_SETS: Final[dict[frozenset[str], set[str]]] = {}
+
+
+def _share_field_sets(value: Any) -> None:
+    """Let equal parts of cached objects share the set of fields that were given.
+
+    Pydantic keeps such a set in each part of an object: more than half of the 12 KB of a service. With shared
+    sets a service takes 5 KB. Parts are frozen, so nothing adds to a set.
+    """
+    if isinstance(value, APIPart):
+        given = frozenset(value.model_fields_set)
+        object.__setattr__(value, "__pydantic_fields_set__", _FIELD_SETS.setdefault(given, set(given)))
+        for field in value.__dict__.values():
+            _share_field_sets(field)
+    elif isinstance(value, tuple):
+        for item in value:
+            _share_field_sets(item)
 
 
 def account_of(service: InferenceService) -> ObjectKey:
