@@ -4,7 +4,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from farebox.ledger.reports.usage import AsOf, Bucket, Place, UsageQuery, UsageRow, read_usage
+from farebox.ledger.reports.usage import AsOf, Place, read_usage
+from farebox.meterapi.reports import Bucket, UsageQuery, UsageRow
 
 
 def paged(connection: Connection, query: UsageQuery, limit: int) -> tuple[list[UsageRow], int]:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.meterapi.types import (
     AccountRecord,
     Binding,
@@ -22,6 +21,7 @@ from farebox.meterapi.types import (
     ReservationRecord,
     TopUpOrder,
 )
+from farebox.meterapi.usage import UsageEvent
 
 Timed = TypeVar("Timed", Binding, PriceVersion)
 LAST = datetime.max.replace(tzinfo=UTC)

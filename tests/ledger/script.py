@@ -9,7 +9,6 @@ from typing import Literal, TypeVar
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
 from farebox.meterapi.types import (
     AccountRecord,
@@ -22,6 +21,7 @@ from farebox.meterapi.types import (
     TokenPriceTier,
     TopUpOrder,
 )
+from farebox.meterapi.usage import UsageEvent
 from tests.ledger.support import START
 
 ACCOUNTS = [ObjectKey("billing", name) for name in ("acme", "emca")]

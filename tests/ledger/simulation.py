@@ -15,13 +15,14 @@ from farebox.clock import from_micros
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
 from farebox.ledger.booking.journal import Journal
-from farebox.ledger.booking.usage import IngestResult
 from farebox.ledger.db import tables
 from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
 from farebox.ledger.feed import read_changes
 from farebox.ledger.reports.statement import read_statement
-from farebox.ledger.reports.usage import Group, UsageQuery, read_usage
+from farebox.ledger.reports.usage import read_usage
+from farebox.meterapi.reports import Group, UsageQuery
 from farebox.meterapi.types import CreditLease, TopUpReceipt
+from farebox.meterapi.usage import IngestResult
 from tests.ledger import reference
 from tests.ledger.faults import after_commits, before_calls, injected
 from tests.ledger.script import Work
@@ -165,7 +166,7 @@ def compare_reports(connection: Connection, model: reference.Reference) -> None:
     for account in model.accounts:
         statement = read_statement(connection, account, first, last)
         assert statement is not None
-        assert (statement.opening, statement.closing) == (0, model.balance(account))
+        assert (statement.opening_balance, statement.closing_balance) == (0, model.balance(account))
         booked: dict[str, list[int]] = defaultdict(list)
         for key, (owner, amount) in model.lines.items():
             booked[str(key[0])] += [amount] * (owner == account)

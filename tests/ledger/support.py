@@ -9,7 +9,6 @@ from typing import Any
 from farebox.domain.billing.money import Nano, parse_amount
 from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import (
     AccountRecord,
@@ -23,6 +22,7 @@ from farebox.meterapi.types import (
     TokenPriceTier,
     TopUpOrder,
 )
+from farebox.meterapi.usage import UsageEvent
 from tests.ledger.databases import Database
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from farebox.domain.billing.pricing import charge
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import Record, TopUpOrder
+from farebox.meterapi.usage import UsageEvent
 from tests.ledger.databases import Database, Databases
 from tests.ledger.support import TIERS, Clock, balance, binding, price, terms, topup, usage
 

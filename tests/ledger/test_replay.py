@@ -14,9 +14,9 @@ from itertools import islice
 import pytest
 
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import Record
+from farebox.meterapi.usage import UsageEvent
 from tests.ledger.databases import Databases
 from tests.ledger.support import START, Clock, binding, flat, opened, price, terms
 

@@ -10,13 +10,12 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from farebox.meterapi.wire_answers import WireTopUp
-from farebox.meterapi.wire_records import WireRecords
+from farebox.meterapi.schema import to_json, write_records
 from tests.ledger.support import CALL_CHARGE, FACTS, topup
 from tests.meter.support import GATEWAY, OPERATOR, READER, Api, Running, cloud_event
 
-RECORDS = WireRecords.of(FACTS).dump()
-TOPUP = WireTopUp.of(topup()).dump()
+RECORDS = json.loads(write_records(FACTS))
+TOPUP = json.loads(to_json(topup()))
 PATHS = [
     ("POST", "/v1/events", GATEWAY),
     ("POST", "/v1/records", OPERATOR),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.meter.cloudevents import BATCH, STRUCTURED, InvalidBody, parse, parse_binary
+from farebox.meterapi.usage import UsageEvent
 from tests.ledger.support import CHAT, usage
 from tests.meter.support import cloud_event
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from farebox.meterapi.wire_answers import WireTopUp
-from farebox.meterapi.wire_records import WireRecords
+from farebox.meterapi.schema import to_json, write_records
 from tests.ledger.support import FACTS, topup
 from tests.meter.support import READER, TENANT, Api, Running, cloud_event
 
@@ -33,8 +32,8 @@ async def farebox(url: str, *arguments: str, token: str = READER) -> tuple[int, 
 async def shop(meter: Running) -> Running:
     """A top-up and five calls of two keys."""
     api: Api = meter.api
-    await api.call("POST", "/v1/records", body=WireRecords.of(FACTS).dump())
-    await api.call("POST", "/v1/topups", body=WireTopUp.of(topup()).dump())
+    await api.call("POST", "/v1/records", body=json.loads(write_records(FACTS)))
+    await api.call("POST", "/v1/topups", body=json.loads(to_json(topup())))
     for key, calls in (("ci", 2), ("prod", 3)):
         data = {"inputTokens": 1_000, "outputTokens": 20, "apiKey": key}
         await api.post_events([cloud_event(f"{key}-{number}", data=data) for number in range(calls)])

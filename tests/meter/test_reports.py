@@ -11,12 +11,11 @@ import pytest
 
 from farebox.domain.billing.money import parse_amount
 from farebox.meterapi.csv import as_text
-from farebox.meterapi.wire_answers import WireTopUp
-from farebox.meterapi.wire_records import WireRecords
+from farebox.meterapi.schema import to_json, write_records
 from tests.ledger.support import CALL_CHARGE, FACTS, topup
 from tests.meter.support import GATEWAY, READER, TENANT, Answer, Api, cloud_event
 
-RECORDS = WireRecords.of(FACTS).dump()
+RECORDS = json.loads(write_records(FACTS))
 FROM, TO = "2026-03-01T00:00:00Z", "2026-03-31T00:00:00Z"
 STATEMENT = "/v1/accounts/billing/acme/statement"
 
@@ -39,7 +38,7 @@ async def statement_of(api: Api, **parameters: Any) -> Answer:
 async def shop(api: Api) -> Api:
     """Three calls of one key, one without, one that waits, and a top-up whose reference is a formula."""
     await api.call("POST", "/v1/records", body=RECORDS)
-    await api.call("POST", "/v1/topups", body=WireTopUp.of(topup('=1+1, "x"')).dump())
+    await api.call("POST", "/v1/topups", body=json.loads(to_json(topup('=1+1, "x"'))))
     keyed = {"inputTokens": 100, "outputTokens": 20, "apiKey": "ci"}
     await api.post_events([cloud_event(str(number), data=keyed) for number in range(3)])
     waits = {"inputTokens": 1, "outputTokens": 1, "model": "other"}

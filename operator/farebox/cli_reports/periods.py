@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from farebox.cli_reports.commands import FORMS
 from farebox.errors import ConfigurationError
-from farebox.meterapi.schema import parse_time
+from farebox.meterapi.scalars import parse_time
 
 _AGO: Final = re.compile(r"([0-9]{1,4})([dhm])")
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}

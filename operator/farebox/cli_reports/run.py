@@ -1,4 +1,4 @@
-"""Ask the meter for a statement or for usage, and print the answer."""
+"""Reads a statement or usage from the meter and prints it."""
 
 import asyncio
 import json
@@ -10,43 +10,51 @@ from typing import Any
 import click
 
 from farebox.cli_reports import tables
-from farebox.cli_reports.client import MeterAccess, MeterReader, dumped, token_of
+from farebox.cli_reports.client import MeterAccess, meter
 from farebox.cli_reports.periods import period
+from farebox.domain.keys import ObjectKey
+from farebox.errors import ConfigurationError
+from farebox.meterapi.client import MeterClient
+from farebox.meterapi.schema import to_json
 
 
 def show_statement(
     account: str, start: str | None, end: str | None, output: str, access: dict[str, Any]
 ) -> None:
-    """Print the statement of an account; from the beginning of this month, if nothing else is said."""
+    """Print the statement of an account, by default from the beginning of this month."""
 
-    async def run(reader: MeterReader) -> None:
-        parameters = _times(start or f"{datetime.now(UTC):%Y-%m}", end)
+    async def show(client: MeterClient) -> None:
+        try:
+            key = ObjectKey.parse(account)
+        except ValueError as error:
+            raise ConfigurationError(f"Invalid account: {error}") from error
+        params = _times(start or f"{datetime.now(UTC):%Y-%m}", end)
         if output == "csv":
-            click.echo(await reader.statement_csv(account, parameters), nl=False)
+            click.echo(await client.statement_csv(key, params), nl=False)
             return
-        answer = await reader.statement(account, parameters)
-        click.echo(tables.statement_table(answer) if output == "table" else _json(dumped(answer)))
+        answer = await client.statement(key, params)
+        click.echo(tables.statement_table(answer) if output == "table" else _json(answer))
 
-    _ask(access, run)
+    _run(access, show)
 
 
 def show_usage(
     values: dict[str, str], start: str, end: str | None, output: str, access: dict[str, Any]
 ) -> None:
-    """Print usage; `values` are the parameters of the meter's API but for the time."""
+    """Print usage. `values` are the parameters of GET /v1/usage without the times."""
     of = f"account {values['account']}" if "account" in values else f"namespace {values['namespace']}"
 
-    async def run(reader: MeterReader) -> None:
-        answer = await reader.usage(values | _times(start, end))
+    async def show(client: MeterClient) -> None:
+        answer = await client.usage(values | _times(start, end))
         match output:
             case "json":
-                click.echo(_json(dumped(answer)))
+                click.echo(_json(answer))
             case "csv":
                 click.echo(tables.usage_csv(answer), nl=False)
             case _:
                 click.echo(tables.usage_table(of, answer))
 
-    _ask(access, run)
+    _run(access, show)
 
 
 def _times(start: str, end: str | None) -> dict[str, str]:
@@ -55,15 +63,14 @@ def _times(start: str, end: str | None) -> dict[str, str]:
     return {"from": period(start, now).start.isoformat(), "to": until.isoformat()}
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+def _json(answer: object) -> str:
+    return json.dumps(json.loads(to_json(answer)), indent=2, ensure_ascii=False)
 
 
-def _ask(access: dict[str, Any], run: Callable[[MeterReader], Awaitable[None]]) -> None:
-    async def asking() -> None:
-        # Never an option: a command line can be read by everybody on the machine.
-        chosen = MeterAccess(token=os.environ.get("FAREBOX_TOKEN", ""), **access)
-        async with MeterReader(chosen, await token_of(chosen)) as reader:
-            await run(reader)
+def _run(access: dict[str, Any], show: Callable[[MeterClient], Awaitable[None]]) -> None:
+    async def run() -> None:
+        # The token is never an option: every user of the machine can read a command line.
+        async with meter(MeterAccess(token=os.environ.get("FAREBOX_TOKEN", ""), **access)) as client:
+            await show(client)
 
-    asyncio.run(asking())
+    asyncio.run(run())

@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import Final
 
 from farebox.domain.billing.money import format_amount
-from farebox.ledger.reports.usage import Bucket, Group
-from farebox.meterapi.csv import as_text, render_csv
-from farebox.meterapi.reports import WireLine, WireStatement, WireUsage, WireUsageRow
+from farebox.meterapi.csv import as_text, as_time, render_csv
+from farebox.meterapi.reports import Bucket, Group, Statement, StatementLine, UsageReport, UsageRow
+from farebox.meterapi.types import json_name
 
 _FIGURES: Final = (
     ("CALLS", "calls"),
@@ -28,7 +28,7 @@ _STEPS: Final = {Bucket.MINUTE: 16, Bucket.HOUR: 16, Bucket.DAY: 10, Bucket.MONT
 _NAMES: Final = {"Payment": "Payments", "Adjustment": "Adjustments", "ReservationTerm": "Reservations"}
 
 
-def usage_table(of: str, usage: WireUsage) -> str:
+def usage_table(of: str, usage: UsageReport) -> str:
     """The rows with totals, one for each currency."""
     groups = [_GROUPS[group] for group in Group if group in usage.group_by]
     header = [*([] if usage.bucket is Bucket.NONE else [usage.bucket.upper()])]
@@ -40,7 +40,7 @@ def usage_table(of: str, usage: WireUsage) -> str:
             *([] if row.start is None else [_moment(row.start)[: _STEPS[usage.bucket]]]),
             *(getattr(row, name) or "-" for _, name in groups),
             *(f"{getattr(row, name):,}" for _, name in _FIGURES),
-            row.charge,
+            format_amount(row.charge),
             row.currency,
         ]
         for row in usage.rows
@@ -55,42 +55,35 @@ def usage_table(of: str, usage: WireUsage) -> str:
     return "\n".join(lines)
 
 
-def _totals(rows: Sequence[WireUsageRow]) -> Iterable[list[str]]:
+def _totals(rows: Sequence[UsageRow]) -> Iterable[list[str]]:
     for currency in sorted({row.currency for row in rows}):
         of = [row for row in rows if row.currency == currency]
         counts = [f"{sum(getattr(row, name) for row in of):,}" for _, name in _FIGURES]
-        yield [*counts, format_amount(sum(parse_charge(row.charge) for row in of)), currency]
+        yield [*counts, format_amount(sum(row.charge for row in of)), currency]
 
 
-def parse_charge(text: str) -> int:
-    """Nano-units of a sum, which may be larger than any amount that is booked."""
-    units, _, decimals = text.partition(".")
-    return int(units) * 10**9 + int(decimals.ljust(9, "0"))
-
-
-def usage_csv(usage: WireUsage) -> str:
+def usage_csv(usage: UsageReport) -> str:
     """The rows as CSV, with the names that the API has for them."""
     groups = [group for group in Group if group in usage.group_by]
     shown = ["start"] * (usage.bucket is not Bucket.NONE) + [_GROUPS[group][1] for group in groups]
     figures = [name for _, name in _FIGURES]
-    aliases = {name: field.alias or name for name, field in WireUsageRow.model_fields.items()}
     rows = (
         [
             *(_cell(getattr(row, name)) for name in shown),
             *(getattr(row, name) for name in figures),
-            row.charge,
+            format_amount(row.charge),
             row.currency,
         ]
         for row in usage.rows
     )
-    return render_csv([aliases[name] for name in (*shown, *figures, "charge", "currency")], rows)
+    return render_csv([json_name(name) for name in (*shown, *figures, "charge", "currency")], rows)
 
 
 def _cell(value: datetime | str | None) -> str:
-    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else as_text(value)
+    return as_time(value) if isinstance(value, datetime) else as_text(value)
 
 
-def statement_table(statement: WireStatement) -> str:
+def statement_table(statement: Statement) -> str:
     """Opening balance, lines, closing balance, and what the lines come to by kind."""
     rows = [["DATE", "WHAT", "AMOUNT"]]
     rows.append([_moment(statement.start), "Opening balance", format_amount(statement.opening_balance)])
@@ -110,7 +103,7 @@ def statement_table(statement: WireStatement) -> str:
     return "\n".join(lines)
 
 
-def _what(line: WireLine) -> str:
+def _what(line: StatementLine) -> str:
     match line.kind:
         case "Usage":
             return f"Usage of {line.model}"

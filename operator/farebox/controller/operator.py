@@ -23,7 +23,7 @@ from farebox.controller.reconcile.events import Recorder
 from farebox.controller.reconcile.topups import reconcile_topup
 from farebox.controller.sources.dispatcher import Dispatcher
 from farebox.controller.sources.kopf_session import KopfSession
-from farebox.controller.sources.ledger_feed import LedgerFeed
+from farebox.controller.sources.ledger_feed import ledger_feed
 from farebox.controller.sources.resync import BACKEND_KINDS, Resync
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
@@ -94,7 +94,7 @@ class Operator:
             on_balance_confirmed=self.dispatcher.on_balance_confirmed,
         )
         self.workers = Workers(self.context)
-        self.feed = LedgerFeed(
+        self.feed = ledger_feed(
             ledger,
             self.balances,
             self.entitlements,

@@ -23,7 +23,7 @@ from farebox.gateway.cluster import ClusterWatch
 from farebox.gateway.credentials import Credentials
 from farebox.gateway.envoy import process as envoy_process
 from farebox.gateway.envoy.bootstrap import DECISION_SOCKET, EnvoySettings
-from farebox.gateway.feed import GatewayFeed
+from farebox.gateway.feed import spend_feed
 from farebox.gateway.handler import Handler, service_address
 from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
@@ -36,6 +36,7 @@ from farebox.gateway.spend.tracker import SpendTracker
 from farebox.health import serve_health
 from farebox.kube.client import KubeClient
 from farebox.meterapi.client import MeterClient
+from farebox.meterapi.feed import FeedReader
 from farebox.settings import GatewaySettings
 
 log = structlog.get_logger(__name__)
@@ -100,7 +101,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
             trusted_proxies=_trusted(settings.trusted_proxies),
         )
         snapshot, spend, leases, settlement = gate.snapshot, gate.spend, gate.leases, gate.settlement
-        watch, feed = ClusterWatch(client, snapshot), GatewayFeed(ledger, spend, leases.forget)
+        watch, feed = ClusterWatch(client, snapshot), spend_feed(ledger, spend, leases.forget)
         quotas = QuotaSync(ledger, snapshot, counters, utc_now)
         _show(spend, leases, watch, counters)
         health = await serve_health(
@@ -208,7 +209,7 @@ def _show(spend: SpendTracker, leases: CreditLeases, watch: ClusterWatch, counte
     )
 
 
-def _unready(gate: Handler, feed: GatewayFeed, watch: ClusterWatch) -> list[str]:
+def _unready(gate: Handler, feed: FeedReader, watch: ClusterWatch) -> list[str]:
     """What keeps this replica from deciding calls as it should; others are better then."""
     problems = []
     if not gate.ready.is_set():

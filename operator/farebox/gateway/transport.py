@@ -19,6 +19,7 @@ from farebox.gateway.interface import HeadHandler, OnAbandoned
 from farebox.gateway.metering.log_segments import may_be_written
 from farebox.gateway.metering.outbox import ROTATE_BYTES, OnAcknowledged, OnUsage, Outbox
 from farebox.gateway.metering.publisher import UsagePublisher
+from farebox.meterapi.client import MeterClient
 from farebox.metrics import GATEWAY_USAGE_BACKLOG, GATEWAY_USAGE_BACKLOG_AGE
 
 _LAST_LINES_SECONDS: Final = 5.0
@@ -77,9 +78,10 @@ async def serve(
     envoy = settings.envoy
     async with (
         Admin(envoy.admin_socket) as admin,
-        UsagePublisher(settings.meter_url, settings.meter_token_file) as events,
+        MeterClient(settings.meter_url, settings.meter_token_file) as meter,
         listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_unread),
     ):
+        events = UsagePublisher(meter)
         outbox = Outbox(envoy.log_file, settings.source, events, admin.reopen_log, on_usage, on_acknowledged)
         outbox.rotate_bytes = settings.rotate_bytes
         _show(outbox)

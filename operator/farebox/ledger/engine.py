@@ -25,9 +25,6 @@ from farebox.ledger.booking.records import record
 from farebox.ledger.booking.topups import post_topup
 from farebox.ledger.booking.usage import (
     PENDING_LIST,
-    IngestResult,
-    PendingEvent,
-    UsageEvent,
     ingest,
     pending_event,
 )
@@ -47,6 +44,7 @@ from farebox.meterapi.types import (
     TopUpOrder,
     TopUpReceipt,
 )
+from farebox.meterapi.usage import IngestResult, PendingEvent, UsageEvent
 
 ADVANCE_SECONDS: Final = 5.0
 """How often a meter looks at what time alone brings: the renewal and the end of reservations."""

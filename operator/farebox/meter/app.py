@@ -5,7 +5,9 @@ It checks the caller before it reads a body, and answers a write only after the 
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import structlog
 from aiohttp import web
@@ -14,20 +16,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.ledger.booking.usage import PendingEvent
 from farebox.meter import cloudevents, reports_api
 from farebox.meter.auth import Permission
-from farebox.meter.requests import METER, ApiError, Meter, authorized, integer
-from farebox.meterapi.schema import SEQUENCE_HEADER, parse_key
-from farebox.meterapi.wire_answers import (
-    WireAccount,
-    WireBudget,
-    WireBudgetClaim,
-    WireChanges,
-    WirePosted,
-    WireTopUp,
-)
-from farebox.meterapi.wire_records import WireRefusals, read_records
+from farebox.meter.requests import METER, ApiError, Meter, authorized, integer, json_response
+from farebox.meterapi.scalars import parse_key
+from farebox.meterapi.schema import SEQUENCE_HEADER, fault, from_json, read_records
+from farebox.meterapi.types import CreditLeaseRequest, TopUpOrder
+from farebox.meterapi.usage import PendingEvent
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 _LARGE_BODY_BYTES: Final = 64 * 1024
@@ -39,6 +34,7 @@ POST_RECORDS: Final = Permission("create", "ledgerrecords")
 WATCH_ACCOUNTS: Final = Permission("watch", "billingaccounts")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -75,27 +71,16 @@ async def post_events(request: web.Request) -> web.Response:
         status = 413 if invalid.reason == "TooManyEvents" else 400
         raise ApiError(status, invalid.reason, invalid.message) from invalid
     result = await ledger.ingest(parsed.events)
-    late = [(parsed.indexes[item.index], item) for item in result.rejected]
-    rejected = sorted([(item.index, item) for item in parsed.rejected] + late, key=lambda indexed: indexed[0])
-    budgets = [WireBudget.of(budget).dump() for budget in result.leases]
+    # The ledger counts the events that could be read, the sender counts all of them.
+    late = [replace(item, index=parsed.indexes[item.index]) for item in result.rejected]
+    rejected = sorted([*parsed.rejected, *late], key=lambda item: item.index)
     counts = request.app[METER].metrics.events
     counts.labels("charged").inc(result.accepted - result.pending)
     counts.labels("pending").inc(result.pending)
     counts.labels("duplicate").inc(result.duplicate)
     counts.labels("rejected").inc(len(rejected))
-    return web.json_response(
-        {
-            "accepted": result.accepted,
-            "duplicate": result.duplicate,
-            "pending": result.pending,
-            "rejected": [
-                {"index": index, "id": item.id, "reason": item.reason, "message": item.message}
-                for index, item in rejected
-            ],
-        }
-        | ({"budgets": budgets} if budgets else {}),
-        headers={SEQUENCE_HEADER: str(result.sequence)},
-    )
+    answer = replace(result, rejected=tuple(rejected))
+    return json_response(answer, **{SEQUENCE_HEADER: str(result.sequence)})
 
 
 async def _parsed(request: web.Request) -> cloudevents.Parsed:
@@ -134,35 +119,22 @@ async def get_pending(request: web.Request) -> web.Response:
 async def post_records(request: web.Request) -> web.Response:
     """Accounts, bindings and prices, from the operator; each bad one is refused by itself (B23)."""
     ledger = await authorized(request, POST_RECORDS)
-    payload = await _json_body(request)
-    try:
-        records, places, unread = read_records(payload)
-    except ValidationError as invalid:
-        raise _invalid_body(invalid) from invalid
-    refusals = await ledger.record(records.values())
-    return web.json_response(WireRefusals.of(refusals, places, unread).dump())
+    body = await _read_body(request, read_records)
+    return json_response(body.answer(await ledger.record(body.records)))
 
 
 async def post_topup(request: web.Request) -> web.Response:
     """A top-up: booked once by account and reference (B10)."""
     ledger = await authorized(request, POST_RECORDS)
-    payload = await _json_body(request)
-    try:
-        order = WireTopUp.model_validate_json(payload).value()
-    except ValidationError as invalid:
-        raise _invalid_body(invalid) from invalid
-    return web.json_response(WirePosted.of(await ledger.post_topup(order)).dump())
+    order = await _read_body(request, partial(from_json, TopUpOrder))
+    return json_response(await ledger.post_topup(order))
 
 
 async def post_budget(request: web.Request) -> web.Response:
     """What a gateway may spend of an account that must never fall below its credit line (B17)."""
     ledger = await authorized(request, POST_USAGE)
-    payload = await _json_body(request)
-    try:
-        claim = WireBudgetClaim.model_validate_json(payload).value()
-    except ValidationError as invalid:
-        raise _invalid_body(invalid) from invalid
-    return web.json_response(WireBudget.of(await ledger.lease_credit(claim)).dump())
+    order = await _read_body(request, partial(from_json, CreditLeaseRequest))
+    return json_response(await ledger.lease_credit(order))
 
 
 async def get_changes(request: web.Request) -> web.Response:
@@ -171,7 +143,7 @@ async def get_changes(request: web.Request) -> web.Response:
     after = integer(request, "after", 0)
     limit = integer(request, "limit", 1000, at_least=1, at_most=MAX_PAGE)
     page = await ledger.changes(after, _wait_seconds(request), limit)
-    return web.json_response(WireChanges.of(page).dump())
+    return json_response(page)
 
 
 async def get_account(request: web.Request) -> web.Response:
@@ -185,7 +157,7 @@ async def get_account(request: web.Request) -> web.Response:
     account = await ledger.account(key)
     if account is None:
         raise ApiError(404, "AccountNotFound", f"the ledger has no account {key}")
-    return web.json_response(WireAccount.of(account).dump())
+    return json_response(account)
 
 
 async def get_healthz(request: web.Request) -> web.Response:
@@ -217,10 +189,14 @@ async def get_metrics(request: web.Request) -> web.Response:
     )
 
 
-async def _json_body(request: web.Request) -> bytes:
+async def _read_body(request: web.Request, read: Callable[[bytes], T]) -> T:
     if request.content_type != "application/json":
         raise ApiError(415, "UnsupportedMediaType", "Content-Type must be application/json")
-    return await request.read()
+    payload = await request.read()
+    try:
+        return read(payload)
+    except ValidationError as invalid:
+        raise ApiError(400, "InvalidBody", fault(invalid)) from invalid
 
 
 def _wait_seconds(request: web.Request) -> float:
@@ -232,12 +208,6 @@ def _wait_seconds(request: web.Request) -> float:
     if not 0 <= seconds <= MAX_WAIT_SECONDS:
         raise ApiError(400, "InvalidParameter", f"wait must be seconds from 0 to {MAX_WAIT_SECONDS:g}")
     return seconds
-
-
-def _invalid_body(invalid: ValidationError) -> ApiError:
-    fault = invalid.errors(include_url=False, include_input=False)[0]
-    field = ".".join(map(str, fault["loc"])) or "the body"
-    return ApiError(400, "InvalidBody", f"{field}: {fault['msg'].removeprefix('Value error, ')}")
 
 
 def _pending(item: PendingEvent) -> dict[str, Any]:

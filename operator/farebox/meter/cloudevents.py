@@ -25,8 +25,8 @@ from pydantic_core import from_json
 
 from farebox.domain.billing.pricing import MAX_TOKENS
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import Rejection, UsageEvent
-from farebox.meterapi.schema import NO_TIME, parse_key, parse_time
+from farebox.meterapi.scalars import NO_TIME, parse_key, parse_time
+from farebox.meterapi.usage import Rejection, UsageEvent
 
 STRUCTURED: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"

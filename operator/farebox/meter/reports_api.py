@@ -19,12 +19,13 @@ from aiohttp import web
 
 from farebox.clock import from_micros, to_micros, utc_now
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.reports.statement import Statement, read_statement
-from farebox.ledger.reports.usage import AsOf, Bucket, Group, Place, UsageQuery, read_usage
+from farebox.ledger.reports.statement import read_statement
+from farebox.ledger.reports.usage import AsOf, Place, UsagePage, read_usage
 from farebox.meter.auth import Permission
-from farebox.meter.requests import ApiError, authorized, bearer_token, integer
-from farebox.meterapi.reports import WireStatement, WireUsage, statement_csv
-from farebox.meterapi.schema import parse_key, parse_time
+from farebox.meter.requests import ApiError, authorized, bearer_token, integer, json_response
+from farebox.meterapi.csv import statement_csv
+from farebox.meterapi.reports import Bucket, Group, Statement, UsageQuery, UsageReport
+from farebox.meterapi.scalars import parse_key, parse_time
 
 MAX_USAGE_DAYS: Final = 90
 MAX_STATEMENT_DAYS: Final = 366
@@ -63,7 +64,20 @@ async def get_usage(request: web.Request) -> web.Response:
         query = replace(query, start=start, end=end)
     page = await ledger.report(lambda connection: read_usage(connection, query, limit, place, as_of))
     cursor = None if page.next is None else _cursor(query, page.as_of, page.next)
-    return web.json_response(await asyncio.to_thread(WireUsage.of(query, page, cursor).dump))
+    return await asyncio.to_thread(json_response, _report(query, page, cursor))
+
+
+def _report(query: UsageQuery, page: UsagePage, cursor: str | None) -> UsageReport:
+    return UsageReport(
+        start=query.start,
+        end=query.end,
+        bucket=query.bucket,
+        group_by=tuple(group for group in Group if group in query.group_by),
+        as_of=page.as_of.sequence,
+        pending=page.pending,
+        rows=tuple(page.rows),
+        next=cursor,
+    )
 
 
 async def get_statement(request: web.Request) -> web.Response:
@@ -82,7 +96,7 @@ async def get_statement(request: web.Request) -> web.Response:
         raise ApiError(404, "AccountNotFound", f"the ledger has no account {account}")
     if form == "csv":
         return await _csv(statement)
-    return web.json_response(await asyncio.to_thread(WireStatement.of(statement).dump))
+    return await asyncio.to_thread(json_response, statement)
 
 
 async def _csv(statement: Statement) -> web.Response:

@@ -11,6 +11,7 @@ from aiohttp import web
 from farebox.ledger.engine import Ledger
 from farebox.meter.auth import Authenticator, Decision, Permission
 from farebox.meter.metrics import MeterMetrics
+from farebox.meterapi.schema import to_json
 
 
 @dataclass(slots=True)
@@ -33,6 +34,13 @@ class ApiError(Exception):
         self.status = status
         self.reason = reason
         self.message = message
+
+
+def json_response(value: object, **headers: str) -> web.Response:
+    """An answer with a value of `meterapi`."""
+    return web.Response(
+        body=to_json(value), headers={"Content-Type": "application/json; charset=utf-8"} | headers
+    )
 
 
 async def authorized(request: web.Request, permission: Permission) -> Ledger:

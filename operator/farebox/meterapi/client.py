@@ -1,20 +1,30 @@
-"""The ledger over the meter's HTTP API, as the operator uses it.
+"""The client of the meter's HTTP API, for the operator, the gateway and the command line.
 
-It never decides and never retries (but for a token that was just replaced): what is not known is reported
-as LedgerUnavailable, and every call is safe to repeat.
+It decides nothing and retries nothing. An unknown outcome is a LedgerUnavailable; every call is safe to
+repeat.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from dataclasses import replace
 from datetime import datetime, timedelta
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
+import pydantic_core
 from pydantic import BaseModel, ValidationError
 
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
+from farebox.meterapi.reports import Statement, UsageReport
+from farebox.meterapi.schema import (
+    MAX_RECORDS,
+    SEQUENCE_HEADER,
+    RecordsAnswer,
+    from_json,
+    to_json,
+    write_records,
+)
 from farebox.meterapi.types import (
     AccountBalance,
     ChangePage,
@@ -25,31 +35,32 @@ from farebox.meterapi.types import (
     TopUpOrder,
     TopUpReceipt,
 )
-from farebox.meterapi.wire_answers import (
-    WireAccount,
-    WireBudget,
-    WireBudgetClaim,
-    WireChanges,
-    WirePosted,
-    WireTopUp,
-)
-from farebox.meterapi.wire_records import MAX_RECORDS, RecordSort, WireRecords, WireRefusals
+from farebox.meterapi.usage import IngestResult
 from farebox.sockets import connector
 
 REQUEST_SECONDS: Final = 15.0
-"""What a call may take; a long poll has its waiting time on top."""
+"""The timeout of a request. A long poll adds its waiting time."""
+REPORT_SECONDS: Final = 120.0
+"""The timeout of a report for the command line."""
 _WAIT_SLACK_SECONDS: Final = 5.0
-_REFUSALS: Final = frozenset({400, 409})
-"""Answers to a top-up or a claim that another try would get again."""
 _USAGE_DAYS: Final = timedelta(days=89)
-"""The meter reads at most 90 at once."""
+"""The period of one usage request; the meter allows 90 days."""
+_PAGE_ROWS: Final = "5000"
+_JSON: Final = "application/json"
+_EVENTS: Final = "application/cloudevents-batch+json"
+
+_POSTING_REFUSALS: Final = frozenset({400, 409})
+"""Answers to a top-up or a lease request that a retry would get again."""
+_BATCH_REFUSALS: Final = frozenset({400, 413})
+"""Answers to a batch of events that a smaller batch may not get."""
+_REPORT_REFUSALS: Final = frozenset({400, 401, 403, 404, 409})
 _NOT_FOUND: Final = frozenset({404})
 
-M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 
 class TokenFile:
-    """A bearer token in a file that is replaced now and then, as ServiceAccount tokens are."""
+    """A bearer token in a file that is replaced from time to time, as ServiceAccount tokens are."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,10 +68,10 @@ class TokenFile:
         self._token = ""
 
     def read(self) -> str:
-        """The token as it is now; the file is read again when it has changed.
+        """The current token. The file is read again when it has changed.
 
         Raises:
-            LedgerUnavailable: there is no file.
+            LedgerUnavailable: the file cannot be read.
         """
         try:
             stat = self._path.stat()
@@ -70,20 +81,20 @@ class TokenFile:
                 self._token = self._path.read_text().strip()
                 self._version = version
         except OSError as error:
-            raise LedgerUnavailable(f"the token for the meter cannot be read: {error}") from error
+            raise LedgerUnavailable(f"Cannot read the token for the meter: {error}") from error
         return self._token
 
 
 class MeterClient:
-    """`LedgerAPI` over HTTP. Make it inside a running event loop; end it with `close`."""
+    """`LedgerAPI` over HTTP, with the calls of gateways and reports. Create it in a running event loop."""
 
-    def __init__(self, url: str, token_file: Path | None = None) -> None:
-        """`url` is the meter's, without a path; without `token_file` no token is sent."""
-        self._url = url.rstrip("/")
-        self._token = None if token_file is None else TokenFile(token_file)
+    def __init__(self, url: str, token: Path | str | None = None) -> None:
+        """`url` is the meter's, without a path. `token` is a bearer token or a file with one."""
+        self.url = url.rstrip("/")
+        self._token = TokenFile(token) if isinstance(token, Path) else token
         self._session = aiohttp.ClientSession(
             connector=connector(limit=32, keepalive_timeout=60),
-            headers={"User-Agent": "farebox", "Accept": "application/json"},
+            headers={"User-Agent": "farebox", "Accept": _JSON},
         )
 
     async def close(self) -> None:
@@ -97,152 +108,201 @@ class MeterClient:
         await self.close()
 
     async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
-        """See LedgerAPI. Many records go in several requests, in their order."""
+        """See LedgerAPI. More than MAX_RECORDS go in several requests, in their order."""
         refusals: list[RecordRefusal] = []
         for start in range(0, len(records), MAX_RECORDS):
-            page = list(islice(records, start, start + MAX_RECORDS))
-            body = WireRecords.of(page).dump()
-            answer = await self._call(WireRefusals, "POST", "/v1/records", body=body)
-            places = _places(page)
-            refusals += (
-                RecordRefusal(start + places[item.kind, item.index], item.reason, item.message)
-                for item in answer.refused
-            )
+            page = records[start : start + MAX_RECORDS]
+            answer = await self._call(RecordsAnswer, "POST", "/v1/records", body=write_records(page))
+            refusals += (replace(item, index=start + item.index) for item in answer.by_position(page))
         return refusals
 
     async def post_topup(self, order: TopUpOrder) -> TopUpReceipt:
         """See LedgerAPI."""
-        body = WireTopUp.of(order).dump()
-        answer = await self._call(WirePosted, "POST", "/v1/topups", body=body, refusals=_REFUSALS)
-        return answer.value()
+        return await self._call(
+            TopUpReceipt, "POST", "/v1/topups", body=to_json(order), refusals=_POSTING_REFUSALS
+        )
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
         """See LedgerAPI."""
         params = {"after": str(after), "wait": f"{wait_seconds:g}", "limit": str(limit)}
         seconds = wait_seconds + _WAIT_SLACK_SECONDS
-        return (await self._call(WireChanges, "GET", "/v1/changes", params=params, seconds=seconds)).value()
+        return await self._call(ChangePage, "GET", "/v1/changes", params=params, seconds=seconds)
 
-    async def lease_credit(self, claim: CreditLeaseRequest) -> CreditLease:
-        """Set what a gateway may spend of an account, as far as there is (B17).
+    async def lease_credit(self, request: CreditLeaseRequest) -> CreditLease:
+        """Set the lease of a gateway to the requested amount, or to what is available (B17).
 
         Raises:
             LedgerRefused: AccountNotFound, AmountOutOfRange.
         """
-        body = WireBudgetClaim.of(claim).dump()
-        answer = await self._call(WireBudget, "POST", "/v1/budgets", body=body, refusals=_REFUSALS)
-        return answer.value()
+        return await self._call(
+            CreditLease, "POST", "/v1/budgets", body=to_json(request), refusals=_POSTING_REFUSALS
+        )
+
+    async def post_usage(self, events: Sequence[Mapping[str, Any]]) -> IngestResult:
+        """Store a batch of CloudEvents and charge them, each once by (source, id) (B12).
+
+        Raises:
+            LedgerRefused: HTTP400 or HTTP413: the batch as a whole is refused; a smaller one may not be.
+        """
+        answer = await self._send(
+            "POST", "/v1/events", pydantic_core.to_json(list(events)), content_type=_EVENTS
+        )
+        if answer.status in _BATCH_REFUSALS:
+            raise LedgerRefused(f"HTTP{answer.status}", answer.body.decode(errors="replace")[:500])
+        result = self._read(IngestResult, answer)
+        sequence = answer.headers.get(SEQUENCE_HEADER, "")
+        return replace(result, sequence=int(sequence) if sequence.isdecimal() else 0)
 
     async def tokens_by_key(
         self, namespace: str, start: datetime, end: datetime, api_key: str = ""
     ) -> dict[str, int]:
-        """Tokens, input and output, that the keys of a namespace used between two times, by their names.
+        """Sum the input and output tokens that a namespace's keys used between two times, by key name.
 
         Args:
-            api_key: only this one's.
+            api_key: limits the sum to this key.
         """
-        # Not above: reports bring SQLAlchemy along, 27 MB that the operator does without.
-        from farebox.meterapi.reports import WireUsage
-
         tokens: dict[str, int] = {}
+        query = {"namespace": namespace, "groupBy": "apiKey"} | ({"apiKey": api_key} if api_key else {})
         while start < end:
             until = min(end, start + _USAGE_DAYS)
-            params = {
-                "namespace": namespace,
-                "groupBy": "apiKey",
-                "from": start.isoformat(),
-                "to": until.isoformat(),
-            }
-            if api_key:
-                params["apiKey"] = api_key
-            while True:
-                page = await self._call(WireUsage, "GET", "/v1/usage", params=params)
+            times = {"from": start.isoformat(), "to": until.isoformat()}
+            async for page in self._usage_pages(query | times, REQUEST_SECONDS, frozenset()):
                 for row in page.rows:
                     name = row.api_key or ""
                     tokens[name] = tokens.get(name, 0) + row.input_tokens + row.output_tokens
-                if page.next is None:
-                    break
-                params["cursor"] = page.next
             start = until
         return tokens
 
+    async def usage(self, params: Mapping[str, str]) -> UsageReport:
+        """Read all pages of GET /v1/usage as one report.
+
+        Raises:
+            LedgerRefused: the caller may not read it, or a parameter is invalid.
+        """
+        params = {**params, "limit": _PAGE_ROWS}
+        pages = [page async for page in self._usage_pages(params, REPORT_SECONDS, _REPORT_REFUSALS)]
+        return replace(pages[-1], rows=tuple(row for page in pages for row in page.rows))
+
+    async def statement(self, account: ObjectKey, params: Mapping[str, str]) -> Statement:
+        """Read the statement of an account. Raises LedgerRefused as `usage` does."""
+        return self._read(Statement, await self._statement(account, params))
+
+    async def statement_csv(self, account: ObjectKey, params: Mapping[str, str]) -> bytes:
+        """Read the statement of an account as CSV. Raises LedgerRefused as `usage` does."""
+        return (await self._statement(account, {**params, "format": "csv"})).body
+
     async def account(self, key: ObjectKey) -> AccountBalance | None:
-        """The account as it is now, or None if it was never recorded."""
+        """Read an account; None if it is not recorded."""
         try:
-            answer = await self._call(WireAccount, "GET", f"/v1/accounts/{key}", refusals=_NOT_FOUND)
+            return await self._call(AccountBalance, "GET", f"/v1/accounts/{key}", refusals=_NOT_FOUND)
         except LedgerRefused as refusal:
             if refusal.reason != "AccountNotFound":
-                raise LedgerUnavailable(f"account {key} cannot be read: {refusal.message}") from refusal
+                raise LedgerUnavailable(f"Cannot read account {key}: {refusal.message}") from refusal
             return None
-        return answer.value()
+
+    async def _usage_pages(
+        self, params: Mapping[str, str], seconds: float, refusals: Set[int]
+    ) -> AsyncIterator[UsageReport]:
+        params = dict(params)
+        while True:
+            page = await self._call(
+                UsageReport, "GET", "/v1/usage", params=params, seconds=seconds, refusals=refusals
+            )
+            yield page
+            if page.next is None:
+                return
+            params["cursor"] = page.next
+
+    async def _statement(self, account: ObjectKey, params: Mapping[str, str]) -> "_Answer":
+        path = f"/v1/accounts/{account}/statement"
+        answer = await self._send("GET", path, params=params, seconds=REPORT_SECONDS)
+        if answer.status != 200:
+            raise self._error(answer, _REPORT_REFUSALS)
+        return answer
 
     async def _call(
         self,
-        shape: type[M],
+        kind: type[T],
         method: str,
         path: str,
         *,
-        body: Any = None,
-        params: dict[str, str] | None = None,
+        body: bytes | None = None,
+        params: Mapping[str, str] | None = None,
         seconds: float = REQUEST_SECONDS,
         refusals: Set[int] = frozenset(),
-    ) -> M:
-        status, payload = await self._send(method, path, body, params, seconds)
+    ) -> T:
+        """Send a request and read the answer. Statuses in `refusals` are raised as LedgerRefused."""
+        answer = await self._send(method, path, body, params=params, seconds=seconds)
+        return self._read(kind, answer, refusals)
+
+    def _read(self, kind: type[T], answer: "_Answer", refusals: Set[int] = frozenset()) -> T:
+        if answer.status != 200:
+            raise self._error(answer, refusals)
         try:
-            if status == 200:
-                return shape.model_validate_json(payload)
-            error = _WireError.model_validate_json(payload).error
+            return from_json(kind, answer.body)
         except ValidationError as invalid:
-            raise LedgerUnavailable(
-                f"the meter's answer to {method} {path} ({status}) cannot be read: {invalid.error_count()} "
-                f"faults; is {self._url} a meter of this version?"
-            ) from invalid
-        if status in refusals:
-            raise LedgerRefused(error.reason, error.message)
-        raise LedgerUnavailable(f"{method} {path} failed with {status} {error.reason}: {error.message}")
+            raise self._unreadable(answer) from invalid
+
+    def _error(self, answer: "_Answer", refusals: Set[int]) -> LedgerRefused | LedgerUnavailable:
+        try:
+            error = _ErrorBody.model_validate_json(answer.body).error
+        except ValidationError:
+            return self._unreadable(answer)
+        if answer.status in refusals:
+            return LedgerRefused(error.reason, error.message)
+        return LedgerUnavailable(
+            f"{answer.request} failed with {answer.status} {error.reason}: {error.message}"
+        )
+
+    def _unreadable(self, answer: "_Answer") -> LedgerUnavailable:
+        return LedgerUnavailable(
+            f"Cannot read the answer to {answer.request} ({answer.status}): check that {self.url} is a meter "
+            "of this version"
+        )
 
     async def _send(
-        self, method: str, path: str, body: Any, params: dict[str, str] | None, seconds: float
-    ) -> tuple[int, bytes]:
-        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token.read()}"}
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        content_type: str = _JSON,
+        params: Mapping[str, str] | None = None,
+        seconds: float = REQUEST_SECONDS,
+    ) -> "_Answer":
+        headers = {} if body is None else {"Content-Type": content_type}
+        if self._token is not None:
+            token = self._token.read() if isinstance(self._token, TokenFile) else self._token
+            headers["Authorization"] = f"Bearer {token}"
         try:
             async with self._session.request(
                 method,
-                self._url + path,
-                json=body,
+                self.url + path,
+                data=body,
                 params=params,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
-                return response.status, await response.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                return _Answer(f"{method} {path}", response.status, response.headers, await response.read())
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise LedgerUnavailable(
-                f"the meter at {self._url} does not answer: {type(error).__name__} {error}"
+                f"The meter at {self.url} does not answer: {type(error).__name__} {error}"
             ) from error
 
 
-class _WireErrorBody(BaseModel):
+class _Answer(NamedTuple):
+    """An HTTP answer to `request`, such as "GET /v1/usage"."""
+
+    request: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _Error(BaseModel):
     reason: str
     message: str
 
 
-class _WireError(BaseModel):
-    error: _WireErrorBody
-
-
-def _places(records: Sequence[Record]) -> dict[tuple[RecordSort, int], int]:
-    """Where the record of a sort and index within it is in the list."""
-    by_sort: dict[RecordSort, int] = dict.fromkeys(_SORTS.values(), 0)
-    places: dict[tuple[RecordSort, int], int] = {}
-    for index, record in enumerate(records):
-        sort = _SORTS[type(record).__name__]
-        places[sort, by_sort[sort]] = index
-        by_sort[sort] += 1
-    return places
-
-
-_SORTS: Final[dict[str, RecordSort]] = {
-    "AccountRecord": "accounts",
-    "Binding": "bindings",
-    "PriceVersion": "prices",
-    "ReservationRecord": "reservations",
-}
+class _ErrorBody(BaseModel):
+    error: _Error

@@ -1,24 +1,64 @@
-"""The JSON of statements and usage, and the statement as CSV."""
+"""The values of usage reports and statements, as the ledger reads them and GET /v1/usage returns them."""
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from enum import StrEnum
+from typing import Annotated
 
 from pydantic import AwareDatetime, Field
 
-from farebox.domain.billing.money import format_amount
-from farebox.ledger.reports.statement import Statement, StatementLine
-from farebox.ledger.reports.usage import Bucket, Group, UsagePage, UsageQuery, UsageRow
-from farebox.meterapi.csv import as_text, render_csv
-from farebox.meterapi.schema import Amount, Key, Wire
+from farebox.domain.keys import ObjectKey
+from farebox.meterapi.scalars import Amount, Key, OptionalText, OptionalTime, Total
+from farebox.meterapi.types import Value
 
 
-class WireUsageRow(Wire):
-    """UsageRow. What the report is not by is left out."""
+class Group(StrEnum):
+    """What a usage report can be grouped by."""
 
-    start: AwareDatetime | None = None
-    service: str | None = None
+    SERVICE = "service"
+    MODEL = "model"
+    API_KEY = "apiKey"
+
+
+class Bucket(StrEnum):
+    """The time that a row of a usage report covers, in UTC."""
+
+    NONE = "none"
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """Which calls a report has, by the time of their end from `start` to before `end`, and its grouping.
+
+    `owner` is the account that pays, or the namespace of the services.
+    """
+
+    owner: ObjectKey | str
+    start: datetime
+    end: datetime
+    group_by: frozenset[Group] = frozenset()
+    bucket: Bucket = Bucket.NONE
+    service: ObjectKey | None = None
     model: str | None = None
     api_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow(Value):
+    """A sum of calls. `input_tokens` includes cached and covered tokens; `charge` is in nano-units.
+
+    `start` is the beginning of the bucket. It, service, model and api_key are None unless the report is
+    grouped by them. `api_key` is "" for calls without a key's name.
+    """
+
+    start: OptionalTime
+    service: OptionalText
+    model: OptionalText
+    api_key: OptionalText
     calls: int
     input_tokens: int
     cached_input_tokens: int
@@ -26,58 +66,35 @@ class WireUsageRow(Wire):
     reservation_input_tokens: int
     reservation_output_tokens: int
     free_quota_tokens: int
-    charge: str
+    charge: Total
     currency: str
 
-    @classmethod
-    def of(cls, row: UsageRow) -> "WireUsageRow":
-        """The row on the wire."""
-        return cls.model_construct(
-            start=row.start,
-            service=row.service,
-            model=row.model,
-            api_key=row.api_key,
-            calls=row.calls,
-            input_tokens=row.input_tokens,
-            cached_input_tokens=row.cached_input_tokens,
-            output_tokens=row.output_tokens,
-            reservation_input_tokens=row.reservation_input,
-            reservation_output_tokens=row.reservation_output,
-            free_quota_tokens=row.quota_tokens,
-            charge=format_amount(row.charge),
-            currency=row.currency,
-        )
 
+@dataclass(frozen=True, slots=True)
+class UsageReport(Value):
+    """A page of a usage report. `next` is the cursor of the next page, if there is one.
 
-class WireUsage(Wire):
-    """UsagePage with what was asked. `next` is the cursor of the next page, if there is one."""
+    `as_of` is the ledger's number at which all pages are read. `pending` calls are stored but not charged.
+    """
 
-    start: AwareDatetime = Field(alias="from")
-    end: AwareDatetime = Field(alias="to")
+    start: Annotated[AwareDatetime, Field(alias="from")]
+    end: Annotated[AwareDatetime, Field(alias="to")]
     bucket: Bucket
     group_by: tuple[Group, ...]
     as_of: int
     pending: int
-    rows: tuple[WireUsageRow, ...]
+    rows: tuple[UsageRow, ...]
     next: str | None = None
 
-    @classmethod
-    def of(cls, query: UsageQuery, page: UsagePage, cursor: str | None) -> "WireUsage":
-        """The page on the wire."""
-        return cls.model_construct(
-            start=query.start,
-            end=query.end,
-            bucket=query.bucket,
-            group_by=tuple(group for group in Group if group in query.group_by),
-            as_of=page.as_of.sequence,
-            pending=page.pending,
-            rows=tuple(map(WireUsageRow.of, page.rows)),
-            next=cursor,
-        )
 
+@dataclass(frozen=True, slots=True)
+class StatementLine(Value):
+    """A change of the balance by `amount` nano-units. `kind` is the kind of the transaction.
 
-class WireLine(Wire):
-    """StatementLine."""
+    `time` is the time of posting; for Usage it is the beginning of the day (UTC). The other fields depend on
+    the kind: reference and source of top-ups; service, model, number and period of reservation terms; the
+    model of usage.
+    """
 
     kind: str
     time: AwareDatetime
@@ -90,94 +107,16 @@ class WireLine(Wire):
     period_start: AwareDatetime | None = None
     period_end: AwareDatetime | None = None
 
-    @classmethod
-    def of(cls, line: StatementLine) -> "WireLine":
-        """The line on the wire."""
-        return cls.model_construct(
-            kind=line.kind,
-            time=line.time,
-            amount=line.amount,
-            reference=line.reference,
-            source=line.source,
-            service=line.service,
-            model=line.model,
-            term=line.term,
-            period_start=line.period_start,
-            period_end=line.period_end,
-        )
 
-
-class WireStatement(Wire):
-    """Statement."""
+@dataclass(frozen=True, slots=True)
+class Statement(Value):
+    """The postings from `start` to before `end`, read at the ledger's number `as_of`."""
 
     account: Key
     currency: str
-    start: AwareDatetime = Field(alias="from")
-    end: AwareDatetime = Field(alias="to")
+    start: Annotated[AwareDatetime, Field(alias="from")]
+    end: Annotated[AwareDatetime, Field(alias="to")]
     as_of: int
     opening_balance: Amount
     closing_balance: Amount
-    lines: tuple[WireLine, ...]
-
-    @classmethod
-    def of(cls, statement: Statement) -> "WireStatement":
-        """The statement on the wire."""
-        return cls.model_construct(
-            account=statement.account,
-            currency=statement.currency,
-            start=statement.start,
-            end=statement.end,
-            as_of=statement.as_of,
-            opening_balance=statement.opening,
-            closing_balance=statement.closing,
-            lines=tuple(map(WireLine.of, statement.lines)),
-        )
-
-
-StatementFormat = Literal["json", "csv"]
-
-STATEMENT_COLUMNS = (
-    "time",
-    "kind",
-    "amount",
-    "balance",
-    "currency",
-    "reference",
-    "source",
-    "service",
-    "model",
-    "term",
-    "periodStart",
-    "periodEnd",
-)
-
-
-def statement_csv(statement: Statement) -> str:
-    """The statement with a row for each line between one for either balance.
-
-    Balances have a column of their own, so the sum of the column `amount` is what moved.
-    """
-    currency = statement.currency
-    nothing = ("",) * (len(STATEMENT_COLUMNS) - 5)
-
-    def row(line: StatementLine) -> tuple[object, ...]:
-        return (
-            _time(line.time),
-            line.kind,
-            format_amount(line.amount),
-            "",
-            currency,
-            *map(as_text, (line.reference, line.source, line.service, line.model)),
-            "" if line.term is None else line.term,
-            _time(line.period_start),
-            _time(line.period_end),
-        )
-
-    opening = (_time(statement.start), "OpeningBalance", "", format_amount(statement.opening), currency)
-    closing = (_time(statement.end), "ClosingBalance", "", format_amount(statement.closing), currency)
-    rows = ((*opening, *nothing), *map(row, statement.lines), (*closing, *nothing))
-    return render_csv(STATEMENT_COLUMNS, rows)
-
-
-def _time(moment: datetime | None) -> str:
-    return "" if moment is None else moment.isoformat().replace("+00:00", "Z")
+    lines: tuple[StatementLine, ...]

@@ -1,113 +1,179 @@
-"""The ledger's values as the JSON of the meter's API: what all its shapes have in common.
+"""Reads and writes the values of types.py and reports.py as the JSON of the meter's API."""
 
-Amounts are decimal strings of the account's currency, prices decimal strings per million tokens, times RFC
-3339. It validates shapes and bounds; rules about money are the ledger's. The shapes are in wire_records.py
-and wire_answers.py, each read by both ends of the API.
-"""
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
-import re
-from collections.abc import Callable
-from dataclasses import fields
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Self, TypeVar, cast
+from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    PlainSerializer,
-    PlainValidator,
-    StringConstraints,
+from farebox.meterapi.types import (
+    AccountRecord,
+    Binding,
+    PriceVersion,
+    Record,
+    RecordRefusal,
+    ReservationRecord,
+    Value,
 )
-from pydantic.alias_generators import to_camel
 
-from farebox.domain.billing.money import Nano, format_amount, parse_amount
-from farebox.domain.billing.pricing import format_price, parse_price
-from farebox.domain.keys import ObjectKey
-
-NO_TIME: Final = "must be an RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
-_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-
-
-def _from_text(parse: Callable[[str], Any]) -> PlainValidator:
-    """Only strings: a JSON number would be taken for nano-units, or be a float."""
-
-    def validate(value: Any) -> Any:
-        if not isinstance(value, str):
-            raise ValueError("must be a string")
-        return parse(value)
-
-    return PlainValidator(validate)
-
-
-def _no_control(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must not have control characters")
-    return text
-
-
-def parse_key(text: str) -> ObjectKey:
-    """The key of "namespace/name", within the bounds of Kubernetes' names.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    key = ObjectKey.parse(text)
-    if len(key.namespace) > 63 or len(key.name) > 253 or not text.isprintable():
-        raise ValueError("a namespace has at most 63 characters, a name 253, all printable")
-    return key
-
-
-def parse_time(text: str) -> datetime:
-    """The moment of an RFC 3339 time, in UTC, to the microsecond: what is finer is cut off.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    if _RFC3339.fullmatch(text) is None:
-        raise ValueError(NO_TIME)
-    try:
-        return datetime.fromisoformat(text.upper()).astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("is outside of the calendar in UTC") from error
-
-
-Text = Annotated[str, AfterValidator(_no_control)]
-"""A string that any database and log can hold."""
-Name = Annotated[Text, StringConstraints(min_length=1, max_length=253)]
-Key = Annotated[ObjectKey, _from_text(parse_key), PlainSerializer(str, return_type=str)]
-"""An ObjectKey as "namespace/name"."""
-Amount = Annotated[Nano, _from_text(parse_amount), PlainSerializer(format_amount, return_type=str)]
-Price = Annotated[Nano, _from_text(parse_price), PlainSerializer(format_price, return_type=str)]
-
-
+MAX_RECORDS: Final = 5_000
+"""Records of each kind in one request."""
 SEQUENCE_HEADER: Final = "Farebox-Sequence"
-"""Of the answer to usage: whoever has read the feed up to this number has read its charges."""
-
+"""Header of the answer to usage: the feed has the charges up to this number."""
 
 V = TypeVar("V")
 
 
-class Wire(BaseModel):
-    """Base of all shapes: camelCase on the wire, nothing unknown is taken.
+_ADAPTERS: Final[dict[type[Any], TypeAdapter[Any]]] = {}
 
-    A shape and the ledger's value that it stands for have fields of the same names. What comes from the
-    ledger's own values is not validated again.
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def from_json(kind: type[V], payload: bytes) -> V:
+    """Read a value.
+
+    Raises:
+        ValidationError: the JSON is not one. `fault` words the error for the sender.
     """
+    value: V = _adapter(kind).validate_json(payload)
+    return value
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
-    def dump(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return self.model_dump(by_alias=True, mode="json", exclude_none=True)
+def to_json(value: object) -> bytes:
+    """Write a value as a JSON object, without the fields that are None."""
+    return _adapter(type(value)).dump_json(value, by_alias=True, exclude_none=True)
 
-    @classmethod
-    def copied(cls, value: object, **others: Any) -> Self:
-        """The shape of a value, with the fields that are of another kind there."""
-        same = {name: getattr(value, name) for name in cls.model_fields if name not in others}
-        return cast(Self, cls.model_construct(**others, **same))  # pydantic's plugin says Wire
 
-    def into(self, kind: type[V], **others: Any) -> V:
-        """The value of this shape: a dataclass, with the fields that are of another kind here."""
-        names = (field.name for field in fields(kind))  # type: ignore[arg-type]
-        return kind(**others, **{name: getattr(self, name) for name in names if name not in others})
+_MESSAGES: Final = {
+    "unexpected_keyword_argument": "is not a known field",
+    "dataclass_type": "must be an object",
+    "tuple_type": "must be a list",
+}
+"""For errors that pydantic words for Python's callers."""
+
+
+def fault(invalid: ValidationError, whole: str = "the body") -> str:
+    """The first error as a sentence that names the field, or `whole` if no field is at fault."""
+    first = invalid.errors(include_url=False, include_input=False)[0]
+    message = _MESSAGES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    field = ".".join(map(str, first["loc"])) or whole
+    return f"{field}: {message}"
+
+
+class _Invalid(NamedTuple):
+    """A record that cannot be read, and why."""
+
+    message: str
+
+
+def _or_invalid(item: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(item)
+    except ValidationError as invalid:
+        return _Invalid(fault(invalid, "the record"))
+
+
+R = TypeVar("R")
+_Records = Annotated[
+    tuple[Annotated[R, WrapValidator(_or_invalid)], ...], Field(default=(), max_length=MAX_RECORDS)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsBody(Value):
+    """The body of POST /v1/records: the records by kind. When read, an invalid record is an _Invalid."""
+
+    accounts: _Records[AccountRecord] = ()
+    prices: _Records[PriceVersion] = ()
+    bindings: _Records[Binding] = ()
+    reservations: _Records[ReservationRecord] = ()
+
+
+_KINDS: Final[dict[type[Record], str]] = {
+    AccountRecord: "accounts",
+    PriceVersion: "prices",
+    Binding: "bindings",
+    ReservationRecord: "reservations",
+}
+
+
+Place = tuple[str, int]
+"""Where a record is in the body of POST /v1/records: its kind, and its index within the kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRecord(Value):
+    """The ledger's refusal of the record at `index` of its kind."""
+
+    kind: str
+    index: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsAnswer(Value):
+    """The answer of POST /v1/records."""
+
+    refused: tuple[RefusedRecord, ...]
+
+    def by_position(self, records: Sequence[Record]) -> list[RecordRefusal]:
+        """The refusals with their positions in the list that `write_records` wrote."""
+        count = dict.fromkeys(_KINDS.values(), 0)
+        positions: dict[Place, int] = {}
+        for position, record in enumerate(records):
+            kind = _KINDS[type(record)]
+            positions[kind, count[kind]] = position
+            count[kind] += 1
+        return [
+            RecordRefusal(positions[item.kind, item.index], item.reason, item.message)
+            for item in self.refused
+        ]
+
+
+def write_records(records: Iterable[Record]) -> bytes:
+    """The body for these records. Records of one kind keep their order."""
+    body: dict[str, list[Any]] = {kind: [] for kind in _KINDS.values()}
+    for record in records:
+        body[_KINDS[type(record)]].append(record)
+    return to_json(RecordsBody(**{kind: tuple(items) for kind, items in body.items()}))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRecords:
+    """The valid records of a body with their places, and a refusal of each invalid one."""
+
+    records: Sequence[Record]
+    places: Sequence[Place]
+    invalid: Sequence[RefusedRecord]
+
+    def answer(self, refusals: Iterable[RecordRefusal]) -> RecordsAnswer:
+        """The answer to the body, with the ledger's refusals of `records`."""
+        refused = (RefusedRecord(*self.places[item.index], item.reason, item.message) for item in refusals)
+        return RecordsAnswer((*self.invalid, *refused))
+
+
+def read_records(payload: bytes) -> ReadRecords:
+    """Read the body of POST /v1/records.
+
+    Raises:
+        ValidationError: the body as a whole is not a RecordsBody.
+    """
+    body = from_json(RecordsBody, payload)
+    placed = [
+        ((kind, index), item) for kind in _KINDS.values() for index, item in enumerate(getattr(body, kind))
+    ]
+    valid = [(place, item) for place, item in placed if not isinstance(item, _Invalid)]
+    return ReadRecords(
+        records=[item for _, item in valid],
+        places=[place for place, _ in valid],
+        invalid=[
+            RefusedRecord(*place, "InvalidRecord", item.message)
+            for place, item in placed
+            if isinstance(item, _Invalid)
+        ],
+    )

@@ -1,102 +1,162 @@
-"""What the rest of Farebox asks of the ledger, and in which words.
+"""The values that the operator, the gateway, the command line and the ledger exchange.
 
-Two implementations say the same: `ledger.engine.Ledger` on a database, `meterapi.client.MeterClient` over
-the meter's HTTP API. All amounts are nano-units of the account's currency, all times are aware UTC.
+`LedgerAPI` has two implementations: `ledger.engine.Ledger` on a database, and `meterapi.client.MeterClient`
+over the meter's HTTP API. Amounts are nano-units of the account's currency, times are aware UTC. The
+annotations say how schema.py reads and writes each value as JSON; a constructor does not validate.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import AwareDatetime, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints, computed_field
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
 
 from farebox.api import ReservationState
-from farebox.domain.billing.money import Nano
+from farebox.domain.billing.money import MAX_NANO, available, is_overdue
 from farebox.domain.billing.reservations import Buying, ReservationTerms
-from farebox.domain.keys import ObjectKey
+from farebox.meterapi.scalars import (
+    Amount,
+    Count,
+    Days,
+    EventSource,
+    Key,
+    Name,
+    OptionalTime,
+    Positive,
+    Price,
+    Text,
+)
+
+
+def json_name(field: str) -> str:
+    """The name of a field in JSON: camelCase, with TPM as the CRDs spell it."""
+    return to_camel(field).replace("Tpm", "TPM")
+
+
+class Value:
+    """Base of the values with a JSON form: camelCase names, and no unknown fields."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar = ConfigDict(alias_generator=json_name, extra="forbid")
+
+
+class Answer(Value):
+    """Base of the answers in which a reader ignores unknown fields, such as those that follow from others."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar = ConfigDict(alias_generator=json_name, extra="ignore")
 
 
 @dataclass(frozen=True, slots=True)
-class AccountRecord:
-    """An account as its owner declares it. The currency is fixed by the first record of the key (B11)."""
+class _Offer(Value):
+    """ReservationTerms with annotations: the domain knows no JSON."""
 
-    account: ObjectKey
-    currency: str
-    credit_limit: Nano
+    input_unit_tpm: Positive
+    input_unit_price_per_day: Amount
+    output_unit_tpm: Positive
+    output_unit_price_per_day: Amount
+    terms: Annotated[tuple[Days, ...], Field(min_length=1, max_length=100)]
+
+
+class _AsOffer:
+    """Reads and writes ReservationTerms as an _Offer."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        offer = handler.generate_schema(_Offer)
+        return core_schema.no_info_after_validator_function(
+            lambda read: ReservationTerms(**asdict(read)),
+            offer,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda terms: _Offer(**asdict(terms)), return_schema=offer
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
-    """From `effective_at` on, calls of `service` are served by `model` and paid by `account`.
+class AccountRecord(Value):
+    """An account as its owner declares it. The first record of the key fixes the currency (B11)."""
 
-    A `trial` never bills: what the free quota does not cover costs nothing (B6).
+    account: Key
+    currency: Name
+    credit_limit: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Binding(Value):
+    """From `effective_at` on, `model` serves the calls of `service` and `account` pays for them.
+
+    A `trial` is never charged: usage beyond the free quota costs nothing (B6).
     """
 
-    service: ObjectKey
-    account: ObjectKey
-    model: str
-    effective_at: datetime
+    service: Key
+    account: Key
+    model: Name
+    effective_at: AwareDatetime
     trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPriceTier:
+class TokenPriceTier(Value):
     """Prices of a token in nano-units, for calls with at most `up_to_input_tokens` (None: any number)."""
 
-    up_to_input_tokens: int | None
-    input: Nano
-    cached_input: Nano
-    output: Nano
+    up_to_input_tokens: Annotated[int | None, Field(default=None, ge=-MAX_NANO, le=MAX_NANO)]
+    input: Price
+    cached_input: Price
+    output: Price
 
 
 @dataclass(frozen=True, slots=True)
-class FreeQuota:
-    """What a model gives to each account for nothing: so many tokens, good for so many days (B6)."""
+class FreeQuota(Value):
+    """The tokens that a model gives to each account for free, and for how many days (B6)."""
 
-    tokens: int
-    valid_days: int
+    tokens: Positive
+    valid_days: Days
 
 
 @dataclass(frozen=True, slots=True)
-class PriceVersion:
-    """What a model costs and offers from `effective_at` on, until the next version.
+class PriceVersion(Value):
+    """What a model costs and offers from `effective_at` until the next version.
 
-    A term costs what the version in force says when it is bought; an account's quota is what the newest
-    version gave when the account's first service on the model was recorded.
+    The version in force at the purchase sets the price of a reservation term. The newest version at the time
+    of the account's first binding to the model sets the account's free quota.
     """
 
-    model: str
-    currency: str
-    tiers: tuple[TokenPriceTier, ...]
-    effective_at: datetime
-    reservation: ReservationTerms | None = None
+    model: Name
+    currency: Name
+    tiers: Annotated[tuple[TokenPriceTier, ...], Field(max_length=100)]
+    effective_at: AwareDatetime
+    reservation: Annotated[ReservationTerms, _AsOffer()] | None = None
     free_quota: FreeQuota | None = None
 
     def same_terms(self, other: "PriceVersion") -> bool:
-        """Whether both say the same, whenever they took effect."""
+        """Whether the two versions differ in nothing but the time at which they take effect."""
         return replace(self, effective_at=other.effective_at) == other
 
 
 @dataclass(frozen=True, slots=True)
-class ReservationRecord:
-    """Throughput that a service wants to buy from its account (B9). (service, uid) names it for ever."""
+class ReservationRecord(Value):
+    """Throughput that a service reserves at the expense of its account (B9). (service, uid) identifies it."""
 
-    service: ObjectKey
-    uid: str
-    account: ObjectKey
-    model: str
-    input_tpm: int
-    output_tpm: int
-    days: int
+    service: Key
+    uid: Name
+    account: Key
+    model: Name
+    input_tpm: Count
+    output_tpm: Count
+    days: Days
     buying: Buying
 
 
 Record = AccountRecord | Binding | PriceVersion | ReservationRecord
-"""A fact that the operator tells the ledger. Recording the same again changes nothing."""
+"""A fact that the operator reports to the ledger. Recording the same fact again changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordRefusal:
-    """Why the record at `index` was not taken; the others were."""
+    """Why the ledger refuses the record at `index`. The other records of the request are recorded."""
 
     index: int
     reason: str
@@ -104,83 +164,97 @@ class RecordRefusal:
 
 
 @dataclass(frozen=True, slots=True)
-class TopUpOrder:
-    """Money to book, once per account and reference (B10). `source` is the TopUp's namespace/name."""
+class TopUpOrder(Value):
+    """Money to post, once per account and reference (B10). `source` is the TopUp's namespace/name."""
 
-    account: ObjectKey
-    reference: str
+    account: Key
+    reference: Name
     kind: Literal["Payment", "Adjustment"]
-    amount: Nano
-    source: str
+    amount: Amount
+    source: Annotated[Text, StringConstraints(max_length=512)]
 
 
 @dataclass(frozen=True, slots=True)
-class AccountBalance:
-    """An account as the ledger has it after the transaction numbered `sequence`."""
+class AccountBalance(Answer):
+    """An account in the ledger after the transaction numbered `sequence`."""
 
-    account: ObjectKey
+    account: Key
     currency: str
-    balance: Nano
-    credit_limit: Nano
+    balance: Amount
+    credit_limit: Amount
     sequence: int
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def available(self) -> Amount:
+        """What the account can still spend, with its credit limit."""
+        return available(self.balance, self.credit_limit)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def state(self) -> Literal["Active", "Overdue"]:
+        """Whether the account is Overdue (B2)."""
+        return "Overdue" if is_overdue(self.balance, self.credit_limit) else "Active"
+
 
 @dataclass(frozen=True, slots=True)
-class TopUpReceipt:
-    """The receipt of a TopUp. A repetition gets the first one's receipt, with `duplicate` set.
+class TopUpReceipt(Value):
+    """The receipt of a top-up. A repeated order returns the first receipt, with `duplicate` set.
 
-    `balance_after` is the balance just after this top-up was booked; `account` is the account as it is now.
+    `balance_after` is the balance just after this top-up was posted, `account` is the account now.
     """
 
-    posted_at: datetime
-    balance_after: Nano
+    posted_at: AwareDatetime
+    balance_after: Amount
     duplicate: bool
     account: AccountBalance
 
 
 @dataclass(frozen=True, slots=True)
-class CreditLeaseRequest:
-    """What a gateway, the `source` of its usage events, wants to be sure of: `amount` is all that its running
-    calls hold, that it has not reported yet, and that it wants to spare."""
+class CreditLeaseRequest(Value):
+    """The money of an account that a gateway, the `source` of usage events, wants to lease.
 
-    source: str
-    account: ObjectKey
-    amount: Nano
+    `amount` covers the authorized calls, the usage that is not reported yet, and a reserve.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class CreditLease:
-    """A gateway's budget: `granted` in all, of which `spent` is charged already, until `expires_at`."""
-
-    account: ObjectKey
-    granted: Nano
-    spent: Nano
-    expires_at: datetime
+    source: EventSource
+    account: Key
+    amount: Amount
 
 
 @dataclass(frozen=True, slots=True)
-class QuotaBalance:
+class CreditLease(Value):
+    """A gateway's lease until `expires_at`: `granted` in total, of which `spent` is already charged."""
+
+    account: Key
+    granted: Amount
+    spent: Amount
+    expires_at: AwareDatetime
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaBalance(Value):
     """An account's free quota for a model, in tokens, after the transaction numbered `sequence`."""
 
-    account: ObjectKey
+    account: Key
     model: str
     total: int
     used: int
-    expires_at: datetime
+    expires_at: AwareDatetime
     sequence: int
 
 
 @dataclass(frozen=True, slots=True)
-class ReservationBalance:
+class ReservationBalance(Value):
     """A reservation after the change numbered `sequence`.
 
-    The period is that of the term in force or, without one, of the last; None: no term was ever bought.
-    `reason` and `message` say why the next term is not bought, or are "".
+    The period is the one of the term in force, or of the last term, or None before the first term. `reason`
+    and `message` say why the next term is not bought, or are "".
     """
 
-    service: ObjectKey
+    service: Key
     uid: str
-    account: ObjectKey
+    account: Key
     model: str
     input_tpm: int
     output_tpm: int
@@ -189,18 +263,17 @@ class ReservationBalance:
     state: ReservationState
     reason: str
     message: str
-    period_start: datetime | None
-    period_end: datetime | None
+    period_start: OptionalTime
+    period_end: OptionalTime
     sequence: int
 
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """How far a reader of the feed has come, and in which history: one of `ledger_id`, in which number
-    `sequence` was written at `written_at`.
+    """A reader's position in the feed: number `sequence` of ledger `ledger_id`, written at `written_at`.
 
-    A ledger that was restored from an older copy gives the same numbers out again, at other times: it may
-    have come as far as the reader, or further, but not to the same place.
+    A ledger that is restored from an older copy assigns the same numbers again, at other times. The time
+    tells the two histories apart even when the restored ledger has passed the reader's number.
     """
 
     ledger_id: str = ""
@@ -208,16 +281,14 @@ class Bookmark:
     written_at: datetime | None = None
 
     def __str__(self) -> str:
-        """For `parse`; "" at the beginning."""
-        return (
-            ""
-            if self.written_at is None
-            else f"{self.ledger_id} {self.sequence} {self.written_at.isoformat()}"
-        )
+        """The bookmark as a text that `parse` reads; "" at the beginning."""
+        if self.written_at is None:
+            return ""
+        return f"{self.ledger_id} {self.sequence} {self.written_at.isoformat()}"
 
     @classmethod
     def parse(cls, text: str) -> "Bookmark":
-        """The bookmark of a text; one that cannot be read is at the beginning."""
+        """Parse a bookmark. A malformed text gives the beginning."""
         try:
             ledger_id, sequence, written_at = text.split(" ")
             return cls(ledger_id, int(sequence), datetime.fromisoformat(written_at))
@@ -226,12 +297,12 @@ class Bookmark:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangePage:
-    """Accounts, quotas and reservations that changed after a sequence number, each once, oldest first.
+class ChangePage(Value):
+    """The accounts, quotas and reservations that changed after a number, each once, the oldest change first.
 
-    `ledger_id` changes when the database is another one. `complete` says that nothing that was committed
-    when the page was made is missing after it; `next` is what to ask after for the next page. The last two
-    say when the ledger wrote the number that was asked after, and `next`: None if it has no such number.
+    `ledger_id` identifies the database. With `complete`, the page ends at the newest commit. `next` is the
+    number to request the next page after. `after_written_at` and `next_written_at` say when the ledger wrote
+    the requested number and `next`; None: it has no such number.
     """
 
     ledger_id: str
@@ -241,19 +312,19 @@ class ChangePage:
     next: int
     quotas: tuple[QuotaBalance, ...] = ()
     reservations: tuple[ReservationBalance, ...] = ()
-    after_written_at: datetime | None = None
-    next_written_at: datetime | None = None
+    after_written_at: AwareDatetime | None = None
+    next_written_at: AwareDatetime | None = None
 
     @property
     def bookmark(self) -> Bookmark:
-        """Where a reader is that has read this page."""
+        """The position of a reader after this page."""
         return Bookmark(self.ledger_id, self.next, self.next_written_at)
 
     def follows(self, bookmark: Bookmark) -> bool:
-        """Whether the page, asked for after a bookmark, goes on in the same history.
+        """Whether the page, requested after a bookmark, continues the same history.
 
-        If not, the ledger is another one or was restored from an older copy: the reader forgets what it has
-        heard and starts again from 0.
+        If not, this is another ledger or one that was restored from an older copy: the reader must forget
+        the state and read again from 0.
         """
         return self.ledger_id == (bookmark.ledger_id or self.ledger_id) and (
             self.after_written_at == bookmark.written_at
@@ -261,21 +332,21 @@ class ChangePage:
 
 
 class LedgerAPI(Protocol):
-    """The ledger as the operator sees it.
+    """The ledger as the operator uses it.
 
-    Every method raises LedgerUnavailable when nothing is known of the outcome; all are safe to repeat.
+    Every method raises LedgerUnavailable when the outcome is unknown; every call is safe to repeat.
     """
 
     async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
-        """Record facts; those already known change nothing. Bad ones are refused one by one."""
+        """Record facts. Known facts change nothing; invalid ones are refused one by one."""
 
     async def post_topup(self, order: TopUpOrder) -> TopUpReceipt:
-        """Book a top-up.
+        """Post a top-up.
 
         Raises:
-            LedgerRefused: AccountNotFound (the account was never recorded), ReferenceConflict (another
-                amount or kind under the same reference), AmountOutOfRange.
+            LedgerRefused: AccountNotFound (the account is not recorded yet), ReferenceConflict (the
+                reference has another amount or kind), AmountOutOfRange.
         """
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
-        """What changed after `after`; waits up to `wait_seconds` when there is nothing yet."""
+        """Read the changes after a number; wait up to `wait_seconds` while there are none."""

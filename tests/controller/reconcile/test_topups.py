@@ -143,7 +143,7 @@ async def test_a_top_up_that_came_while_the_ledger_was_away_is_booked_as_soon_as
                 while key not in operator.workers.need_ledger:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
                 tasks.append(asyncio.create_task(operator.feed.run()))
-                while not operator.feed._away:  # noqa: ASYNC110
+                while not operator.feed.failing:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
                 way.there = True
                 while not await booked(ledger):  # noqa: ASYNC110

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from farebox.controller.sources.ledger_feed import LedgerFeed
+from farebox.controller.sources.ledger_feed import ledger_feed
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.entitlements import Entitlements
 from farebox.domain.facts import UNKNOWN
@@ -52,7 +52,7 @@ class Reader:
         self.told: list[Any] = []
         self.balances = Balances(45)
         self.terms = Entitlements()
-        self.feed = LedgerFeed(
+        self.feed = ledger_feed(
             self.line,
             self.balances,
             self.terms,
@@ -174,7 +174,7 @@ async def test_that_a_ledger_is_back_is_told_though_nothing_happens(ledger: Ledg
         await ledger.record(FACTS)
         await reader.until(ACME)
         async with asyncio.timeout(SECONDS):
-            while not reader.feed._away:  # noqa: ASYNC110
+            while not reader.feed.failing:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         reader.line.ledger = ledger
         await reader.until("back")

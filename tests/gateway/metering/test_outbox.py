@@ -15,6 +15,7 @@ from farebox.gateway.metering.log_segments import Checkpoint, LogSegments, Posit
 from farebox.gateway.metering.outbox import Outbox
 from farebox.gateway.metering.publisher import Event, PublishResult, UsagePublisher
 from farebox.gateway.metering.usage import UsageLine
+from farebox.meterapi.client import MeterClient
 from farebox.meterapi.types import CreditLease
 from tests.gateway.h2_client import eventually
 from tests.gateway.ledger_rows import stored
@@ -86,6 +87,13 @@ def replace(token: Path, content: str) -> None:
     token.write_text(content)
 
 
+@asynccontextmanager
+async def publishing(meter: Running, token: Path) -> AsyncIterator[UsagePublisher]:
+    """A publisher to this meter."""
+    async with MeterClient(meter.url, token) as client:
+        yield UsagePublisher(client)
+
+
 def calls(count: int) -> list[str]:
     return sorted(f"call-{number}" for number in range(count))
 
@@ -94,7 +102,7 @@ async def test_each_line_is_charged_once_over_rotations_and_restarts(
     tmp_path: Path, meter: Running, database: Database, token: Path
 ) -> None:
     log = Log(tmp_path / "usage.log")
-    async with UsagePublisher(meter.url, token) as events:
+    async with publishing(meter, token) as events:
         for round_ in range(4):
             async with shipping(log, events) as outbox:
                 for _ in range(20):
@@ -114,7 +122,7 @@ async def test_a_bookmark_that_is_lost_sends_again_and_charges_nothing_twice(
 ) -> None:
     log, bookmark = Log(tmp_path / "usage.log"), tmp_path / "usage.done"
     log.write(5)
-    async with UsagePublisher(meter.url, token) as events:
+    async with publishing(meter, token) as events:
         async with shipping(log, events) as outbox:
             # A thread writes it, and outlives the outbox's task here as no thread outlives its process.
             await eventually(lambda: outbox.counts.sent == 5 and bookmark.exists())
@@ -150,7 +158,7 @@ async def test_a_meter_that_is_away_delays_and_loses_nothing(
     monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
     heard: list[UsageLine] = []
-    async with UsagePublisher(meter.url, token) as remote:
+    async with publishing(meter, token) as remote:
         events = Moody(remote)
         events.away = True
         async with shipping(log, events, on_usage=lambda line, _: heard.append(line)) as outbox:
@@ -178,7 +186,7 @@ async def test_what_the_meter_rejects_is_put_aside_and_holds_nothing_up(
         acknowledged.extend(ids)
         assert sequence > 0
 
-    async with UsagePublisher(meter.url, token) as events:
+    async with publishing(meter, token) as events:
         log.write(labels=json.dumps({"service": "no name"}))
         log.write(at="4000000000.0")
         log.write(3)
@@ -198,7 +206,7 @@ async def test_lines_that_cost_nothing_and_lines_that_are_none_are_passed_over(
 ) -> None:
     log = Log(tmp_path / "usage.log")
     heard: list[str] = []
-    async with UsagePublisher(meter.url, token) as events:
+    async with publishing(meter, token) as events:
         log.write(status=502, flags="UF")
         log.raw(b"\n{broken}\n" + log.line(7)[:50])
         log.write()
@@ -216,7 +224,7 @@ async def test_a_stop_sends_what_is_in_the_log_first(
     log.write(2500)
     stop = asyncio.Event()
     stop.set()
-    async with UsagePublisher(meter.url, token) as events:
+    async with publishing(meter, token) as events:
         await Outbox(log.path, "gateway-0", events, log.reopen).run(stop, 20)
     assert stored(database) == calls(2500)
 
@@ -228,7 +236,7 @@ async def test_a_listener_that_fails_does_not_stop_the_rest(
         raise RuntimeError("a fault")
 
     log = Log(tmp_path / "usage.log")
-    async with UsagePublisher(meter.url, token) as events:
+    async with publishing(meter, token) as events:
         log.write(3)
         async with shipping(log, events, on_usage=fail, on_acknowledged=fail) as outbox:
             await eventually(lambda: outbox.counts.sent == 3)
@@ -241,7 +249,7 @@ async def test_a_wrong_token_is_tried_again_with_the_one_that_replaces_it(
     replace(token, "wrong")
     log = Log(tmp_path / "usage.log")
     log.write(3)
-    async with UsagePublisher(meter.url, token) as events, shipping(log, events) as outbox:
+    async with publishing(meter, token) as events, shipping(log, events) as outbox:
         await eventually(lambda: outbox.counts.retries > 2)
         replace(token, GATEWAY)
         await eventually(lambda: outbox.counts.sent == 3)
@@ -330,7 +338,7 @@ async def test_the_backlog_is_what_the_meter_has_not_taken(
     monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
     before = datetime.now(UTC)
-    async with UsagePublisher(meter.url, token) as events:
+    async with publishing(meter, token) as events:
         moody = Moody(events)
         async with shipping(log, moody) as outbox:
             log.write(1)

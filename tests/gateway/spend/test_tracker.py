@@ -15,7 +15,7 @@ from farebox.domain.billing.money import Nano
 from farebox.domain.facts import UNKNOWN
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
-from farebox.gateway.feed import GatewayFeed
+from farebox.gateway.feed import spend_feed
 from farebox.gateway.spend.tracker import LOST_SECONDS, SpendTracker
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance
@@ -243,7 +243,7 @@ async def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 async def test_the_feed_tells_what_the_ledger_has(ledger: Ledger) -> None:
     spend = SpendTracker(max_age=300)
-    feed = GatewayFeed(ledger, spend)
+    feed = spend_feed(ledger, spend)
     task = asyncio.create_task(feed.run())
     await asyncio.wait_for(feed.current.wait(), 30)
     assert spend.available(ACME) is UNKNOWN
@@ -262,7 +262,7 @@ async def test_the_feed_tells_what_the_ledger_has(ledger: Ledger) -> None:
 async def test_a_quiet_ledger_is_not_a_silent_one(ledger: Ledger) -> None:
     """However short the time is after which silence counts: nothing is refused while nothing happens."""
     spend = SpendTracker(max_age=3)
-    feed = GatewayFeed(ledger, spend)
+    feed = spend_feed(ledger, spend)
     task = asyncio.create_task(feed.run())
     await asyncio.wait_for(feed.current.wait(), 30)
     heard: set[float | None] = set()
@@ -322,9 +322,8 @@ RESTORED = {
 async def test_a_restored_ledger_is_read_from_the_beginning(answers: list[ChangePage]) -> None:
     spend = SpendTracker(max_age=300)
     ledger = Scripted(*answers)
-    feed = GatewayFeed(ledger, spend)  # type: ignore[arg-type]
     resets: list[bool] = []
-    feed.on_reset = lambda: resets.append(True)
+    feed = spend_feed(ledger, spend, lambda: resets.append(True))  # type: ignore[arg-type]
     # Charged under a number that the other history may never come to.
     spend.authorize("charged", ACCOUNT, 1, MODEL, 0)
     spend.capture("charged", 1, 0)
@@ -345,7 +344,7 @@ async def test_a_ledger_that_is_away_is_asked_again_and_nothing_is_forgotten() -
         LedgerUnavailable("away"),
         page("x", 10, 90, second(9)),
     )
-    task = asyncio.create_task(GatewayFeed(ledger, spend).run())  # type: ignore[arg-type]
+    task = asyncio.create_task(spend_feed(ledger, spend).run())  # type: ignore[arg-type]
     await until(lambda: len(ledger.asked) >= 2)
     assert spend.available(ACCOUNT) == 100
     await until(lambda: spend.available(ACCOUNT) == 90)

@@ -8,10 +8,11 @@ from structlog.testing import capture_logs
 from farebox.clock import from_micros
 from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import IngestResult
 from farebox.ledger.engine import Ledger
-from farebox.ledger.reports.usage import UsageQuery, read_usage
+from farebox.ledger.reports.usage import read_usage
+from farebox.meterapi.reports import UsageQuery
 from farebox.meterapi.types import Record, TokenPriceTier
+from farebox.meterapi.usage import IngestResult
 from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,

@@ -12,11 +12,12 @@ from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.ledger import engine
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.engine import Ledger
-from farebox.ledger.reports.statement import Statement, read_statement
-from farebox.ledger.reports.usage import Bucket, Group, UsageQuery, UsageRow, read_usage
+from farebox.ledger.reports.statement import read_statement
+from farebox.ledger.reports.usage import read_usage
+from farebox.meterapi.reports import Bucket, Group, Statement, UsageQuery, UsageRow
 from farebox.meterapi.types import Binding, PriceVersion, ReservationRecord
+from farebox.meterapi.usage import UsageEvent
 from tests.ledger.databases import Database, Databases
 from tests.ledger.reading import paged, truncated
 from tests.ledger.support import (
@@ -198,9 +199,9 @@ async def test_a_statement_has_top_ups_and_terms_singly_and_usage_by_day_and_mod
     assert (term.service, term.term) == ("team-a/big", 1)
     assert (term.period_start, term.period_end) == (clock.now, clock.now + timedelta(days=1))
     assert statement.lines[0].source == "billing/pay_1"
-    assert (statement.opening, statement.currency) == (0, "USD")
-    assert statement.closing == 10**10 - 4 * CALL_CHARGE - 3_000_004 - 5
-    assert (await statement_of(ledger, 0.5)).closing == 10**10 - 3 * CALL_CHARGE
+    assert (statement.opening_balance, statement.currency) == (0, "USD")
+    assert statement.closing_balance == 10**10 - 4 * CALL_CHARGE - 3_000_004 - 5
+    assert (await statement_of(ledger, 0.5)).closing_balance == 10**10 - 3 * CALL_CHARGE
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -219,8 +220,8 @@ async def test_a_time_that_has_passed_reads_the_same_when_a_clock_goes_back(
         after = await ledger.report(lambda connection: read_statement(connection, ACME, START, midnight))
         assert before is not None
         assert after is not None
-        assert (after.closing, after.lines) == (before.closing, before.lines)
-        assert (await statement_of(ledger)).closing == 10**10 - CALL_CHARGE
+        assert (after.closing_balance, after.lines) == (before.closing_balance, before.lines)
+        assert (await statement_of(ledger)).closing_balance == 10**10 - CALL_CHARGE
 
 
 async def test_a_clock_that_was_far_ahead_is_believed_again(ledger: Ledger, clock: Clock) -> None:
@@ -252,7 +253,7 @@ async def test_a_report_that_takes_too_long_is_ended_and_the_next_one_runs(
             with pytest.raises(LedgerRefused, match="shorter") as refusal:
                 await ledger.report(lambda connection: connection.exec_driver_sql(endless).all())
             assert refusal.value.reason == "ReportTooLong"
-    assert (await statement_of(ledger)).closing == await balance(ledger) == 0
+    assert (await statement_of(ledger)).closing_balance == await balance(ledger) == 0
 
 
 async def test_too_many_reports_at_once_are_told_to_come_again(
@@ -263,4 +264,4 @@ async def test_too_many_reports_at_once_are_told_to_come_again(
     outcomes = await asyncio.gather(*(statement_of(ledger) for _ in range(3)), return_exceptions=True)
     assert [isinstance(outcome, Statement) for outcome in outcomes] == [True, True, False]
     assert isinstance(outcomes[2], LedgerUnavailable)
-    assert (await statement_of(ledger)).closing == 0
+    assert (await statement_of(ledger)).closing_balance == 0

@@ -17,7 +17,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.ledger.db import tables
 from farebox.ledger.db.engine import disposing, read_engine
 from farebox.ledger.reports.statement import read_statement
-from farebox.ledger.reports.usage import Bucket, Group, UsageQuery, UsageRow
+from farebox.meterapi.reports import Bucket, Group, UsageQuery, UsageRow
 from farebox.meterapi.types import (
     AccountRecord,
     Binding,
@@ -172,9 +172,12 @@ def check_statements(connection: Connection, account: ObjectKey, cuts: list[date
     for start, end in itertools.pairwise(cuts):
         statement = read_statement(connection, account, start, end)
         assert statement is not None
-        assert statement.opening == previous == booked_before(connection, account, start)
-        assert statement.opening + sum(line.amount for line in statement.lines) == statement.closing
-        previous = statement.closing
+        assert statement.opening_balance == previous == booked_before(connection, account, start)
+        assert (
+            statement.opening_balance + sum(line.amount for line in statement.lines)
+            == statement.closing_balance
+        )
+        previous = statement.closing_balance
     assert previous == booked_before(connection, account, datetime.max.replace(tzinfo=START.tzinfo))
 
 
@@ -228,7 +231,7 @@ def key_of(event: dict[str, Any], groups: frozenset[Group], bucket: Bucket) -> t
 def figures(event: dict[str, Any]) -> dict[str, int]:
     names = (
         *("input_tokens", "cached_input_tokens", "output_tokens"),
-        *("reservation_input", "reservation_output", "quota_tokens", "charge"),
+        *("reservation_input_tokens", "reservation_output_tokens", "free_quota_tokens", "charge"),
     )
     return {"calls": 1} | {name: event[name] for name in names}
 

@@ -1,42 +1,31 @@
-"""Usage as CloudEvents, and where they go. It never retries: the outbox does."""
+"""Sends usage to the meter as CloudEvents. It never retries: the outbox does."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-import aiohttp
-from pydantic_core import from_json, to_json
-
-from farebox.errors import LedgerUnavailable
+from farebox.errors import LedgerRefused
 from farebox.gateway.metering.usage import BilledTokens, UsageLine
-from farebox.meterapi.client import TokenFile
-from farebox.meterapi.schema import SEQUENCE_HEADER
+from farebox.meterapi.client import MeterClient
 from farebox.meterapi.types import CreditLease
-from farebox.meterapi.wire_answers import WireBudget
-from farebox.sockets import connector
 
 BATCH_EVENTS: Final = 1000
-POST_SECONDS: Final = 15.0
 _TYPE: Final = "dev.farebox.usage.v1"
-_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
-_TOO_MUCH: Final = frozenset({400, 413})
-"""Answers that a smaller batch may not get."""
 
 Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedEvent:
-    """An event that the meter will never store, and why."""
+    """An event that the meter refuses for good, and why."""
 
     event: Event
     reason: str
     message: str
 
     def line(self) -> bytes:
-        """For the file of rejected events."""
+        """The event as a line of the file of rejected events."""
         return (
             json.dumps({"reason": self.reason, "message": self.message, "event": self.event}).encode() + b"\n"
         )
@@ -44,9 +33,10 @@ class RejectedEvent:
 
 @dataclass(frozen=True, slots=True)
 class PublishResult:
-    """What became of a batch: all is stored but what is `rejected`; `leases` as they are after it (B17).
+    """The outcome of a batch: the events are stored except the `rejected` ones (B17).
 
-    The feed has its charges when it was read up to `sequence`; 0: nobody said.
+    `leases` are the current leases of the charged accounts. The charges are in the feed up to `sequence` (0:
+    unknown).
     """
 
     rejected: Sequence[RejectedEvent] = ()
@@ -55,17 +45,21 @@ class PublishResult:
 
 
 class UsageSink(Protocol):
-    """Where usage goes."""
+    """The receiver of usage."""
 
     async def post(self, events: Sequence[Event]) -> PublishResult:
-        """Store them; those that never will be come back. Raises LedgerUnavailable: nothing is known."""
+        """Store the events and return those that are refused for good.
+
+        Raises:
+            LedgerUnavailable: the outcome is unknown; repeat the call.
+        """
 
 
 def event_of(line: UsageLine, paid: BilledTokens, source: str) -> Event:
-    """A call as a CloudEvent.
+    """The usage of a call as a CloudEvent.
 
-    The process that admitted the call is its source, if the call says which: what was held for it then is of
-    that process's lease. Otherwise `source` is.
+    The source of the event is the process that admitted the call, whose lease has the authorization. A call
+    without that label gets `source`.
     """
     labels = line.labels
     data = {
@@ -91,63 +85,30 @@ def event_of(line: UsageLine, paid: BilledTokens, source: str) -> Event:
 
 
 def _event_id(line: UsageLine) -> str:
-    """The call's id, behind the time of its end: ids that rise keep the ledger fast (docs/decisions/110)."""
+    """The end time and the request id: ids that rise with time keep the ledger fast (decision 110)."""
     return f"{int(line.time.timestamp() * 1000):012x}-{line.request_id}"
 
 
 class UsagePublisher:
-    """The meter over HTTP. Make it inside a running event loop; use it with `async with`."""
+    """Sends usage to the meter."""
 
-    def __init__(self, url: str, token_file: Path | None) -> None:
-        """`url` is the meter's, without a path; without `token_file` no token is sent."""
-        self._url = url.rstrip("/") + "/v1/events"
-        self._token = None if token_file is None else TokenFile(token_file)
-        self._session = aiohttp.ClientSession(
-            connector=connector(limit=4, keepalive_timeout=60),
-            headers={"User-Agent": "farebox-gateway", "Content-Type": _CONTENT_TYPE},
-            timeout=aiohttp.ClientTimeout(total=POST_SECONDS),
-        )
-
-    async def __aenter__(self) -> "UsagePublisher":
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self._session.close()
+    def __init__(self, meter: MeterClient) -> None:
+        self._meter = meter
 
     async def post(self, events: Sequence[Event]) -> PublishResult:
-        """See Events. A batch that cannot be read as a whole is halved until the event is found."""
-        status, body, sequence = await self._send(events)
-        if status in _TOO_MUCH:
-            if len(events) > 1:
-                middle = len(events) // 2
-                first, second = await self.post(events[:middle]), await self.post(events[middle:])
-                return PublishResult(
-                    [*first.rejected, *second.rejected],
-                    # The second answer is the newer word on what it names.
-                    [*first.leases, *second.leases],
-                    max(first.sequence, second.sequence),
-                )
+        """See UsageSink. A batch that is refused as a whole is halved until the faulty event is found."""
+        try:
+            result = await self._meter.post_usage(events)
+        except LedgerRefused as refusal:
+            if len(events) == 1:
+                return PublishResult([RejectedEvent(events[0], refusal.reason, refusal.message)])
+            middle = len(events) // 2
+            first, second = await self.post(events[:middle]), await self.post(events[middle:])
             return PublishResult(
-                [RejectedEvent(events[0], f"HTTP{status}", body.decode(errors="replace")[:500])]
+                [*first.rejected, *second.rejected],
+                # In this order: where both name a lease, the second is newer.
+                [*first.leases, *second.leases],
+                max(first.sequence, second.sequence),
             )
-        if status != 200:
-            raise LedgerUnavailable(f"POST /v1/events failed with {status}: {body[:300]!r}")
-        try:
-            answer = from_json(body)
-            rejected = [
-                RejectedEvent(events[item["index"]], str(item["reason"]), str(item["message"]))
-                for item in answer["rejected"]
-            ]
-            leases = [WireBudget.model_validate(item).value() for item in answer.get("budgets", ())]
-            return PublishResult(rejected, leases, sequence)
-        except (ValueError, LookupError, TypeError) as error:
-            raise LedgerUnavailable(f"the meter's answer cannot be read: {error}") from error
-
-    async def _send(self, events: Sequence[Event]) -> tuple[int, bytes, int]:
-        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token.read()}"}
-        try:
-            async with self._session.post(self._url, data=to_json(list(events)), headers=headers) as response:
-                sequence = response.headers.get(SEQUENCE_HEADER, "")
-                return response.status, await response.read(), int(sequence) if sequence.isdecimal() else 0
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise LedgerUnavailable(f"the meter does not answer: {type(error).__name__} {error}") from error
+        rejected = [RejectedEvent(events[item.index], item.reason, item.message) for item in result.rejected]
+        return PublishResult(rejected, result.leases, result.sequence)

@@ -22,7 +22,7 @@ from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
 from farebox.ledger.db import tables
 from farebox.ledger.db.prepared import BulkInsert, Prepared
-from farebox.meterapi.types import CreditLease
+from farebox.meterapi.usage import IngestResult, PendingEvent, Rejection, UsageEvent
 
 _EARLIEST: Final = from_micros(0)
 _CHUNK: Final = 500
@@ -30,53 +30,6 @@ _SETTLE_PAGE: Final = 5_000
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class UsageEvent:
-    """A call that a service answered. `input_tokens` includes `cached_input_tokens`.
-
-    (source, id) names the event for ever; `model` is the Model that served it, if the sender knows.
-    """
-
-    source: str
-    id: str
-    service: ObjectKey
-    time: datetime
-    input_tokens: int
-    output_tokens: int
-    cached_input_tokens: int = 0
-    model: str | None = None
-    api_key: str | None = None
-    request_id: str | None = None
-    status: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """An event that was not stored, and never will be as it is."""
-
-    index: int
-    id: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class IngestResult:
-    """What became of a batch: accepted + duplicate + len(rejected) is its length.
-
-    `accepted` events were stored now; `pending` of them wait for a binding, a price or an account. `budgets`
-    are those of the batch's sources that were charged, as they are now. Whoever has read the feed up to
-    `sequence` has read the charges.
-    """
-
-    accepted: int
-    duplicate: int
-    pending: int
-    rejected: tuple[Rejection, ...]
-    leases: tuple[CreditLease, ...] = ()
-    sequence: int = 0
 
 
 @dataclass(slots=True)
@@ -293,17 +246,6 @@ def _settle_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int
     if changes:
         journal.run_many(_SETTLE, changes)
     return settled
-
-
-@dataclass(frozen=True, slots=True)
-class PendingEvent:
-    """A stored event that is not charged yet. `cursor` orders them by arrival."""
-
-    cursor: int
-    event: UsageEvent
-    received_at: datetime
-    reason: str
-    waiting_for: str
 
 
 def pending_event(row: Row[*tuple[Any, ...]]) -> PendingEvent:

@@ -5,8 +5,6 @@ lines are the closing balance to the last nano-unit (B19), because both come fro
 balances are counted back from the account's own, which `verify` compares with the first entry on.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,43 +19,9 @@ from farebox.ledger.booking.charging import REVENUE, USAGE
 from farebox.ledger.booking.journal import BALANCE
 from farebox.ledger.db import tables
 from farebox.ledger.reports.sums import exact_sum, joined
+from farebox.meterapi.reports import Statement, StatementLine
 
 MAX_LINES: Final = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class StatementLine:
-    """What moved the balance by `amount` nano-units. `kind` is the transaction's.
-
-    `time` is that of the booking, for Usage the beginning of its day (UTC). The rest is given as far as the
-    kind has it: reference and source of top-ups; service, model, number and period of reservation terms; the
-    model of usage.
-    """
-
-    kind: str
-    time: datetime
-    amount: Nano
-    reference: str | None = None
-    source: str | None = None
-    service: str | None = None
-    model: str | None = None
-    term: int | None = None
-    period_start: datetime | None = None
-    period_end: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """What was booked from `start` to before `end`; `as_of` is the ledger's number up to which was read."""
-
-    account: ObjectKey
-    currency: str
-    start: datetime
-    end: datetime
-    as_of: int
-    opening: Nano
-    closing: Nano
-    lines: Sequence[StatementLine]
 
 
 def read_statement(
@@ -90,9 +54,9 @@ def read_statement(
         start=start,
         end=end,
         as_of=connection.execute(select(tables.ledger.c.head)).scalar_one(),
-        opening=Nano(closing - sum(line[-1].amount for line in lines)),
-        closing=closing,
-        lines=[line[-1] for line in lines],
+        opening_balance=Nano(closing - sum(line[-1].amount for line in lines)),
+        closing_balance=closing,
+        lines=tuple(line[-1] for line in lines),
     )
 
 

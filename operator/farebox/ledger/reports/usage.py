@@ -7,7 +7,6 @@ so all pages of a report are of one state of the books, whatever arrives meanwhi
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -31,70 +30,12 @@ from farebox.errors import LedgerRefused
 from farebox.ledger.db import tables
 from farebox.ledger.feed import written_at
 from farebox.ledger.reports.sums import exact_sum, joined
-
-
-class Group(StrEnum):
-    """What usage can be summed by."""
-
-    SERVICE = "service"
-    MODEL = "model"
-    API_KEY = "apiKey"
-
-
-class Bucket(StrEnum):
-    """The time that a row covers, in UTC."""
-
-    NONE = "none"
-    MINUTE = "minute"
-    HOUR = "hour"
-    DAY = "day"
-    MONTH = "month"
-
+from farebox.meterapi.reports import Bucket, Group, UsageQuery, UsageRow
 
 _WIDTHS: Final = {Bucket.MINUTE: 60_000_000, Bucket.HOUR: 3_600_000_000, Bucket.DAY: 86_400_000_000}
 Place = tuple[int | str, ...]
 """Where a row is in the order of a report: the start of its bucket in microseconds, if there are any,
 then what it is grouped by, then the currency."""
-
-
-@dataclass(frozen=True, slots=True)
-class UsageQuery:
-    """Which calls, by the time of their end from `start` to before `end`, and what to sum them by.
-
-    `owner` is the account that paid, or the namespace whose services were called.
-    """
-
-    owner: ObjectKey | str
-    start: datetime
-    end: datetime
-    group_by: frozenset[Group] = frozenset()
-    bucket: Bucket = Bucket.NONE
-    service: ObjectKey | None = None
-    model: str | None = None
-    api_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRow:
-    """A sum. `input_tokens` includes `cached_input_tokens` and what is covered; `charge` is in nano-units.
-
-    `start` is that of the bucket; it, service, model and api_key are None if the report is not by them.
-    `api_key` is "" for calls that named none.
-    """
-
-    start: datetime | None
-    service: str | None
-    model: str | None
-    api_key: str | None
-    currency: str
-    calls: int
-    input_tokens: int
-    cached_input_tokens: int
-    output_tokens: int
-    reservation_input: int
-    reservation_output: int
-    quota_tokens: int
-    charge: int
 
 
 class AsOf(NamedTuple):
@@ -335,9 +276,9 @@ def _row(query: UsageQuery, row: Row[*tuple[Any, ...]]) -> UsageRow:
         input_tokens=int(row.input_tokens),
         cached_input_tokens=int(row.cached_input_tokens),
         output_tokens=int(row.output_tokens),
-        reservation_input=int(row.reservation_input),
-        reservation_output=int(row.reservation_output),
-        quota_tokens=int(row.quota_tokens),
+        reservation_input_tokens=int(row.reservation_input),
+        reservation_output_tokens=int(row.reservation_output),
+        free_quota_tokens=int(row.quota_tokens),
         charge=joined(row.charge_units, row.charge_nano),
     )
 

@@ -1,0 +1,70 @@
+"""Usage events, and the ledger's answer to a batch of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from farebox.domain.keys import ObjectKey
+from farebox.meterapi.types import Answer, CreditLease
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    """A call that a service answered. `input_tokens` includes `cached_input_tokens`.
+
+    (source, id) identifies the event. `model` is the Model that served the call, if the sender knows it.
+    """
+
+    source: str
+    id: str
+    service: ObjectKey
+    time: datetime
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    model: str | None = None
+    api_key: str | None = None
+    request_id: str | None = None
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection(Answer):
+    """An event that is not stored, and would be rejected again."""
+
+    index: int
+    id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult(Answer):
+    """The outcome of a batch: accepted + duplicate + len(rejected) is its length.
+
+    This call stored the `accepted` events; `pending` of them wait for a binding, a price or an account.
+    `leases` are the current leases of the batch's sources on the charged accounts. The charges are in the
+    feed up to `sequence` (0: unknown).
+    """
+
+    accepted: int
+    duplicate: int
+    pending: int
+    rejected: tuple[Rejection, ...]
+    leases: Annotated[
+        tuple[CreditLease, ...], Field(alias="budgets", exclude_if=lambda leases: not leases)
+    ] = ()
+    sequence: Annotated[int, Field(exclude=True)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """A stored event that is not charged yet. `cursor` orders such events by arrival."""
+
+    cursor: int
+    event: UsageEvent
+    received_at: datetime
+    reason: str
+    waiting_for: str
