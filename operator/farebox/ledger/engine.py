@@ -103,15 +103,14 @@ class Ledger:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-reader")
         self._reporters = ThreadPoolExecutor(_REPORTERS, thread_name_prefix="ledger-reports")
         self._reports = 0
-        self._bell = Notifier()
+        self._notifier = Notifier()
         self._on_commit = on_commit
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._others: CommitListener | None = None
+        self._listener: CommitListener | None = None
         if self._write_engine.dialect.name == "postgresql":
-            self._others = CommitListener(self._write_engine, self._bell.notify)
-        announces = self._others.may_listen if self._others is not None else lambda: False
-        self._writer = TransactionWriter(self._write_engine, clock, _perform, self._committed, announces)
+            self._listener = CommitListener(self._write_engine, self._notifier.notify)
+        self._writer = TransactionWriter(self._write_engine, clock, _perform, self._committed)
 
     @classmethod
     async def open(
@@ -140,8 +139,8 @@ class Ledger:
             raise LedgerUnavailable(f"the ledger's database cannot be opened: {error}") from error
         ledger = cls(url, clock=clock, on_commit=on_commit)
         ledger._writer.start()
-        if ledger._others is not None:
-            ledger._tasks.append(asyncio.create_task(ledger._others.listen()))
+        if ledger._listener is not None:
+            ledger._tasks.append(asyncio.create_task(ledger._listener.listen()))
         if advance_seconds is not None:
             ledger._tasks.append(asyncio.create_task(ledger._keep_advancing(advance_seconds)))
         return ledger
@@ -164,11 +163,11 @@ class Ledger:
     def drain(self) -> None:
         """Let nobody wait for changes any more: those who do get what there is."""
         self._draining = True
-        self._bell.notify()
+        self._notifier.notify()
 
     def _committed(self, seconds: float) -> None:
         self._on_commit(seconds)
-        self._bell.notify()
+        self._notifier.notify()
 
     async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
         """See LedgerAPI. Usage that waited for the records is charged in the same transaction (B12)."""
@@ -210,15 +209,15 @@ class Ledger:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         while True:
-            bell = self._bell.subscribe()
+            changed = self._notifier.subscribe()
             try:
                 page = await self._read(lambda connection: read_changes(connection, after, limit))
                 left = deadline - loop.time()
                 if page.head != after or left <= 0 or self._draining:
                     return page
-                await asyncio.wait((bell,), timeout=min(left, POLL_SECONDS))
+                await asyncio.wait((changed,), timeout=min(left, POLL_SECONDS))
             finally:
-                self._bell.unsubscribe(bell)
+                self._notifier.unsubscribe(changed)
 
     async def account(self, key: ObjectKey) -> AccountBalance | None:
         """The account as it is now, or None if it was never recorded."""

@@ -50,15 +50,12 @@ class TransactionWriter:
         clock: Callable[[], datetime],
         perform: Perform,
         after_commit: Callable[[float], None],
-        announces: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`after_commit` is called in the writer's thread with the seconds that the transaction took;
-        `announces` says whether another process may wait for the next commit."""
+        """`after_commit` is called in the writer's thread with the duration of the transaction in seconds."""
         self._engine = engine
         self._clock = clock
         self._perform = perform
         self._after_commit = after_commit
-        self._announces = announces
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._catalog = LedgerState()
         self._connection: Connection | None = None
@@ -150,8 +147,7 @@ class TransactionWriter:
         if self._connection is None:
             self._connection = self._engine.connect()
         transaction = self._connection.begin()
-        journal = Journal(self._connection, self._catalog, self._clock, announces=self._announces())
-        return journal, transaction
+        return Journal(self._connection, self._catalog, self._clock), transaction
 
     def disconnect(self) -> None:
         """Let go of the connection, which outlives its transactions; what is open on it is undone."""

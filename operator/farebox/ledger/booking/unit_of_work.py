@@ -16,11 +16,11 @@ from farebox.clock import from_micros, to_micros
 from farebox.ledger.booking.state import AccountRow, CreditLeaseRow, KnownReservation, LedgerState, QuotaRow
 from farebox.ledger.db.prepared import COPY_ROWS, Prepared, one_trip
 from farebox.ledger.db.sql import (
-    ANNOUNCE,
     INSERTS,
     UPDATE_ACCOUNT,
     UPDATE_BUDGET,
     UPDATE_LEDGER,
+    UPDATE_LEDGER_AND_NOTIFY,
     UPDATE_QUOTA,
     UPDATE_RESERVATION,
 )
@@ -46,10 +46,7 @@ class UnitOfWork:
         connection: Connection,
         catalog: LedgerState,
         clock: Callable[[], datetime],
-        *,
-        announces: bool = False,
     ) -> None:
-        """`announces`: another process may wait for what is committed."""
         self.connection = connection
         self.catalog = catalog
         catalog.refresh(connection)
@@ -64,7 +61,6 @@ class UnitOfWork:
         self.charged_leases: set[tuple[str, int]] = set()
         self._last: list[tuple[Prepared, Sequence[tuple[Any, ...]]]] = []
         self._wrote = False
-        self._announces = announces
 
     def next_sequence(self) -> int:
         """The next number; whoever takes it uses it for an account or a reservation, or there were a hole."""
@@ -135,5 +131,6 @@ class UnitOfWork:
             return
         self.catalog.revision += 1
         self.catalog.written_at = self.recorded_at
-        update_ledger = ANNOUNCE if self._announces else UPDATE_LEDGER
+        is_shared = self.connection.dialect.name == "postgresql"
+        update_ledger = UPDATE_LEDGER_AND_NOTIFY if is_shared else UPDATE_LEDGER
         update_ledger.run(self.connection, (self.catalog.head, self.catalog.revision))

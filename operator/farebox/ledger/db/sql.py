@@ -43,11 +43,11 @@ _NEW_LEDGER: Final = update(tables.ledger).values(
     head=bindparam("new_head"), revision=bindparam("new_revision")
 )
 UPDATE_LEDGER: Final = Prepared(_NEW_LEDGER, ("new_head", "new_revision"))
-ANNOUNCE: Final = Prepared(
+UPDATE_LEDGER_AND_NOTIFY: Final = Prepared(
     _NEW_LEDGER.returning(func.pg_notify(literal_column(f"'{CHANNEL}'"), literal_column("''"))),
     ("new_head", "new_revision"),
 )
-"""UPDATE_LEDGER on PostgreSQL: those who listen hear of it at the commit."""
+"""UPDATE_LEDGER on PostgreSQL. The notification is sent at the commit."""
 UPDATE_QUOTA: Final = Prepared(
     update(tables.quotas)
     .values(used=bindparam("new_used"), sequence=bindparam("new_sequence"))
