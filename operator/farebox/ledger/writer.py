@@ -57,7 +57,7 @@ class TransactionWriter:
         self._perform = perform
         self._after_commit = after_commit
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._catalog = LedgerState()
+        self._state = LedgerState()
         self._connection: Connection | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
@@ -111,7 +111,7 @@ class TransactionWriter:
                     journal.finish()
         except Exception as error:
             # What was remembered may be of a transaction that never happened.
-            self._catalog = LedgerState()
+            self._state = LedgerState()
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
@@ -136,7 +136,7 @@ class TransactionWriter:
                 if not error.connection_invalidated:
                     raise
                 self.disconnect()
-                self._catalog = LedgerState()
+                self._state = LedgerState()
                 begun = self._begin()
             yield begun
         except BaseException:
@@ -147,7 +147,7 @@ class TransactionWriter:
         if self._connection is None:
             self._connection = self._engine.connect()
         transaction = self._connection.begin()
-        return Journal(self._connection, self._catalog, self._clock), transaction
+        return Journal(self._connection, self._state, self._clock), transaction
 
     def disconnect(self) -> None:
         """Let go of the connection, which outlives its transactions; what is open on it is undone."""

@@ -15,7 +15,7 @@ from farebox.gateway.process import assembled, envoy_settings
 from farebox.gateway.ratelimit.memory import MemoryCounters
 from farebox.gateway.spend.credit_leases import IDLE_SECONDS, CreditLeases
 from farebox.gateway.spend.tracker import LOST_SECONDS
-from farebox.ledger.booking.credit_leases import BUDGET_SECONDS
+from farebox.ledger.booking.credit_leases import LEASE_SECONDS
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 from farebox.settings import GatewaySettings
@@ -111,9 +111,9 @@ async def test_what_is_kept_for_a_call_is_kept_longer_than_it_may_take(
         balance_max_age_seconds=60,
     )
     assert gate.spend.lost_after == 90 + LOST_SECONDS
-    assert GatewaySettings(call_seconds=BUDGET_SECONDS).call_seconds == BUDGET_SECONDS
+    assert GatewaySettings(call_seconds=LEASE_SECONDS).call_seconds == LEASE_SECONDS
     with pytest.raises(ValidationError):
-        GatewaySettings(call_seconds=BUDGET_SECONDS + 1)
+        GatewaySettings(call_seconds=LEASE_SECONDS + 1)
 
 
 async def test_b17_gateways_racing_for_the_last_cent_spend_it_once(ledger: Ledger) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from farebox.domain.billing.money import Nano
 from farebox.errors import LedgerRefused
-from farebox.ledger.booking.credit_leases import BUDGET_SECONDS
+from farebox.ledger.booking.credit_leases import LEASE_SECONDS
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 from tests.ledger.support import ACME, CALL_CHARGE, FACTS, Clock, Database, balance, opened, topup, usage
@@ -56,7 +56,7 @@ async def test_b17_what_a_dead_gateway_had_is_free_again_after_its_time(ledger: 
     await ledger.record(FACTS)
     await ledger.post_topup(topup(amount="10"))
     await claim(ledger, 10 * UNIT, "dead")
-    clock.advance(seconds=BUDGET_SECONDS - 1)
+    clock.advance(seconds=LEASE_SECONDS - 1)
     assert (await claim(ledger, UNIT)).granted == 0
     clock.advance(seconds=1)
     assert (await claim(ledger, UNIT)).granted == UNIT

@@ -103,7 +103,7 @@ class Charging:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._catalog = journal.catalog
+        self._state = journal.state
         self._groups: dict[tuple[int, str], _Group] = {}
         self._routes: dict[tuple[ObjectKey, str | None], _Route] = {}
         self._minutes: dict[tuple[ObjectKey, int], _Minute] = {}
@@ -149,7 +149,7 @@ class Charging:
         group.total += nano
         if occurred_at > group.latest:
             group.latest = occurred_at
-        if self._catalog.budgets:
+        if self._state.leases:
             self._spend(key[0], account, nano)
         if coverage is NOTHING:
             return (group.sequence, binding.id, route.price.id, nano, None, None, 0, 0, 0)
@@ -158,18 +158,18 @@ class Charging:
 
     def _find(self, service: ObjectKey, model: str | None, occurred_at: int) -> _Route | Outcome:
         """Where a call goes (docs/decisions/101), or what it waits for."""
-        catalog = self._catalog
-        bindings = catalog.bindings.get(service)
+        state = self._state
+        bindings = state.bindings.get(service)
         if bindings is None:
             return _waits("BindingNotFound", service)
         timeline = bindings.all if model is None else bindings.by_model.get(model)
         if timeline is None:
             return _waits("ModelNotBound", service)
         bound_at, bound_until, binding = timeline.span(occurred_at)
-        account = catalog.accounts.get(binding.account)
+        account = state.accounts.get(binding.account)
         if account is None:
             return _waits("AccountNotFound", binding.account)
-        versions = catalog.prices.get(binding.model)
+        versions = state.prices.get(binding.model)
         if versions is None:
             return _waits("PriceNotFound", binding.model)
         priced_at, priced_until, price = versions.span(occurred_at)
@@ -181,8 +181,8 @@ class Charging:
             binding=binding,
             account=account,
             price=price,
-            quota=catalog.quotas.get((account.id, binding.model)),
-            reserved=service in catalog.reservations_of,
+            quota=state.quotas.get((account.id, binding.model)),
+            reserved=service in state.reservations_of,
         )
 
     def _coverage(
@@ -199,7 +199,7 @@ class Charging:
         bought on another model, or by another account, is not this call's.
         """
         reserved_input = reserved_output = 0
-        for reservation in self._catalog.reservations_of.get(service, ()):
+        for reservation in self._state.reservations_of.get(service, ()):
             is_its_own = (reservation.account, reservation.model) == (binding.account, binding.model)
             if is_its_own and reservation.term(occurred_at) is not None:
                 reserved_input += reservation.plan.input_tpm
@@ -242,11 +242,11 @@ class Charging:
         return minute
 
     def _spend(self, source: str, account: AccountRow, nano: int) -> None:
-        """Take a charge from the budget of the gateway that it came from (B17)."""
-        budget = self._catalog.budgets.get((source, account.id))
-        if budget is not None:
-            budget.spent += nano
-            self._journal.set_lease(budget, new=False)
+        """Take a charge from the lease of the gateway that it came from (B17)."""
+        lease = self._state.leases.get((source, account.id))
+        if lease is not None:
+            lease.spent += nano
+            self._journal.set_lease(lease, new=False)
             self._journal.charged_leases.add((source, account.id))
 
     def post(self) -> None:

@@ -41,16 +41,16 @@ def grant_quotas(journal: Journal, accounts: Iterable[ObjectKey], models: Iterab
     An account gets a model's quota once for ever, when it has a service on the model, from that service's
     beginning or, if the quota came later, from the model's version that brought it.
     """
-    catalog = journal.catalog
-    pairs = {(account, model) for account in accounts for model in catalog.first_bound.get(account, ())}
-    pairs |= {(account, model) for model in models for account in catalog.accounts_of_model.get(model, ())}
+    state = journal.state
+    pairs = {(account, model) for account in accounts for model in state.first_bound.get(account, ())}
+    pairs |= {(account, model) for model in models for account in state.accounts_of_model.get(model, ())}
     for key, model in sorted(pairs):
-        account, versions = catalog.accounts.get(key), catalog.prices.get(model)
-        if account is None or versions is None or (account.id, model) in catalog.quotas:
+        account, versions = state.accounts.get(key), state.prices.get(model)
+        if account is None or versions is None or (account.id, model) in state.quotas:
             continue
         offered_at, price = versions.newest_item()
         if price.free_quota is not None and price.currency == account.currency:
-            _grant(journal, account, model, price, max(offered_at, catalog.first_bound[key][model]))
+            _grant(journal, account, model, price, max(offered_at, state.first_bound[key][model]))
 
 
 def _grant(journal: Journal, account: AccountRow, model: str, price: KnownPrice, granted_at: int) -> None:
@@ -71,15 +71,15 @@ def _grant(journal: Journal, account: AccountRow, model: str, price: KnownPrice,
 
 def record_reservation(journal: Journal, record: ReservationRecord) -> bool:
     """Keep what a service reserves, or whether it goes on buying; whether that was news."""
-    catalog = journal.catalog
+    state = journal.state
     plan = ReservationPlan(record.input_tpm, record.output_tpm, record.days, record.buying)
     known = next(
-        (found for found in catalog.reservations_of.get(record.service, ()) if found.uid == record.uid), None
+        (found for found in state.reservations_of.get(record.service, ()) if found.uid == record.uid), None
     )
     if known is None:
         journal.add_reservation(
             KnownReservation(
-                id=catalog.last_reservation + 1,
+                id=state.last_reservation + 1,
                 service=record.service,
                 uid=record.uid,
                 account=record.account,
@@ -104,14 +104,14 @@ def process_due_renewals(journal: Journal, accounts: Iterable[ObjectKey] | None 
     Every term is bought once: its number is part of the transaction's key, and the ledger is locked.
     """
     concerned = None if accounts is None else set(accounts)
-    for reservation in list(journal.catalog.reservations.values()):
+    for reservation in list(journal.state.reservations.values()):
         if concerned is None or reservation.account in concerned:
             _advance(journal, reservation)
 
 
 def _advance(journal: Journal, reservation: KnownReservation) -> None:
-    account = journal.catalog.accounts.get(reservation.account)
-    versions = journal.catalog.prices.get(reservation.model)
+    account = journal.state.accounts.get(reservation.account)
+    versions = journal.state.prices.get(reservation.model)
     price = versions.at(journal.recorded_at) if versions is not None else None
     if price is not None and account is not None and price.currency != account.currency:
         price = None

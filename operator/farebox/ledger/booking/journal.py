@@ -39,15 +39,15 @@ class Journal(UnitOfWork):
 
     def account(self, key: ObjectKey) -> AccountRow | None:
         """The account, or None if it was never recorded."""
-        return self.catalog.accounts.get(key)
+        return self.state.accounts.get(key)
 
     def open_account(self, terms: AccountRecord) -> AccountRow:
         """A new account with nothing on it."""
         sequence = self.next_sequence()
         account = AccountRow(
-            self.catalog.last_account + 1, terms.account, terms.currency, terms.credit_limit, 0, sequence
+            self.state.last_account + 1, terms.account, terms.currency, terms.credit_limit, 0, sequence
         )
-        self.catalog.add_account(account)
+        self.state.add_account(account)
         self._add(
             tables.accounts,
             id=account.id,
@@ -80,8 +80,8 @@ class Journal(UnitOfWork):
     def add_binding(self, record: Binding) -> None:
         """Bind a service from a time on."""
         effective_at = to_micros(record.effective_at)
-        binding = KnownBinding(self.catalog.last_binding + 1, record.account, record.model, record.trial)
-        self.catalog.add_binding(record.service, effective_at, binding)
+        binding = KnownBinding(self.state.last_binding + 1, record.account, record.model, record.trial)
+        self.state.add_binding(record.service, effective_at, binding)
         self._add(
             tables.bindings,
             id=binding.id,
@@ -97,8 +97,8 @@ class Journal(UnitOfWork):
         """Give a model other prices from a time on."""
         effective_at = to_micros(record.effective_at)
         offer, quota = record.reservation, record.free_quota
-        price = KnownPrice(self.catalog.last_price + 1, record.currency, record.tiers, offer, quota)
-        self.catalog.add_price(record.model, effective_at, price)
+        price = KnownPrice(self.state.last_price + 1, record.currency, record.tiers, offer, quota)
+        self.state.add_price(record.model, effective_at, price)
         self._add(
             tables.price_versions,
             id=price.id,
@@ -191,11 +191,11 @@ class Journal(UnitOfWork):
         self._touched[account.id] = account
 
     def _book(self, account: AccountRow, name: str, unit: str) -> int:
-        known = self.catalog.books.get((account.id, name))
+        known = self.state.books.get((account.id, name))
         if known is not None:
             return known
-        book_id = self.catalog.last_book + 1
-        self.catalog.add_book(account.id, name, book_id)
+        book_id = self.state.last_book + 1
+        self.state.add_book(account.id, name, book_id)
         self._add(tables.books, id=book_id, account_id=account.id, name=name, unit=unit)
         return book_id
 
@@ -203,8 +203,8 @@ class Journal(UnitOfWork):
         self, account: AccountRow, model: str, tokens: int, granted_at: int, expires_at: int, sequence: int
     ) -> None:
         """Keep what an account was granted on a model; the caller books it."""
-        quota_id = self.catalog.last_quota + 1
-        self.catalog.add_quota(QuotaRow(quota_id, account.id, model, tokens, 0, expires_at, sequence))
+        quota_id = self.state.last_quota + 1
+        self.state.add_quota(QuotaRow(quota_id, account.id, model, tokens, 0, expires_at, sequence))
         self._add(
             tables.quotas,
             id=quota_id,
@@ -222,26 +222,26 @@ class Journal(UnitOfWork):
         quota.sequence = max(quota.sequence, sequence)
         self._used[quota.id] = quota
 
-    def set_lease(self, budget: CreditLeaseRow, *, new: bool) -> None:
+    def set_lease(self, lease: CreditLeaseRow, *, new: bool) -> None:
         """Write what a gateway may spend; the caller set it."""
         if not new:
-            self._budgets[budget.source, budget.account_id] = budget
+            self._leases[lease.source, lease.account_id] = lease
             return
-        self.catalog.add_lease(budget)
+        self.state.add_lease(lease)
         self._add(
             tables.budgets,
-            source=budget.source,
-            account_id=budget.account_id,
-            granted=budget.granted,
-            spent=budget.spent,
-            expires_at=budget.expires_at,
-            revision=self.catalog.revision + 1,
+            source=lease.source,
+            account_id=lease.account_id,
+            granted=lease.granted,
+            spent=lease.spent,
+            expires_at=lease.expires_at,
+            revision=self.state.revision + 1,
         )
 
     def add_reservation(self, reservation: KnownReservation) -> None:
         """A new reservation, with the first of its changes. Its sequence is given here."""
         reservation.sequence = self.next_sequence()
-        self.catalog.add_reservation(reservation)
+        self.state.add_reservation(reservation)
         self._add(
             tables.reservations,
             id=reservation.id,

@@ -93,7 +93,7 @@ def _take(journal: Journal, item: Record, news: _News) -> None:
 
 def _reserving(journal: Journal, model: str) -> set[ObjectKey]:
     """The accounts of reservations on a model."""
-    return {known.account for known in journal.catalog.reservations.values() if known.model == model}
+    return {known.account for known in journal.state.reservations.values() if known.model == model}
 
 
 def _record_account(journal: Journal, terms: AccountRecord) -> bool:
@@ -120,7 +120,7 @@ def _record_account(journal: Journal, terms: AccountRecord) -> bool:
 def _record_binding(journal: Journal, binding: Binding) -> bool:
     """Whether it was news."""
     _check_name(binding.model, f"the model of {binding.service}")
-    known = journal.catalog.bindings.get(binding.service)
+    known = journal.state.bindings.get(binding.service)
     if known is not None:
         wanted = (binding.account, binding.model, binding.trial)
         for other in _known(journal, known.all, binding.effective_at):
@@ -136,7 +136,7 @@ def _record_price(journal: Journal, version: PriceVersion) -> bool:
     _check_name(version.currency, f"the currency of {version.model}")
     if (fault := tiers_error(version.tiers)) is not None:
         raise _Refused("InvalidPrice", f"the prices of {version.model} cannot be used: {fault}")
-    known = journal.catalog.prices.get(version.model)
+    known = journal.state.prices.get(version.model)
     if known is not None:
         wanted = (version.currency, version.tiers, version.reservation, version.free_quota)
         for other in _known(journal, known, version.effective_at):

@@ -23,12 +23,12 @@ from farebox.domain.billing.reservations import (
     Term,
 )
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.db.catalog_queries import (
+from farebox.ledger.db.sql import (
     ACCOUNTS,
     BINDINGS,
     BOOKS,
-    BUDGETS,
-    LEDGER,
+    LEASES,
+    LOCK_LEDGER,
     PRICES,
     QUOTAS,
     RESERVATIONS,
@@ -190,8 +190,8 @@ class LedgerState:
         self.quotas: dict[tuple[int, str], QuotaRow] = {}
         self.first_bound: dict[ObjectKey, dict[str, int]] = defaultdict(dict)
         self.accounts_of_model: dict[str, set[ObjectKey]] = defaultdict(set)
-        self.budgets: dict[tuple[str, int], CreditLeaseRow] = {}
-        self.budgets_of: dict[int, list[CreditLeaseRow]] = {}
+        self.leases: dict[tuple[str, int], CreditLeaseRow] = {}
+        self.leases_of: dict[int, list[CreditLeaseRow]] = {}
         self.reservations: dict[int, KnownReservation] = {}
         self.reservations_of: dict[ObjectKey, list[KnownReservation]] = {}
         self.last_account = self.last_book = self.last_binding = self.last_price = 0
@@ -199,7 +199,7 @@ class LedgerState:
 
     def refresh(self, connection: Connection) -> None:
         """Lock the ledger for this transaction, and read what other processes wrote since the last one."""
-        ((head, revision),) = LEDGER.rows(connection, ())
+        ((head, revision),) = LOCK_LEDGER.rows(connection, ())
         if revision == self.revision:
             return
         for account_id, key, *state in ACCOUNTS.rows(connection, (self.head,)):
@@ -215,8 +215,8 @@ class LedgerState:
             self.add_price(model, effective_at, price)
         for quota in QUOTAS.rows(connection, (self.head,)):
             self.add_quota(QuotaRow(*quota))
-        for budget in BUDGETS.rows(connection, (self.revision,)):
-            self.add_lease(CreditLeaseRow(*budget))
+        for lease in LEASES.rows(connection, (self.revision,)):
+            self.add_lease(CreditLeaseRow(*lease))
         for reservation in read_reservations(connection, self.head):
             self.add_reservation(reservation)
         for reservation_id, *term in TERMS.rows(connection, (self.head,)):
@@ -253,15 +253,15 @@ class LedgerState:
         self.quotas[quota.account_id, quota.model] = quota
         self.last_quota = max(self.last_quota, quota.id)
 
-    def add_lease(self, budget: CreditLeaseRow) -> None:
-        """Remember a budget, new or changed."""
-        known = self.budgets.get((budget.source, budget.account_id))
-        of_account = self.budgets_of.setdefault(budget.account_id, [])
+    def add_lease(self, lease: CreditLeaseRow) -> None:
+        """Remember a lease, new or changed."""
+        known = self.leases.get((lease.source, lease.account_id))
+        of_account = self.leases_of.setdefault(lease.account_id, [])
         if known is None:
-            of_account.append(budget)
+            of_account.append(lease)
         else:
-            of_account[of_account.index(known)] = budget
-        self.budgets[budget.source, budget.account_id] = budget
+            of_account[of_account.index(known)] = lease
+        self.leases[lease.source, lease.account_id] = lease
 
     def add_reservation(self, reservation: KnownReservation) -> None:
         """Remember a reservation, new or changed; one that is known keeps its terms."""

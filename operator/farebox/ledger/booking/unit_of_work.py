@@ -18,7 +18,7 @@ from farebox.ledger.db.prepared import COPY_ROWS, Prepared, one_trip
 from farebox.ledger.db.sql import (
     INSERTS,
     UPDATE_ACCOUNT,
-    UPDATE_BUDGET,
+    UPDATE_LEASE,
     UPDATE_LEDGER,
     UPDATE_LEDGER_AND_NOTIFY,
     UPDATE_QUOTA,
@@ -44,28 +44,28 @@ class UnitOfWork:
     def __init__(
         self,
         connection: Connection,
-        catalog: LedgerState,
+        state: LedgerState,
         clock: Callable[[], datetime],
     ) -> None:
         self.connection = connection
-        self.catalog = catalog
-        catalog.refresh(connection)
+        self.state = state
+        state.refresh(connection)
         # Asked with the ledger locked, however long that took: times rise as numbers do.
-        self.now = _not_before(clock(), catalog.written_at)
+        self.now = _not_before(clock(), state.written_at)
         self.recorded_at = to_micros(self.now)
         self._rows: dict[Table, list[Mapping[str, Any]]] = defaultdict(list)
         self._touched: dict[int, AccountRow] = {}
         self._used: dict[int, QuotaRow] = {}
         self._changed: dict[int, KnownReservation] = {}
-        self._budgets: dict[tuple[str, int], CreditLeaseRow] = {}
+        self._leases: dict[tuple[str, int], CreditLeaseRow] = {}
         self.charged_leases: set[tuple[str, int]] = set()
         self._last: list[tuple[Prepared, Sequence[tuple[Any, ...]]]] = []
         self._wrote = False
 
     def next_sequence(self) -> int:
         """The next number; whoever takes it uses it for an account or a reservation, or there were a hole."""
-        self.catalog.head += 1
-        return self.catalog.head
+        self.state.head += 1
+        return self.state.head
 
     def _add(self, table: Table, **values: Any) -> None:
         self._rows[table].append(values)
@@ -94,13 +94,13 @@ class UnitOfWork:
         if self._changed:
             self.run_many(UPDATE_RESERVATION, [(r.sequence, r.id) for r in self._changed.values()])
             self._changed.clear()
-        if self._budgets:
-            revision = self.catalog.revision + 1
+        if self._leases:
+            revision = self.state.revision + 1
             self.run_many(
-                UPDATE_BUDGET,
-                [(b.granted, b.spent, b.expires_at, revision, *key) for key, b in self._budgets.items()],
+                UPDATE_LEASE,
+                [(b.granted, b.spent, b.expires_at, revision, *key) for key, b in self._leases.items()],
             )
-            self._budgets.clear()
+            self._leases.clear()
 
     def run_many(self, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
         """Write at once, without waiting for `flush`: the statement for each of `rows`."""
@@ -129,8 +129,8 @@ class UnitOfWork:
         self._write_last()
         if not self._wrote:
             return
-        self.catalog.revision += 1
-        self.catalog.written_at = self.recorded_at
+        self.state.revision += 1
+        self.state.written_at = self.recorded_at
         is_shared = self.connection.dialect.name == "postgresql"
         update_ledger = UPDATE_LEDGER_AND_NOTIFY if is_shared else UPDATE_LEDGER
-        update_ledger.run(self.connection, (self.catalog.head, self.catalog.revision))
+        update_ledger.run(self.connection, (self.state.head, self.state.revision))

@@ -59,8 +59,8 @@ def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[In
             tally.duplicate,
             tally.pending,
             tuple(tally.rejected),
-            leases_of(journal, {event.source for event in batch}) if journal.catalog.budgets else (),
-            journal.catalog.head,
+            leases_of(journal, {event.source for event in batch}) if journal.state.leases else (),
+            journal.state.head,
         )
         for tally, batch in zip(tallies, batches, strict=True)
     ]
