@@ -94,7 +94,7 @@ async def test_a_statement_as_csv_is_the_meters(shop: Running) -> None:
         (("statement", "billing/acme"), "guessed", "kubectl create token"),
         (("statement", "billing/acme"), "", "give --service-account"),
         (("statement", "billing/acme", "--from", "soon"), READER, "write today, yesterday"),
-        (("statement", "billing/acme", "--token-file", "/nowhere"), READER, "the token cannot be read"),
+        (("statement", "billing/acme", "--token-file", "/nowhere"), READER, "Cannot read the token"),
         (("statement", "billing/acme", "--meter", "http://127.0.0.1:1"), READER, "port-forward"),
         (("usage",), READER, "either --account"),
         (("usage", "-n", "team-a", "--group-by", "day"), TENANT, "groupBy must be any of"),

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from farebox.domain.billing.coverage import Coverage
 from farebox.domain.billing.pricing import charge
 from farebox.errors import ConfigurationError, InvalidAmount, LedgerUnavailable
-from farebox.ledger.audit.verify_terms import TermsVerification
+from farebox.ledger.audit.verify_entitlements import EntitlementsCheck
 from farebox.ledger.booking.charging import REVENUE, USAGE, quota_entries
 from farebox.ledger.booking.journal import BALANCE, TOKENS
 from farebox.ledger.booking.state import KnownPrice, read_prices
@@ -101,7 +101,7 @@ class _Verification:
         self._bindings: dict[int, _Row] = {}
         self._accounts: dict[int, _Account] = {}
         self._numbers = 0
-        self._terms = TermsVerification(connection, self._differs)
+        self._entitlements = EntitlementsCheck(connection, self._differs)
 
     def run(self) -> VerificationReport:
         self._prices = {
@@ -111,9 +111,9 @@ class _Verification:
         stored = list(self._rows(select(tables.accounts).order_by(tables.accounts.c.id)))
         self._accounts = {row.id: _Account(row.key, row.currency) for row in stored}
         self._check_terms()
-        self._terms.load(self._prices, self._bindings)
+        self._entitlements.load(self._prices, self._bindings)
         transactions = self._check_transactions()
-        self._terms.finish()
+        self._entitlements.finish()
         self._check_accounts(stored)
         self._check_numbers()
         pending = self._connection.execute(_count(_events.transaction_sequence.is_(None))).scalar_one()
@@ -147,7 +147,7 @@ class _Verification:
             self._check_entries(sequence, entries)
             self._check_usage(entries, usage.take(sequence))
             self._check_topup(entries, topups.take(sequence))
-            self._terms.check_transaction(entries)
+            self._entitlements.check_transaction(entries)
         for name, merged in (("usage events", usage), ("a top-up", topups)):
             for sequence in merged.left():
                 self._differs(f"{name} belong to transaction {sequence}, which does not exist")
@@ -183,7 +183,7 @@ class _Verification:
                 usage.charge += row.charge
                 usage.quota += row.quota_tokens
                 self._check_event(row, usage)
-                self._terms.note_event(row)
+                self._entitlements.note_event(row)
             yield sequence, usage
 
     def _check_event(self, row: _Row, usage: _Usage) -> None:
@@ -264,8 +264,8 @@ class _Verification:
         """Numbers are used once each, without a gap: both tables have them as keys, so counting is enough."""
         head = self._connection.execute(select(tables.ledger.c.head)).scalar_one()
         highest = max((account.sequence for account in self._accounts.values()), default=0)
-        highest = max(highest, self._terms.highest)
-        used = self._numbers + self._terms.numbers
+        highest = max(highest, self._entitlements.highest)
+        used = self._numbers + self._entitlements.numbers
         if not head == highest == used:
             self._differs(
                 f"the ledger's head is {head}, the highest number in use is {highest}, and {used} are in use"

@@ -26,7 +26,7 @@ _STREAM_ROWS: Final = 2_000
 _Row = Row[*tuple[Any, ...]]
 
 
-class TermsVerification:
+class EntitlementsCheck:
     """Checks grants, terms and coverage; `differs` takes each difference as a sentence.
 
     `highest` and `numbers`: the highest sequence number that a change of a reservation has, and how many.
