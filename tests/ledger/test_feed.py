@@ -106,7 +106,7 @@ async def test_usage_that_only_waits_wakes_nobody(ledger: Ledger) -> None:
 async def test_waiters_are_let_go_when_the_ledger_drains(ledger: Ledger) -> None:
     waiting = asyncio.create_task(ledger.changes(0, FOREVER))
     await ledger.changes(0, 0.01)
-    ledger.drain()
+    ledger.end_waits()
     assert (await asyncio.wait_for(waiting, 60)).accounts == ()
 
 

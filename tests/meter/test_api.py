@@ -176,9 +176,9 @@ async def test_who_has_no_token_hears_that_before_anything_else(api: Api) -> Non
 async def test_another_method_or_path_is_refused_with_what_there_is(api: Api) -> None:
     answer = await api.call("GET", "/v1/events")
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
-    assert answer.body["error"]["message"] == "/v1/events does not take GET: use POST"
+    assert answer.body["error"]["message"] == "/v1/events does not accept GET: use POST"
     nothing = await api.call("GET", "/v1/event")
-    assert nothing.body["error"]["message"] == "there is nothing at /v1/event: see docs/meter-api.md"
+    assert nothing.body["error"]["message"] == "Nothing at /v1/event: see docs/meter-api.md"
 
 
 async def test_a_right_in_one_namespace_is_none_in_another(api: Api) -> None:

@@ -187,7 +187,7 @@ def test_what_is_wrong_with_a_binary_event_is_said() -> None:
     headers, body = binary()
     with pytest.raises(InvalidBody, match="ce-id is sent more than once"):
         parse_binary([*headers, ("Ce-Id", "2")], body)
-    with pytest.raises(InvalidBody, match="the body is not JSON"):
+    with pytest.raises(InvalidBody, match="The body is not JSON"):
         parse_binary(headers, b"tokens")
     (missed,) = parse_binary(headers[1:], body).rejected
     assert missed.message == "specversion: Field required"

@@ -147,7 +147,7 @@ class Ledger:
 
     async def close(self) -> None:
         """Finish the work handed over, then close the database."""
-        self.drain()
+        self.end_waits()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -160,7 +160,7 @@ class Ledger:
         self._write_engine.dispose()
         self._read_engine.dispose()
 
-    def drain(self) -> None:
+    def end_waits(self) -> None:
         """Let nobody wait for changes any more: those who do get what there is."""
         self._draining = True
         self._notifier.notify()

@@ -1,6 +1,6 @@
-"""The meter's HTTP API: routes, permissions, answers. The work is done by `Ledger`; see docs/meter-api.md.
+"""The meter's HTTP API: routes, permissions and answers in front of `Ledger`; see docs/meter-api.md.
 
-It checks the caller before it reads a body, and answers a write only after the commit.
+A route authorizes the caller before it reads a body, and answers a write only after the commit.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _log = structlog.get_logger(__name__)
 
 
 def create_app(meter: Meter) -> web.Application:
-    """The application; the caller opens and closes `meter.ledger`."""
+    """The web application. The caller opens and closes `meter.ledger`."""
     app = web.Application(middlewares=[_measured, _errors], client_max_size=MAX_BODY_BYTES)
     app[METER] = meter
     app.add_routes(
@@ -48,7 +48,7 @@ def create_app(meter: Meter) -> web.Application:
             web.get("/v1/events/pending", get_pending),
             web.post("/v1/records", post_records),
             web.post("/v1/topups", post_topup),
-            web.post("/v1/budgets", post_budget),
+            web.post("/v1/budgets", post_lease),
             web.get("/v1/changes", get_changes),
             web.get("/v1/accounts/{namespace}/{name}", get_account),
             web.get("/v1/accounts/{namespace}/{name}/statement", reports_api.get_statement),
@@ -58,12 +58,12 @@ def create_app(meter: Meter) -> web.Application:
             web.get("/metrics", get_metrics),
         ]
     )
-    app.on_shutdown.append(_drain)
+    app.on_shutdown.append(_end_long_polls)
     return app
 
 
 async def post_events(request: web.Request) -> web.Response:
-    """Usage, as CloudEvents: charged exactly once by (source, id) (B12)."""
+    """Store usage events and charge each exactly once by (source, id) (B12)."""
     ledger = await authorized(request, POST_USAGE)
     try:
         parsed = await _parsed(request)
@@ -84,13 +84,13 @@ async def post_events(request: web.Request) -> web.Response:
 
 
 async def _parsed(request: web.Request) -> cloudevents.Parsed:
-    """The events of a request in any of the three modes."""
+    """Parse the events of a request in any of the three modes of CloudEvents over HTTP."""
     content_type = request.content_type
     if content_type in (cloudevents.STRUCTURED, cloudevents.BATCH):
         body = await request.read()
         if len(body) < _LARGE_BODY_BYTES:
             return cloudevents.parse(body, content_type)
-        # Aside, so that other callers need not wait for it.
+        # In a thread, so that it does not block other requests.
         return await asyncio.to_thread(cloudevents.parse, body, content_type)
     if content_type == cloudevents.BINARY and any(map(cloudevents.is_attribute, request.headers)):
         return cloudevents.parse_binary(request.headers.items(), await request.read())
@@ -103,7 +103,7 @@ async def _parsed(request: web.Request) -> cloudevents.Parsed:
 
 
 async def get_pending(request: web.Request) -> web.Response:
-    """Usage that is not charged yet, and what it waits for."""
+    """List the usage that is not charged yet, and what it waits for."""
     ledger = await authorized(request, WATCH_ACCOUNTS)
     after = integer(request, "after", 0)
     limit = integer(request, "limit", 1000, at_least=1, at_most=MAX_PAGE)
@@ -117,28 +117,28 @@ async def get_pending(request: web.Request) -> web.Response:
 
 
 async def post_records(request: web.Request) -> web.Response:
-    """Accounts, bindings and prices, from the operator; each bad one is refused by itself (B23)."""
+    """Record the operator's facts. Invalid ones are refused one by one (B23)."""
     ledger = await authorized(request, POST_RECORDS)
     body = await _read_body(request, read_records)
     return json_response(body.answer(await ledger.record(body.records)))
 
 
 async def post_topup(request: web.Request) -> web.Response:
-    """A top-up: booked once by account and reference (B10)."""
+    """Post a top-up, once by account and reference (B10)."""
     ledger = await authorized(request, POST_RECORDS)
     order = await _read_body(request, partial(from_json, TopUpOrder))
     return json_response(await ledger.post_topup(order))
 
 
-async def post_budget(request: web.Request) -> web.Response:
-    """What a gateway may spend of an account that must never fall below its credit line (B17)."""
+async def post_lease(request: web.Request) -> web.Response:
+    """Lease money of an account to a gateway, so that the account never exceeds its credit limit (B17)."""
     ledger = await authorized(request, POST_USAGE)
     order = await _read_body(request, partial(from_json, CreditLeaseRequest))
     return json_response(await ledger.lease_credit(order))
 
 
 async def get_changes(request: web.Request) -> web.Response:
-    """Accounts that changed after a sequence number; a long poll."""
+    """Long-poll the accounts, quotas and reservations that changed after a sequence number."""
     ledger = await authorized(request, WATCH_ACCOUNTS)
     after = integer(request, "after", 0)
     limit = integer(request, "limit", 1000, at_least=1, at_most=MAX_PAGE)
@@ -147,7 +147,7 @@ async def get_changes(request: web.Request) -> web.Response:
 
 
 async def get_account(request: web.Request) -> web.Response:
-    """One account as it is now."""
+    """Read one account."""
     namespace, name = request.match_info["namespace"], request.match_info["name"]
     ledger = await authorized(request, Permission("get", "billingaccounts", namespace))
     try:
@@ -156,34 +156,36 @@ async def get_account(request: web.Request) -> web.Response:
         raise ApiError(404, "AccountNotFound", str(error)) from error
     account = await ledger.account(key)
     if account is None:
-        raise ApiError(404, "AccountNotFound", f"the ledger has no account {key}")
+        raise ApiError(404, "AccountNotFound", f"The ledger has no account {key}")
     return json_response(account)
 
 
 async def get_healthz(request: web.Request) -> web.Response:
-    """The process runs and its event loop turns."""
+    """Liveness: the event loop answers."""
     return web.Response(text="ok\n")
 
 
 async def get_readyz(request: web.Request) -> web.Response:
-    """The database answers, and its schema is the one of this version."""
+    """Readiness: the database answers and has the schema of this version."""
     ledger = request.app[METER].ledger
     if ledger is None:
-        return web.Response(status=503, text="the ledger's database is not open yet\n")
+        return web.Response(status=503, text="The ledger's database is not open yet\n")
     if not await ledger.ready():
-        return web.Response(status=503, text="the ledger's database does not answer as it should\n")
+        return web.Response(
+            status=503, text="The ledger's database does not answer, is read-only, or has another schema\n"
+        )
     return web.Response(text="ok\n")
 
 
 async def get_metrics(request: web.Request) -> web.Response:
-    """Prometheus metrics."""
+    """Metrics in the Prometheus text format."""
     meter = request.app[METER]
     if meter.ledger is not None:
         try:
             meter.metrics.pending.set(await meter.ledger.pending_count())
             meter.metrics.head.set(await meter.ledger.head())
         except LedgerUnavailable as error:
-            _log.warning("the ledger's figures are missing in /metrics", error=str(error))
+            _log.warning("metrics.ledger_unavailable", error=str(error))
     return web.Response(
         body=generate_latest(meter.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
@@ -228,16 +230,16 @@ def _pending(item: PendingEvent) -> dict[str, Any]:
     }
 
 
-async def _drain(app: web.Application) -> None:
-    """Before the server waits for running requests: let none of them wait for changes."""
+async def _end_long_polls(app: web.Application) -> None:
+    """End long polls before the server waits for running requests."""
     ledger = app[METER].ledger
     if ledger is not None:
-        ledger.drain()
+        ledger.end_waits()
 
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as {"error": {"reason", "message"}}."""
+    """Answer every error as {"error": {"reason", "message"}}."""
     try:
         return await handler(request)
     except ApiError as error:
@@ -248,22 +250,24 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except LedgerUnavailable as error:
         return _error(503, "LedgerUnavailable", f"{error}: try again")
     except web.HTTPRequestEntityTooLarge:
-        message = f"the body is larger than {MAX_BODY_BYTES} bytes: send less at a time"
+        message = f"The body is larger than {MAX_BODY_BYTES} bytes: send less at a time"
         return _error(413, "BodyTooLarge", message)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        message = f"{request.path} does not take {request.method}: use {allowed}"
+        message = f"{request.path} does not accept {request.method}: use {allowed}"
         return _error(405, "MethodNotAllowed", message, Allow=allowed)
     except web.HTTPNotFound:
-        return _error(404, "NotFound", f"there is nothing at {request.path}: see docs/meter-api.md")
+        return _error(404, "NotFound", f"Nothing at {request.path}: see docs/meter-api.md")
     except web.HTTPException as error:
         return _error(error.status, error.reason.title().replace(" ", ""), f"{request.method} {request.path}")
     except ConnectionResetError:
-        # The caller is gone, with half of its request unsaid; nobody reads this answer.
-        return _error(400, "ConnectionLost", "the request broke off: repeat it")
+        # The client disconnected in the middle of its request; no one reads this answer.
+        return _error(
+            400, "ConnectionLost", "The connection was lost in the middle of the request: repeat it"
+        )
     except Exception:
-        _log.exception("request failed", method=request.method, path=request.path)
-        return _error(500, "InternalError", "the meter has a fault: see its log")
+        _log.exception("request.failed", method=request.method, path=request.path)
+        return _error(500, "InternalError", "The meter failed: see its log")
 
 
 def _error(status: int, reason: str, message: str, **headers: str) -> web.Response:

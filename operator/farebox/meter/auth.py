@@ -1,7 +1,7 @@
-"""Who calls the meter, and whether he may: asked of the API server, remembered for a few seconds.
+"""Authenticates and authorizes callers of the meter through the API server, with a short-lived cache.
 
-TokenReview says who, SubjectAccessReview whether. Without an answer from the API server nobody gets in, and
-the caller is told to come again (503). Tokens are never kept: the cache knows their keyed hashes only.
+A TokenReview identifies the caller, a SubjectAccessReview decides on the permission. When the API server is
+unreachable, every call is refused with 503. The cache has keyed hashes of tokens, never a token.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 from farebox.errors import KubeError, KubeUnreachable
 
 GROUP: Final = "farebox.dev"
-_MAX_REMEMBERED: Final = 10_000
+_MAX_CACHED: Final = 10_000
 
 T = TypeVar("T")
 
 
 class Permission(NamedTuple):
-    """What a caller must be allowed in Kubernetes; without a namespace, in the whole cluster."""
+    """The right that a caller needs in Kubernetes. Without a namespace, it is needed in the whole cluster."""
 
     verb: str
     resource: str
@@ -35,7 +35,7 @@ class Permission(NamedTuple):
 
 
 class Decision(Enum):
-    """What the review came to, with the HTTP status that says so."""
+    """The result of a review; the value is its HTTP status."""
 
     ALLOWED = 200
     UNAUTHENTICATED = 401
@@ -45,35 +45,35 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """The decision on a call, and a sentence for the caller."""
+    """The decision on a call, and its explanation for the caller."""
 
     decision: Decision
     message: str = ""
 
 
 class Authenticator(Protocol):
-    """Decides on calls by their bearer tokens."""
+    """Authorizes calls by their bearer tokens."""
 
     async def review(self, token: str, permission: Permission) -> Review:
-        """Whether the bearer may do it. Never raises."""
+        """Decide whether the bearer has the permission. Never raises."""
 
 
 class KubeRequests(Protocol):
-    """What is used of `KubeClient`."""
+    """The part of `KubeClient` that this module uses."""
 
     async def request(self, method: str, path: str, *, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Send one request; raises KubeError or KubeUnreachable."""
+        """Send one request. Raises KubeError or KubeUnreachable."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
-    """The token is nobody's."""
+class _InvalidToken:
+    """The API server does not accept the token."""
 
     why: str
 
 
 class KubeAuthenticator:
-    """Authenticator by TokenReview and SubjectAccessReview."""
+    """An Authenticator that uses TokenReview and SubjectAccessReview."""
 
     def __init__(
         self,
@@ -82,32 +82,32 @@ class KubeAuthenticator:
         cache_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Answers, good or bad, are used again for `cache_seconds`."""
+        """Every answer is cached for `cache_seconds`."""
         self._client = client
         self._audience = audience
         self._salt = secrets.token_bytes(32)
-        self._users: _Remembered[dict[str, Any] | _Refusal] = _Remembered(cache_seconds, monotonic)
-        self._rights: _Remembered[bool] = _Remembered(cache_seconds, monotonic)
+        self._users: _Cache[dict[str, Any] | _InvalidToken] = _Cache(cache_seconds, monotonic)
+        self._rights: _Cache[bool] = _Cache(cache_seconds, monotonic)
 
     async def review(self, token: str, permission: Permission) -> Review:
         """See Authenticator."""
         name = hashlib.blake2b(token.encode(errors="surrogateescape"), key=self._salt).digest()
         try:
             user = await self._users.get(name, lambda: self._token_review(token))
-            if isinstance(user, _Refusal):
-                return Review(Decision.UNAUTHENTICATED, f"the token is not accepted: {user.why}")
+            if isinstance(user, _InvalidToken):
+                return Review(Decision.UNAUTHENTICATED, f"The token is not accepted: {user.why}")
             allowed = await self._rights.get(
                 (name, permission), lambda: self._access_review(user, permission)
             )
         except (KubeError, KubeUnreachable) as error:
-            return Review(Decision.UNAVAILABLE, f"the API server cannot be asked who you are: {error}")
+            return Review(Decision.UNAVAILABLE, f"The API server cannot review the token: {error}")
         if not allowed:
-            who = user.get("username", "the user")
-            message = f"{who} may not {permission}: ask a cluster admin for a role that allows it"
+            who = user.get("username", "The user")
+            message = f"{who} may not {permission}: ask a cluster admin for a role with this right"
             return Review(Decision.FORBIDDEN, message)
         return Review(Decision.ALLOWED)
 
-    async def _token_review(self, token: str) -> dict[str, Any] | _Refusal:
+    async def _token_review(self, token: str) -> dict[str, Any] | _InvalidToken:
         answer = await self._client.request(
             "POST",
             "/apis/authentication.k8s.io/v1/tokenreviews",
@@ -118,9 +118,9 @@ class KubeAuthenticator:
             },
         )
         status = answer.get("status", {})
-        # An API server whose authenticator knows no audiences leaves them out: not proved, so not accepted.
+        # An authenticator without support for audiences leaves them out. Then the audience is unproven.
         if not status.get("authenticated") or self._audience not in status.get("audiences", ()):
-            return _Refusal(status.get("error") or f"it must be valid and for audience {self._audience}")
+            return _InvalidToken(status.get("error") or f"it must be valid and for audience {self._audience}")
         user: dict[str, Any] = status.get("user", {})
         return user
 
@@ -146,38 +146,38 @@ class KubeAuthenticator:
         return answer.get("status", {}).get("allowed") is True
 
 
-class _Remembered(Generic[T]):
-    """Answers for a while. Those who ask the same at once share one question; failures are not kept."""
+class _Cache(Generic[T]):
+    """Caches answers for a time. Concurrent callers share one request; failures are not cached."""
 
     def __init__(self, seconds: float, monotonic: Callable[[], float]) -> None:
         self._seconds = seconds
         self._monotonic = monotonic
         self._answers: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()
-        self._asking: dict[Hashable, asyncio.Task[T]] = {}
+        self._requests: dict[Hashable, asyncio.Task[T]] = {}
 
     async def get(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
-        """The answer remembered under `key`, or a new one."""
+        """The cached answer for `key`, or a new one."""
         known = self._answers.get(key)
         if known is not None and self._monotonic() - known[0] < self._seconds:
             return known[1]
-        task = self._asking.get(key)
+        task = self._requests.get(key)
         if task is None:
             task = asyncio.create_task(self._ask(key, ask))
-            self._asking[key] = task
+            self._requests[key] = task
             task.add_done_callback(lambda done: self._asked(key, done))
-        # A caller who goes away must not take the answer from the others.
+        # A cancelled caller must not cancel the request that the others wait for.
         return await asyncio.shield(task)
 
     async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         answer = await ask()
         self._answers[key] = (self._monotonic(), answer)
         self._answers.move_to_end(key)
-        if len(self._answers) > _MAX_REMEMBERED:
+        if len(self._answers) > _MAX_CACHED:
             self._answers.popitem(last=False)
         return answer
 
     def _asked(self, key: Hashable, done: "asyncio.Task[T]") -> None:
-        del self._asking[key]
+        del self._requests[key]
         if not done.cancelled():
-            # Read, so that a failure nobody waits for any more is not reported as lost.
+            # Retrieve the exception: asyncio logs one that no caller waits for any more.
             done.exception()

@@ -1,7 +1,7 @@
-"""Reads usage from CloudEvents 1.0, in structured or binary mode or a batch. Pure: bytes in, values out.
+"""Reads usage from CloudEvents 1.0: structured mode, binary mode, or a batch. Pure: bytes in, values out.
 
-A bad event is refused by itself, with its index, id and what to change; the others of its batch count. Only
-a body that is no batch of events at all is refused as a whole.
+An invalid event is rejected alone, with its index, its id and what to change. Only a body that is not a batch
+of events is refused as a whole.
 """
 
 import re
@@ -31,16 +31,16 @@ from farebox.meterapi.usage import Rejection, UsageEvent
 STRUCTURED: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
 BINARY: Final = "application/json"
-"""In binary mode the body is the event's data, and its attributes are headers: `ce-id`, `ce-source`, ..."""
+"""The Content-Type of binary mode: the body is the data, the attributes are headers (`ce-id`, ...)."""
 ATTRIBUTE: Final = "ce-"
-"""What the names of these headers begin with."""
+"""The prefix of these headers."""
 EVENT_TYPE: Final = "dev.farebox.usage.v1"
 MAX_EVENTS: Final = 10_000
-"""Events in one request."""
+"""The limit of events in one request."""
 
 
 class InvalidBody(Exception):
-    """The body is no CloudEvent and no batch of them. `reason` is CamelCase, the message is for people."""
+    """The body is neither a CloudEvent nor a batch. `reason` is CamelCase, the message says what to do."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class InvalidBody(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The events that can be stored, with their places in the body, and those that cannot."""
+    """The valid events with their indexes in the body, and a rejection of each invalid one."""
 
     events: Sequence[UsageEvent]
     indexes: Sequence[int]
@@ -58,7 +58,7 @@ class Parsed:
 
 
 def parse(body: bytes, content_type: str) -> Parsed:
-    """The usage events of a request; `content_type` is STRUCTURED or BATCH.
+    """Parse the usage events of a body; `content_type` is STRUCTURED or BATCH.
 
     Raises:
         InvalidBody: InvalidJSON, InvalidBatch or TooManyEvents.
@@ -67,7 +67,7 @@ def parse(body: bytes, content_type: str) -> Parsed:
     if content_type == STRUCTURED:
         decoded = [decoded]
     if not isinstance(decoded, list):
-        raise InvalidBody("InvalidBatch", f"the body of {BATCH} must be a list of events")
+        raise InvalidBody("InvalidBatch", f"The body of {BATCH} must be a list of events")
     if len(decoded) > MAX_EVENTS:
         raise InvalidBody(
             "TooManyEvents", f"{len(decoded)} events in one request: send at most {MAX_EVENTS} at a time"
@@ -79,10 +79,10 @@ def parse(body: bytes, content_type: str) -> Parsed:
 
 
 def parse_binary(headers: Iterable[tuple[str, str]], body: bytes) -> Parsed:
-    """The usage event of a request in binary mode, whose Content-Type is BINARY.
+    """Parse the usage event of a request in binary mode.
 
     Raises:
-        InvalidBody: InvalidJSON, or InvalidHeader where an attribute is there twice.
+        InvalidBody: InvalidJSON, or InvalidHeader for a repeated attribute.
     """
     event: dict[str, Any] = {}
     for header, value in headers:
@@ -96,15 +96,15 @@ def parse_binary(headers: Iterable[tuple[str, str]], body: bytes) -> Parsed:
 
 
 def is_attribute(header: str) -> bool:
-    """Whether a header of this name holds an attribute of an event in binary mode."""
+    """Whether a header of this name is an attribute of an event in binary mode."""
     return header.lower().startswith(ATTRIBUTE)
 
 
 def _attribute(value: str) -> str:
-    """A header's text: without quotes, then decoded once from percent signs (HTTP binding, 3.1.3.2)."""
+    """Decode a header: remove quotes, then decode percent-encoding once (HTTP binding, 3.1.3.2)."""
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = re.sub(r"\\(.)", r"\1", value[1:-1])
-    # What is not UTF-8 stays apart, and is refused as unprintable: two ids must not become one.
+    # Invalid UTF-8 becomes surrogates, which are rejected as unprintable: two ids must not become one.
     return unquote(value, errors="surrogateescape")
 
 
@@ -112,7 +112,7 @@ def _json(body: bytes) -> Any:
     try:
         return from_json(body)
     except ValueError as error:
-        raise InvalidBody("InvalidJSON", f"the body is not JSON: {error}") from error
+        raise InvalidBody("InvalidJSON", f"The body is not JSON: {error}") from error
 
 
 def _one_by_one(decoded: Sequence[Any]) -> Parsed:
@@ -129,7 +129,7 @@ def _one_by_one(decoded: Sequence[Any]) -> Parsed:
 
 
 def _id_of(item: Any) -> str:
-    """The id as far as there is one, to help the sender find it; it is not trusted."""
+    """The id, if there is one, to help the sender find the event. It is not validated."""
     identifier = item.get("id", "") if isinstance(item, dict) else ""
     if not isinstance(identifier, str):
         return ""
@@ -192,7 +192,7 @@ class _Envelope(BaseModel):
     data: _Usage
 
     def event(self) -> UsageEvent:
-        """As the ledger's value."""
+        """The event as the ledger's value."""
         data = self.data
         return UsageEvent(
             source=self.source,

@@ -1,4 +1,4 @@
-"""The meter's own metrics, in a registry of its own, so that `farebox up` and tests can have several."""
+"""The meter's metrics. Each meter has its registry: `farebox up` and tests run several in a process."""
 
 from typing import Final
 
@@ -9,13 +9,13 @@ _REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 
 
 class MeterMetrics:
-    """What `GET /metrics` shows."""
+    """The metrics of one meter."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.events = Counter(
             "farebox_meter_events",
-            "Usage events received, by what became of them: charged, pending, duplicate or rejected",
+            "Usage events received, by result: charged, pending, duplicate or rejected",
             ["result"],
             registry=self.registry,
         )
@@ -23,7 +23,7 @@ class MeterMetrics:
             self.events.labels(result)
         self.commit_seconds = Histogram(
             "farebox_ledger_commit_seconds",
-            "Time of a write transaction, with the commit on the disk",
+            "Duration of a write transaction, including the commit to disk",
             buckets=_COMMIT_BUCKETS,
             registry=self.registry,
         )
@@ -33,11 +33,11 @@ class MeterMetrics:
             registry=self.registry,
         )
         self.head = Gauge(
-            "farebox_ledger_head", "Last sequence number that the ledger gave out", registry=self.registry
+            "farebox_ledger_head", "Last sequence number that the ledger assigned", registry=self.registry
         )
         self.request_seconds = Histogram(
             "farebox_meter_request_seconds",
-            "Time to answer, by route; long polls include their waiting",
+            "Response time by route; long polls include the waiting time",
             ["method", "route", "status"],
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,

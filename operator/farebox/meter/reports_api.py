@@ -1,7 +1,7 @@
-"""The calls that read what was used and booked: GET /v1/usage and statements. Parameters in, sums out.
+"""The routes that report usage and postings: GET /v1/usage and statements.
 
-What may be read is asked before anything else is: an account's money needs the right to its BillingAccount, a
-namespace's usage the right to its InferenceServices (docs/meter-api.md).
+Authorization comes first: an account's money needs the right to its BillingAccount, a namespace's usage needs
+the right to its InferenceServices (docs/meter-api.md).
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from farebox.meterapi.scalars import parse_key, parse_time
 MAX_USAGE_DAYS: Final = 90
 MAX_STATEMENT_DAYS: Final = 366
 MAX_ROWS: Final = 5_000
-"""Rows in one page of usage."""
+"""The limit of rows in a page of usage."""
 
 _USAGE: Final = (
     *("account", "namespace", "service", "model", "apiKey"),
@@ -40,12 +40,13 @@ _STATEMENT: Final = ("from", "to", "format")
 _NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _END: Final = datetime(9999, 12, 1, tzinfo=UTC)
-"""The beginning of the last month that has an end in the calendar."""
+"""The beginning of the last month that ends within the calendar."""
 
 
 async def get_usage(request: web.Request) -> web.Response:
-    """Usage of an account or a namespace, summed (B19)."""
-    bearer_token(request)  # which right is asked for needs the parameters: who has no token hears that first
+    """Sum the usage of an account or a namespace (B19)."""
+    # The parameters decide which right is needed; a caller without a token gets 401 before their errors.
+    bearer_token(request)
     owner = _owner(request)
     if isinstance(owner, ObjectKey):
         permission = Permission("get", "billingaccounts", owner.namespace)
@@ -81,7 +82,7 @@ def _report(query: UsageQuery, page: UsagePage, cursor: str | None) -> UsageRepo
 
 
 async def get_statement(request: web.Request) -> web.Response:
-    """Opening balance, lines and closing balance of an account."""
+    """Read the statement of an account."""
     namespace, name = request.match_info["namespace"], request.match_info["name"]
     ledger = await authorized(request, Permission("get", "billingaccounts", namespace))
     _check_names(request, _STATEMENT)
@@ -93,7 +94,7 @@ async def get_statement(request: web.Request) -> web.Response:
     form = _one_of(request, "format", ("json", "csv"), "json")
     statement = await ledger.report(lambda connection: read_statement(connection, account, start, end))
     if statement is None:
-        raise ApiError(404, "AccountNotFound", f"the ledger has no account {account}")
+        raise ApiError(404, "AccountNotFound", f"The ledger has no account {account}")
     if form == "csv":
         return await _csv(statement)
     return await asyncio.to_thread(json_response, statement)
@@ -116,10 +117,10 @@ def _invalid(message: str) -> ApiError:
 
 
 def _check_names(request: web.Request, known: Collection[str]) -> None:
-    """A parameter that is misspelt must not be taken for none."""
+    """Refuse unknown parameters: a misspelt one must not be ignored."""
     for name in request.query:
         if name not in known:
-            raise _invalid(f"{name[:64]} is not a parameter of this call: there are {', '.join(known)}")
+            raise _invalid(f"{name[:64]} is not a parameter of this call: use {', '.join(known)}")
         if len(request.query.getall(name)) > 1:
             raise _invalid(f"{name} is given more than once: give it once")
 
@@ -146,7 +147,7 @@ def _key(request: web.Request, name: str) -> ObjectKey:
 
 
 def _filters(request: web.Request, owner: ObjectKey | str) -> UsageQuery:
-    """All of the query but its time."""
+    """The query without its times."""
     service = _key(request, "service") if "service" in request.query else None
     if service is not None and isinstance(owner, str) and service.namespace != owner:
         raise _invalid(f"service {service} is not in namespace {owner}: give its own namespace")
@@ -190,7 +191,7 @@ def _period(request: web.Request, days: int) -> tuple[datetime, datetime]:
 
 
 def _time(request: web.Request, name: str) -> datetime:
-    # In a query a plus is a space, and a space is nothing that an offset begins with.
+    # A plus in a query is decoded to a space, and no offset begins with a space.
     text = re.sub(r" (?=\d\d:\d\d$)", "+", request.query[name])
     try:
         return parse_time(text)
@@ -206,17 +207,17 @@ def _check_period(start: datetime, end: datetime, days: int) -> None:
     if end <= start:
         raise _invalid("to must be after from (without to: now)")
     if end - start > timedelta(days=days):
-        raise _invalid(f"from and to must be at most {days} days apart: ask several times")
+        raise _invalid(f"from and to must be at most {days} days apart: send several requests")
 
 
 def _cursor(query: UsageQuery, as_of: AsOf, place: Place) -> str:
-    """Where the next page begins. It holds no secret, and gives no right: those are asked for every page."""
-    content = [_mark(query), to_micros(query.start), to_micros(query.end), *as_of, *place]
+    """Encode where the next page begins. It contains no secret and grants no right."""
+    content = [_fingerprint(query), to_micros(query.start), to_micros(query.end), *as_of, *place]
     return base64.urlsafe_b64encode(json.dumps(content, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
-def _mark(query: UsageQuery) -> str:
-    """By this a cursor is known for one of the same report."""
+def _fingerprint(query: UsageQuery) -> str:
+    """A fingerprint of the query: a cursor is valid for its report alone."""
     parts = (
         type(query.owner).__name__,
         str(query.owner),
@@ -230,7 +231,7 @@ def _mark(query: UsageQuery) -> str:
 
 
 def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, AsOf, Place]:
-    """The query with the times of its first page, and where it goes on."""
+    """The query with the times of its first page, and the place where this page begins."""
     fault = _invalid("cursor must be `next` of the page before, with the same parameters")
     text = request.query["cursor"]
     try:
@@ -242,7 +243,7 @@ def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, AsO
     if not isinstance(content, list) or [type(item) for item in content] != types:
         raise fault
     mark, start, end, sequence, written_at, *place = content
-    if mark != _mark(query) or not all(map(_is_storable, content)):
+    if mark != _fingerprint(query) or not all(map(_is_storable, content)):
         raise fault
     try:
         query = replace(query, start=from_micros(start), end=from_micros(end))
@@ -256,5 +257,5 @@ def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, AsO
 
 
 def _is_storable(value: int | str) -> bool:
-    """Whether it can be asked for: nothing that a database cannot hold was ever on a page."""
+    """Whether a value of a cursor can be used in a query. A page never has others."""
     return value.isprintable() if isinstance(value, str) else 0 <= value < 2**62

@@ -1,7 +1,4 @@
-"""What all calls of the meter's API have in common: the caller's right, parameters, and how errors are said.
-
-It knows no route.
-"""
+"""What all routes of the meter's API share: authorization, parameters, answers and errors."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +13,7 @@ from farebox.meterapi.schema import to_json
 
 @dataclass(slots=True)
 class Meter:
-    """What the routes work with. `ledger` is None until the database is open."""
+    """The dependencies of the routes. `ledger` is None until the database is open."""
 
     authenticator: Authenticator
     metrics: MeterMetrics
@@ -27,7 +24,7 @@ METER: Final = web.AppKey("meter", Meter)
 
 
 class ApiError(Exception):
-    """An answer that is not 200: its status, a CamelCase reason, and a sentence for people."""
+    """An error answer: its HTTP status, a CamelCase reason, and a message that says what to do."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -44,28 +41,32 @@ def json_response(value: object, **headers: str) -> web.Response:
 
 
 async def authorized(request: web.Request, permission: Permission) -> Ledger:
-    """The ledger, for a caller who may do this."""
+    """The ledger, if the caller has the permission.
+
+    Raises:
+        ApiError: 401, 403, or 503 while the API server or the database is unavailable.
+    """
     meter = request.app[METER]
     review = await meter.authenticator.review(bearer_token(request), permission)
     if review.decision is not Decision.ALLOWED:
         raise ApiError(review.decision.value, review.decision.name.capitalize(), review.message)
     if meter.ledger is None:
-        raise ApiError(503, "NotReady", "the ledger's database is not open yet: try again")
+        raise ApiError(503, "NotReady", "The ledger's database is not open yet: try again")
     return meter.ledger
 
 
 def bearer_token(request: web.Request) -> str:
-    """The caller's token, not looked at yet."""
+    """The caller's token, not reviewed yet. Raises ApiError 401 without one."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise ApiError(401, "Unauthenticated", "send a token: Authorization: Bearer <token>")
+        raise ApiError(401, "Unauthenticated", "Send a token: Authorization: Bearer <token>")
     return token.strip()
 
 
 def integer(
     request: web.Request, name: str, default: int, *, at_least: int = 0, at_most: int = 2**63 - 1
 ) -> int:
-    """A parameter that is a whole number."""
+    """An integer parameter of the query. Raises ApiError 400."""
     text = request.query.get(name, str(default))
     if not (text.isascii() and text.isdigit()) or not at_least <= int(text[:20]) <= at_most:
         raise ApiError(400, "InvalidParameter", f"{name} must be an integer from {at_least} to {at_most}")

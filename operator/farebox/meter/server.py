@@ -1,6 +1,6 @@
-"""`farebox meter`: opens the ledger, serves the API until it is told to stop, and leaves in good order.
+"""`farebox meter`: opens the ledger, serves the API until it is stopped, and finishes running requests.
 
-The port is open before the database is, so that probes can tell a slow migration from a dead process.
+The port opens before the database, so that probes can tell a slow migration from a dead process.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from farebox.ports import listen
 from farebox.settings import MeterSettings
 
 SHUTDOWN_SECONDS: Final = 20.0
-"""Running requests get so long to finish; below the pod's terminationGracePeriodSeconds."""
+"""The time that running requests have to finish; below the pod's terminationGracePeriodSeconds."""
 _RETRY_SECONDS: Final = 2.0
 
 _log = structlog.get_logger(__name__)
 
 
 async def run(settings: MeterSettings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set; then finish the running requests.
+    """Serve until `stop` is set, then finish the running requests.
 
     Raises:
-        ConfigurationError: the settings cannot work, or the port is taken.
+        ConfigurationError: a setting is invalid, or the port is in use.
     """
     client = await KubeClient.connect(settings.kubeconfig)
     try:
@@ -42,25 +42,25 @@ async def run(settings: MeterSettings, stop: asyncio.Event) -> None:
 
 
 async def serve(meter: Meter, ledger_url: str, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve `meter` on this address, opening and closing its ledger."""
+    """Serve `meter` on this address; open and close its ledger."""
     runner = web.AppRunner(create_app(meter), shutdown_timeout=SHUTDOWN_SECONDS, access_log=None)
     await runner.setup()
     try:
         await listen(runner, host, port, "FAREBOX_LISTEN_PORT")
-        _log.info("meter listens", host=host, port=port)
+        _log.info("meter.listening", host=host, port=port)
         meter.ledger = await _open(meter, ledger_url, stop)
         if meter.ledger is not None:
-            _log.info("ledger is open")
+            _log.info("ledger.open")
             await stop.wait()
     finally:
         await runner.cleanup()
         if meter.ledger is not None:
             await meter.ledger.close()
-    _log.info("meter stopped")
+    _log.info("meter.stopped")
 
 
 async def _open(meter: Meter, url: str, stop: asyncio.Event) -> Ledger | None:
-    """The ledger, as soon as its database lets itself be opened; None if told to stop before."""
+    """Open the ledger; retry until its database can be opened. None if `stop` is set first."""
     while not stop.is_set():
         try:
             return await Ledger.open(
@@ -69,7 +69,7 @@ async def _open(meter: Meter, url: str, stop: asyncio.Event) -> Ledger | None:
                 advance_seconds=ADVANCE_SECONDS,
             )
         except LedgerUnavailable as error:
-            _log.warning("ledger cannot be opened; will try again", error=str(error))
+            _log.warning("ledger.open_failed", error=str(error), retry_seconds=_RETRY_SECONDS)
         try:
             await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
         except TimeoutError:
