@@ -209,6 +209,9 @@ def plain(connection: Connection, start: datetime, end: datetime) -> list[dict[s
         found.append(
             row._asdict()
             | {
+                "reservation_input_tokens": row.reservation_input,
+                "reservation_output_tokens": row.reservation_output,
+                "free_quota_tokens": row.quota_tokens,
                 "namespace": service.namespace,
                 "bound": SERVICES[service][0],
                 "account": ObjectKey.parse(binding.account) if binding else None,
