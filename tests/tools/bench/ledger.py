@@ -21,10 +21,10 @@ import aiohttp
 
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.booking.usage import UsageEvent
 from farebox.ledger.db.migrate import upgrade
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import AccountRecord, Binding, PriceVersion, TokenPriceTier
+from farebox.meterapi.usage import UsageEvent
 from tests.ledger.databases import Databases, PostgresDatabases, SqliteDatabases
 from tests.support.postgres import Postgres
 from tests.support.stack import usage_event
