@@ -1,4 +1,4 @@
-"""Whose wish a shared backend runs for: that of the services that are on its model now."""
+"""A shared backend runs for the services that are on its model now, and for no others."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def shared_backend_demand() -> SharedBackendDemand:
     return made
 
 
-def test_until_each_service_was_decided_once_nobody_is_known_not_to_want(
+def test_the_demand_is_unknown_until_each_service_was_decided_once(
     shared_backend_demand: SharedBackendDemand,
 ) -> None:
     assert shared_backend_demand.wanted("a", frozenset({CHAT, OTHER})) is True
@@ -27,27 +27,32 @@ def test_until_each_service_was_decided_once_nobody_is_known_not_to_want(
     assert shared_backend_demand.wanted("a", frozenset({CHAT, OTHER})) is False
 
 
-def test_only_the_first_and_the_last_who_want_it_move_a_backend(
+def test_only_the_first_and_the_last_wanting_service_change_a_backend(
     shared_backend_demand: SharedBackendDemand,
 ) -> None:
-    assert shared_backend_demand.record_shared("a", OTHER, wanted=True, decided=True) == ["a"], (
-        "it was not decided before"
-    )
+    assert shared_backend_demand.record_shared("a", OTHER, wanted=True, decided=True) == []
     assert shared_backend_demand.record_shared("a", OTHER, wanted=False, decided=True) == []
     assert shared_backend_demand.record_shared("a", CHAT, wanted=True, decided=True) == []
     assert shared_backend_demand.record_shared("a", CHAT, wanted=False, decided=True) == ["a"]
 
 
-def test_b11_a_service_made_again_on_another_model_leaves_the_demand_of_the_first(
+def test_a_first_verdict_makes_an_unknown_demand_known() -> None:
+    demand = SharedBackendDemand()
+    for service in (CHAT, OTHER):
+        assert demand.record_shared("a", service, wanted=False, decided=True) == ["a"]
+        assert demand.record_shared("a", service, wanted=False, decided=True) == []
+
+
+def test_b11_a_service_recreated_on_another_model_leaves_the_demand_of_the_first(
     shared_backend_demand: SharedBackendDemand,
 ) -> None:
-    """No pass saw it gone: the backend of the first model would run for nobody, for ever."""
+    """Its deletion was never reported: the backend of the first model would run on without a service."""
     assert shared_backend_demand.record_shared("b", CHAT, wanted=True, decided=True) == ["a", "b"]
     assert shared_backend_demand.wanted("a", frozenset()) is False
     assert shared_backend_demand.wanted("b", frozenset({CHAT})) is True
 
 
-def test_b11_a_service_made_again_with_a_backend_of_its_own_leaves_the_shared_one(
+def test_b11_a_service_recreated_as_dedicated_leaves_the_shared_backend(
     shared_backend_demand: SharedBackendDemand,
 ) -> None:
     assert shared_backend_demand.record_dedicated(CHAT, decided=True) == ["a"]
@@ -55,7 +60,7 @@ def test_b11_a_service_made_again_with_a_backend_of_its_own_leaves_the_shared_on
     assert shared_backend_demand.record_dedicated(CHAT, decided=True) == []
 
 
-def test_a_service_that_is_gone_wants_and_waits_for_nothing(
+def test_a_deleted_service_wants_nothing_and_waits_for_nothing(
     shared_backend_demand: SharedBackendDemand,
 ) -> None:
     shared_backend_demand.record_dedicated(OTHER, decided=False)
