@@ -14,7 +14,7 @@ class SharedBackendDemand:
     """The verdicts of this process that shared backends depend on.
 
     A service counts for one model at a time. One that was recreated on another model, or as a dedicated one,
-    may arrive as a single change: it leaves the demand of its former model. The methods that change the demand
+    may arrive as a single change: it leaves the demand of its former model. Methods that change the demand
     return the models whose backend may have to change.
     """
 
