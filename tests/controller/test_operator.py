@@ -115,7 +115,7 @@ async def test_b23_a_namespace_of_backends_that_is_missing_is_named(server: Serv
         writer.may_write = lambda: True
         body = {"metadata": {"namespace": "farebox-models", "name": "m-llm"}}
         create = writer.create_deployment if kind == "Deployment" else writer.create_endpoint
-        with pytest.raises(Invalid, match=r"Namespace farebox-models, .* does not exist: create it"):
+        with pytest.raises(Invalid, match=r"Namespace farebox-models does not exist. Create it"):
             await create(body, Priority.HIGH)
 
 

@@ -409,7 +409,7 @@ def test_a_deployment_of_somebody_elses_under_a_backends_name_is_left_alone_and_
     tenant.account(balance="5")
     tenant.service("shared", model, dedicated=False)
     condition = tenant.wait_condition("shared", "Stalled", "True", "BackendRejected")
-    assert f"Deployment {BACKENDS}/{name} exists and is not Farebox's" in condition["message"]
+    assert f"Deployment {BACKENDS}/{name} exists and was not created by Farebox" in condition["message"]
     assert tenant.api.get(deployment_path(BACKENDS, name))["metadata"].get("labels") is None
     tenant.api.delete(deployment_path(BACKENDS, name))
     # Nothing tells the operator that a foreign object went; the next try of its own finds out.
@@ -428,7 +428,8 @@ def test_a_service_of_somebody_elses_under_a_backends_name_is_left_alone_and_rep
     tenant.service("shared", model, dedicated=False)
     condition = tenant.wait_condition("shared", "Stalled", "True", "BackendRejected")
     assert (
-        f"Service {BACKENDS}/{shared_backend_name(model)} exists and is not Farebox's" in condition["message"]
+        f"Service {BACKENDS}/{shared_backend_name(model)} exists and was not created by Farebox"
+        in condition["message"]
     )
     tenant.delete("Model", model)
     tenant.wait_gone(deployment_path(BACKENDS, shared_backend_name(model)))

@@ -1,4 +1,4 @@
-"""Events: what is told of a standstill, once, and what the API server takes."""
+"""Events: an object that becomes Stalled has one, and every Event is one that the API server accepts."""
 
 from typing import Any
 
@@ -45,11 +45,11 @@ async def sent(recorder: Recorder, server: Server) -> list[dict[str, Any]]:
     ],
     ids=["new", "went well", "another", "the same"],
 )
-async def test_a_standstill_is_told_when_it_comes_and_not_again(
+async def test_a_stalled_object_has_one_event_for_each_reason(
     recorder: Recorder, server: Server, before: dict[str, Any], told: bool
 ) -> None:
     found = service(**before)
-    recorder.standstill(found, found.status, stalled("BackendRejected"))
+    recorder.stalled(found, found.status, stalled("BackendRejected"))
     events = await sent(recorder, server)
     expected = [("Warning", "BackendRejected", "because of BackendRejected")] if told else []
     assert [(event["type"], event["reason"], event["note"]) for event in events] == expected
@@ -59,9 +59,9 @@ async def test_what_has_an_event_of_its_own_and_what_goes_well_is_not_told(
     recorder: Recorder, server: Server
 ) -> None:
     found = service()
-    recorder.standstill(found, found.status, stalled("Overdue"), told=("Overdue",))
+    recorder.stalled(found, found.status, stalled("Overdue"), reported=("Overdue",))
     progress = kstatus(false(ConditionType.READY, "Creating"), reconciling="Creating")
-    recorder.standstill(found, found.status, progress)
+    recorder.stalled(found, found.status, progress)
     assert await sent(recorder, server) == []
 
 

@@ -1,4 +1,4 @@
-"""One pass over a BillingAccount: its terms to the ledger, its Default services, its status."""
+"""Reconciles a BillingAccount: its record in the ledger, its Default services, its status."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 async def reconcile_account(context: Context, key: Key, priority: Priority) -> None:
-    """Bring one account's Default services and status to what they should be. Safe to repeat (B20)."""
+    """Create and delete the account's Default services, and write its status. Safe to repeat (B20)."""
     account = context.cache.accounts.get(key.object)
     if account is None:
         context.forget(key)
@@ -67,10 +67,11 @@ async def reconcile_account(context: Context, key: Key, priority: Priority) -> N
 async def _create_services(
     context: Context, key: Key, priority: Priority, names: Iterable[str]
 ) -> dict[str, str]:
-    """Make Default services; returns the API server's refusals by name.
+    """Create Default services; returns the API server's refusals by name.
 
-    They delay nothing else of the account (B23), and are tried again now and then: quotas and policies change
-    without a word. Not at each pass in the slow priority: the account of much traffic has several a second.
+    A refusal delays nothing else of the account (B23). The operator retries after a while, because quotas and
+    policies change without an event. It does not retry at every reconcile in the low priority: an account
+    with much traffic is reconciled several times a second.
     """
     refusals, before = dict[str, DefaultServiceRefusal](), context.default_refusals.pop(key, {})
     for name in names:
@@ -109,7 +110,7 @@ async def _report(
         ledger_sequence=sequence,
     )
     if await context.write_status(key, priority, account, before, status):
-        _tell(context, account, verdict, catalog)
+        _record_events(context, account, verdict, catalog)
 
 
 def _gather(context: Context, key: Key, account: BillingAccount) -> AccountStatusFacts:
@@ -125,11 +126,11 @@ def _gather(context: Context, key: Key, account: BillingAccount) -> AccountStatu
     )
 
 
-def _tell(
+def _record_events(
     context: Context, account: BillingAccount, verdict: AccountVerdict, catalog: ConditionVerdict
 ) -> None:
-    """One Event for the account where thousands of services change with it."""
-    context.recorder.standstill(account, account.status, verdict.conditions)
+    """Record Events of the account, one where thousands of its services change."""
+    context.recorder.stalled(account, account.status, verdict.conditions)
     was = account.status.condition(ConditionType.DEFAULT_SERVICES)
     if catalog.status is ConditionStatus.FALSE and (was is None or was.reason != catalog.reason):
         context.recorder.event(account, "Warning", catalog.reason, "Create", catalog.message)
@@ -162,14 +163,14 @@ def _counts(context: Context, account: ObjectKey) -> ServiceCounts:
 
 def _plan_default_services(context: Context, key: ObjectKey, account: BillingAccount) -> DefaultServicesPlan:
     selected = _selected_models(context, account)
-    neighbours = [
+    siblings = [
         _sibling(other, found)
         for other in context.cache.accounts_in_namespace.of(ObjectKey("", key.namespace))
         if (found := context.cache.accounts.get(other)) is not None
         and found.spec.default_services.models is not DefaultModels.NONE
     ]
     return plan_default_services(
-        _sibling(key, account), neighbours, selected, _existing(context, key, selected)
+        _sibling(key, account), siblings, selected, _existing(context, key, selected)
     )
 
 
@@ -178,7 +179,7 @@ def _sibling(key: ObjectKey, account: BillingAccount) -> SiblingAccount:
 
 
 def _selected_models(context: Context, account: BillingAccount) -> list[str]:
-    """Names of the models for which an account has Default services."""
+    """Return the names of the models for which an account gets Default services."""
     wanted = account.spec.default_services
     if wanted.models is DefaultModels.NONE:
         return []
@@ -195,7 +196,7 @@ def _selected_models(context: Context, account: BillingAccount) -> list[str]:
 
 
 def _existing(context: Context, account: ObjectKey, selected: list[str]) -> dict[str, ExistingService]:
-    """The services that matter: those that have a selected model's name, and the account's Default ones."""
+    """Return the services that have the name of a selected model, and the account's Default services."""
     named = {ObjectKey(account.namespace, name) for name in selected}
     own = (key for key in context.cache.defaults_of_account.of(account) if key.namespace == account.namespace)
     return {
@@ -206,7 +207,7 @@ def _existing(context: Context, account: ObjectKey, selected: list[str]) -> dict
 
 
 def _pristine(service: InferenceService) -> bool:
-    """Whether the service is one that the operator made and nobody ever enabled or edited."""
+    """Return whether the operator created the service, and no user ever enabled or edited it."""
     return (
         service.spec.type is ServiceType.DEFAULT
         and service.metadata.labels.get(MANAGED_BY) == MANAGER
@@ -217,7 +218,7 @@ def _pristine(service: InferenceService) -> bool:
 
 
 def _default_service(account: ObjectKey, model: str) -> dict[str, object]:
-    """A Default service: NotEnabled until its owner enables it (B1)."""
+    """Build a Default service: NotEnabled until its owner enables it (B1)."""
     return InferenceService(
         metadata=ObjectMeta(
             name=model,
@@ -233,7 +234,7 @@ def _default_service(account: ObjectKey, model: str) -> dict[str, object]:
 
 
 async def _remove_pristine(context: Context, account: ObjectKey, priority: Priority) -> None:
-    """The account is gone: Default services that nobody ever enabled go with it."""
+    """Delete the Default services of a deleted account that no user ever enabled."""
     for key in context.cache.defaults_of_account.of(account):
         service = context.cache.services.get(key)
         if service is not None and _pristine(service) and key.namespace == account.namespace:

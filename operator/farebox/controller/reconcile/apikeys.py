@@ -1,7 +1,7 @@
-"""One pass over an APIKey: its Secret made once, and what became of it reported (B14, B20).
+"""Reconciles an APIKey: creates its Secret once, and reports the result (B14, B20).
 
-The order of the writes, and why the operator need not read Secrets for it, is in docs/decisions/006. A key
-exists in the memory of one pass and in the Secret, and nowhere else: no log, no Event, no status has it.
+docs/decisions/006 explains the order of the writes, and why the operator need not read Secrets. A key exists
+in the memory of one reconcile and in the Secret alone: no log line, Event or status contains it.
 """
 
 import secrets
@@ -26,7 +26,7 @@ from farebox.domain.apikey_status import (
 
 
 async def reconcile_apikey(context: Context, key: Key, priority: Priority) -> None:
-    """Make the Secret of a key that has none, and report the key's state. Safe to repeat (B20)."""
+    """Create the Secret of a key without one, and report the key's state. Safe to repeat (B20)."""
     apikey = context.cache.apikeys.get(key.object)
     if apikey is None:
         context.forget(key)
@@ -34,67 +34,69 @@ async def reconcile_apikey(context: Context, key: Key, priority: Priority) -> No
     status = apikey.status
     if status.secret_name is not None:
         await _report(context, key, priority, apikey, status)
-    elif status.key_hash is not None and status.key_hash in context.secrets_made:
-        await _delivered(context, key, priority, apikey, context.secrets_made[status.key_hash])
+    elif status.key_hash is not None and status.key_hash in context.secrets_created:
+        await _report_delivered(context, key, priority, apikey, context.secrets_created[status.key_hash])
     elif apikey.metadata.deletion_timestamp is None:
-        await _make(context, key, priority, apikey)
+        await _create(context, key, priority, apikey)
 
 
-async def _make(context: Context, key: Key, priority: Priority, apikey: APIKey) -> None:
-    """Make the Secret of a key, or find that the last attempt did.
+async def _create(context: Context, key: Key, priority: Priority, apikey: APIKey) -> None:
+    """Create the Secret of a key, or find that an earlier attempt did.
 
     Raises:
-        Conflict, KubeUnreachable and others: the pass is done again, from what the status says by then.
+        KubeError, KubeUnreachable: the key is reconciled again, from what its status says then.
     """
     drawn = new_credential(secrets.token_bytes(RANDOM_BYTES))
     secret = api_key_secret(apikey, drawn.token)
     probe = await context.writer.probe_secret(secret, priority)
     if is_own_secret(apikey.status.key_hash is not None, probe):
-        await _delivered(context, key, priority, apikey, None)
+        await _report_delivered(context, key, priority, apikey, None)
         return
     if probe.outcome is not SecretOutcome.CREATED:
-        # What is recorded stays: a quota says no before the API server looks whether the Secret is there.
-        await _hindered(context, key, priority, apikey, apikey.status, probe)
+        # The hash stays: a quota refuses before the API server checks whether the Secret exists.
+        await _report_obstacle(context, key, priority, apikey, apikey.status, probe)
         return
     recorded = await _record(context, key, priority, apikey, drawn)
     if recorded is None:
         return
     answer = await context.writer.create_secret(secret, priority)
     if answer.outcome is SecretOutcome.CREATED:
-        context.secrets_made[drawn.hash] = made_at = context.now()
-        await _delivered(context, key, priority, recorded, made_at)
+        context.secrets_created[drawn.hash] = created_at = context.now()
+        await _report_delivered(context, key, priority, recorded, created_at)
         return
-    # Certainly not made: a hash that stayed would make somebody else's Secret pass for the key's own.
+    # The Secret was certainly not created. A remaining hash would make a foreign Secret pass for the key's.
     withdrawn = recorded.status.model_copy(update={"key_hash": None, "prefix": None})
-    await _hindered(context, key, priority, recorded, withdrawn, answer)
+    await _report_obstacle(context, key, priority, recorded, withdrawn, answer)
 
 
 async def _record(
     context: Context, key: Key, priority: Priority, apikey: APIKey, drawn: Credential
 ) -> APIKey | None:
-    """The object with the hash of what is about to be sent; None if it was deleted meanwhile."""
+    """Write the key's hash to the status; returns the updated object, or None if it was deleted meanwhile."""
     status = apikey.status.model_copy(update={"key_hash": drawn.hash, "prefix": drawn.prefix})
     await _report(context, key, priority, apikey, status)
     recorded = context.cache.apikeys.get(key.object)
     return recorded if recorded is not None and recorded.status.key_hash == drawn.hash else None
 
 
-async def _delivered(
-    context: Context, key: Key, priority: Priority, apikey: APIKey, made_at: datetime | None
+async def _report_delivered(
+    context: Context, key: Key, priority: Priority, apikey: APIKey, created_at: datetime | None
 ) -> None:
-    """The Secret is there; `made_at` is None where that was found out later."""
-    status = apikey.status.model_copy(update={"secret_name": apikey.name, "created_at": made_at})
+    """Report that the Secret exists; `created_at` is None if an earlier operator created it."""
+    status = apikey.status.model_copy(update={"secret_name": apikey.name, "created_at": created_at})
     await _report(context, key, priority, apikey, status)
-    context.secrets_made.pop(status.key_hash or "", None)
-    if made_at is None:
-        note = f"Secret {apikey.name} was made by an operator that ended before it could say so"
+    context.secrets_created.pop(status.key_hash or "", None)
+    if created_at is None:
+        note = (
+            f"Secret {apikey.name} exists: an earlier operator created it, and ended before it reported that"
+        )
         context.recorder.event(apikey, "Normal", "SecretFound", "Find", note)
     else:
-        note = f"the key is in Secret {apikey.name}, under api-key"
+        note = f"The key is in Secret {apikey.name}, under api-key"
         context.recorder.event(apikey, "Normal", "SecretMade", "Make", note)
 
 
-async def _hindered(
+async def _report_obstacle(
     context: Context,
     key: Key,
     priority: Priority,
@@ -102,9 +104,9 @@ async def _hindered(
     status: APIKeyStatus,
     answer: SecretWriteResult,
 ) -> None:
-    """There is no Secret, and the owner has to do something about it."""
+    """Report why there is no Secret, which the owner has to resolve."""
     verdict = await _report(context, key, priority, apikey, status, answer)
-    context.recorder.standstill(apikey, apikey.status, verdict.conditions, "Make")
+    context.recorder.stalled(apikey, apikey.status, verdict.conditions, "Make")
 
 
 async def _report(
@@ -115,7 +117,7 @@ async def _report(
     status: APIKeyStatus,
     obstacle: SecretWriteResult | None = None,
 ) -> APIKeyVerdict:
-    """Write a status with its conditions, and see to the next look."""
+    """Write a status with its conditions, and requeue the key for when they next change."""
     now, generation = context.now(), apikey.metadata.generation
     facts = APIKeyFacts(
         created=apikey.metadata.creation_timestamp,

@@ -1,7 +1,7 @@
-"""Carries out writes: the only place of the operator that changes anything on the API server.
+"""Writes to the API server. Nothing else in the operator changes an object.
 
-Every write carries what it is based on (a resourceVersion or a uid), so that one based on old knowledge fails
-instead of undoing something; every answer goes into the cache, so that the next pass does not write again.
+Every write carries a resourceVersion or a uid, so that a write based on an old version fails instead of
+undoing a newer one. Every answer goes into the cache, so that the next reconcile does not write again.
 """
 
 from collections.abc import Callable
@@ -28,12 +28,12 @@ JSONObject = dict[str, Any]
 
 @dataclass
 class ClusterWriter:
-    """Writes for one pass over one key.
+    """Sends the writes of reconcilers.
 
     Args:
-        may_write: whether this replica holds the Lease for sure, asked right before every write (B21).
-        on_service: called with each change of a service that a write's answer tells: the watch will have no
-            news of it, so whatever depends on it (the service itself, its account's counts) is woken here.
+        may_write: returns whether this replica certainly holds the Lease; called before every write (B21).
+        on_service: called with each change of a service in the answer to a write. The watch reports nothing
+            new then, so the dependents (the service itself, its account's counts) are queued here.
     """
 
     client: KubeClient
@@ -62,10 +62,10 @@ class ClusterWriter:
         self.cache.backends.assume(key, backend.scaled(replicas, version), int(version))
 
     async def create_deployment(self, deployment: JSONObject, priority: Priority) -> None:
-        """Make a backend.
+        """Create a backend.
 
         Raises:
-            Invalid: a Deployment that is not Farebox's has the name.
+            Invalid: the name belongs to a Deployment that Farebox did not create.
         """
         metadata = deployment["metadata"]
         path = deployment_path(metadata["namespace"])
@@ -74,13 +74,13 @@ class ClusterWriter:
         except Conflict as conflict:
             found = await self.client.get(deployment_path(metadata["namespace"], metadata["name"]))
             if not is_farebox_backend(found):
-                raise _not_ours("Deployment", metadata) from conflict
+                raise _foreign("Deployment", metadata) from conflict
             raise
         except NotFound as error:
             raise _no_namespace(metadata, error) from error
 
     async def replace_deployment(self, backend: Backend, deployment: JSONObject, priority: Priority) -> None:
-        """Put a backend right whose template or labels differ; foreign labels and annotations stay."""
+        """Replace a backend whose template or labels differ; foreign labels and annotations stay."""
         metadata = deployment["metadata"]
         merged = metadata | {
             "labels": backend.labels | metadata["labels"],
@@ -92,10 +92,10 @@ class ClusterWriter:
         self.cache.backends.put(answer)
 
     async def create_endpoint(self, endpoint: JSONObject, priority: Priority) -> None:
-        """Make the Service of a backend; one of Farebox's that is there already is fine.
+        """Create the Service of a backend, unless it exists already.
 
         Raises:
-            Invalid: a Service that is not Farebox's has the name.
+            Invalid: the name belongs to a Service that Farebox did not create.
         """
         metadata = endpoint["metadata"]
         path = core_path("services", metadata["namespace"])
@@ -104,27 +104,27 @@ class ClusterWriter:
         except Conflict as conflict:
             found = await self.client.get(f"{path}/{metadata['name']}")
             if not is_farebox_backend(found):
-                raise _not_ours("Service", metadata) from conflict
+                raise _foreign("Service", metadata) from conflict
             self.cache.endpoints.put(found)
         except NotFound as error:
             raise _no_namespace(metadata, error) from error
 
     async def replace_endpoint(self, endpoint: JSONObject, priority: Priority) -> None:
-        """Put a Service right that leads elsewhere; foreign labels and annotations stay."""
+        """Replace a Service that leads elsewhere; foreign labels and annotations stay."""
         metadata = endpoint["metadata"]
         path = core_path("services", metadata["namespace"], metadata["name"])
-        there = (await self.client.get(path))["metadata"]
+        found = (await self.client.get(path))["metadata"]
         merged = metadata | {
-            "labels": (there.get("labels") or {}) | metadata["labels"],
-            "annotations": (there.get("annotations") or {}) | metadata["annotations"],
-            "resourceVersion": there["resourceVersion"],
+            "labels": (found.get("labels") or {}) | metadata["labels"],
+            "annotations": (found.get("annotations") or {}) | metadata["annotations"],
+            "resourceVersion": found["resourceVersion"],
         }
         self.cache.endpoints.put(
             await self._write("service", "PUT", path, endpoint | {"metadata": merged}, priority)
         )
 
     async def create_service(self, service: JSONObject, priority: Priority) -> None:
-        """Make a Default InferenceService; one that a user made meanwhile is left alone."""
+        """Create a Default InferenceService. One that a user created meanwhile stays as it is."""
         path = resource_path(Kind.SERVICE, service["metadata"]["namespace"])
         try:
             answer = await self._write("inferenceservice", "POST", path, service, priority)
@@ -135,23 +135,26 @@ class ClusterWriter:
             self.on_service(change)
 
     async def probe_secret(self, secret: JSONObject, priority: Priority) -> SecretWriteResult:
-        """What the API server would say to a new Secret; nothing is stored."""
+        """Return what the API server would answer to a new Secret; nothing is stored."""
         return await self._post_secret("secret_probe", "?dryRun=All", secret, priority)
 
     async def create_secret(self, secret: JSONObject, priority: Priority) -> SecretWriteResult:
-        """Make a Secret. One that has the name already is never touched, nor read."""
+        """Create a Secret. An existing Secret of this name is neither changed nor read."""
         return await self._post_secret("secret", "", secret, priority)
 
     async def _post_secret(
         self, what: str, query: str, secret: JSONObject, priority: Priority
     ) -> SecretWriteResult:
-        """Raises what `_write` does, but for a final no. What a webhook quotes of the Secret goes nowhere."""
+        """Post a Secret; raises what `_write` raises, except for a final refusal.
+
+        A webhook may quote the Secret in its refusal: the message is redacted.
+        """
         path = core_path("secrets", secret["metadata"]["namespace"]) + query
         try:
             await self._write(what, "POST", path, secret, priority)
         except KubeError as error:
             message = redacted(error.message, secret)
-            # A quota's own conflict is a 409 as well, and says nothing about the Secret.
+            # The conflict of a quota is a 409 too, and does not mean that the Secret exists.
             if isinstance(error, Conflict) and error.reason == "AlreadyExists":
                 return SecretWriteResult(SecretOutcome.EXISTS, message)
             if isinstance(error, Invalid) or error.status == 403:
@@ -160,7 +163,7 @@ class ClusterWriter:
         return SecretWriteResult(SecretOutcome.CREATED)
 
     async def delete(self, path: str, uid: str, priority: Priority) -> None:
-        """Delete an object if it still is the one with this uid."""
+        """Delete an object, if it is still the one with this uid."""
         try:
             await self._write("delete", "DELETE", path, {"preconditions": {"uid": uid}}, priority)
         except (NotFound, Conflict):
@@ -175,11 +178,11 @@ class ClusterWriter:
         priority: Priority,
         content_type: str = "application/json",
     ) -> JSONObject:
-        """One write, within the rate for bulk work; single edits do not wait for bulk work's tokens.
+        """Send one write. Bulk work waits for the rate limit, single edits do not.
 
         Raises:
-            NotLeading: the Lease may be another's.
-            KubeError, KubeUnreachable: as the client does.
+            NotLeading: another replica may hold the Lease.
+            KubeError, KubeUnreachable: see KubeClient.request.
         """
         if priority is Priority.LOW:
             await self.bucket.take()
@@ -194,12 +197,12 @@ class ClusterWriter:
             raise
 
 
-def _not_ours(kind: str, metadata: JSONObject) -> Invalid:
+def _foreign(kind: str, metadata: JSONObject) -> Invalid:
     place = f"{metadata['namespace']}/{metadata['name']}"
-    message = f"{kind} {place} exists and is not Farebox's: delete it or name it otherwise"
+    message = f"{kind} {place} exists and was not created by Farebox. Delete or rename it"
     return Invalid(409, "AlreadyExists", message)
 
 
 def _no_namespace(metadata: JSONObject, error: NotFound) -> Invalid:
-    message = f"Namespace {metadata['namespace']}, where all backends live, does not exist: create it"
+    message = f"The backends' Namespace {metadata['namespace']} does not exist. Create it"
     return Invalid(error.status, error.reason, message)

@@ -1,4 +1,4 @@
-"""Brings a backend (a Deployment and its Service) to what was decided, with as few writes as it takes."""
+"""Brings a backend (a Deployment and its Service) to what was decided, with as few writes as possible."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ log = structlog.get_logger(__name__)
 async def ensure_backend(
     context: Context, key: Key, priority: Priority, deployment: JSONObject, serving: DeploymentServing
 ) -> None:
-    """Make the backend as the Deployment says; nothing is written when it is so already.
+    """Create or update a backend; writes nothing when it matches already.
 
-    A backend that is to have no replicas is only scaled: it takes a new template when it comes back, and is
-    not made just to be empty. What the API server refuses is kept for the next decision, which reports it;
-    it is tried again now and then, as quotas and policies change without a word.
+    A backend without replicas is only scaled: it gets a new template when it starts again, and is not created
+    for zero replicas. A refusal of the API server is kept for the next decision, which reports it. The
+    operator retries after a while, because quotas and policies change without an event.
     """
     target = ObjectKey(deployment["metadata"]["namespace"], deployment["metadata"]["name"])
     replicas = deployment["spec"]["replicas"]
@@ -33,8 +33,8 @@ async def ensure_backend(
         if replicas == 0:
             await scale_to_zero(context, target, priority)
         else:
-            await _bring_up(context, target, priority, deployment)
-            await _open(context, target, priority, deployment, serving)
+            await _ensure_deployment(context, target, priority, deployment)
+            await _ensure_service(context, target, priority, deployment, serving)
     except (Invalid, Forbidden) as error:
         context.backend_errors[target] = error.message
         if known_error != error.message:
@@ -47,46 +47,48 @@ async def ensure_backend(
 
 
 async def scale_to_zero(context: Context, target: ObjectKey, priority: Priority) -> None:
-    """Take all replicas from a backend, if it exists and has any."""
+    """Scale a backend to zero, if it exists and has replicas."""
     backend = context.cache.backends.get(target)
     if backend is not None and backend.facts.desired != 0:
         await context.writer.scale(target, backend, 0, priority)
 
 
 async def stop_backend(context: Context, target: ObjectKey, priority: Priority) -> None:
-    """Take all replicas from a dedicated backend; a refusal of before says nothing of its way back up."""
+    """Scale a dedicated backend to zero. An earlier refusal does not count for its next start."""
     await scale_to_zero(context, target, priority)
     context.backend_errors.pop(target, None)
 
 
 async def remove_backend(context: Context, target: ObjectKey, priority: Priority) -> None:
-    """Delete a backend that nobody owns any more."""
+    """Delete a backend whose owner is gone."""
     backend, service = context.cache.backends.get(target), context.cache.endpoints.get(target)
     if service is not None:
         await context.writer.delete(core_path("services", *target), service.uid, priority)
     if backend is not None:
         await context.writer.delete(deployment_path(*target), backend.uid, priority)
     context.backend_errors.pop(target, None)
-    context.settled_backends.pop(target, None)
+    context.applied_backends.pop(target, None)
 
 
-async def _bring_up(context: Context, target: ObjectKey, priority: Priority, deployment: JSONObject) -> None:
+async def _ensure_deployment(
+    context: Context, target: ObjectKey, priority: Priority, deployment: JSONObject
+) -> None:
     backend = context.cache.backends.get(target)
     replicas = deployment["spec"]["replicas"]
     if backend is None:
         await context.writer.create_deployment(deployment, priority)
         return
-    asked = {
+    desired = {
         "labels": deployment["metadata"]["labels"],
         "annotations": deployment["metadata"]["annotations"],
         "template": deployment["spec"]["template"],
     }
-    there = {"labels": backend.labels, "annotations": backend.annotations, "template": backend.template}
-    if not contains(there, asked):
-        # The server may keep less than was asked for (unknown fields): what came of the same request before
-        # is as good as it gets, and asking again would never end.
-        settled = (_digest(asked), _digest(there))
-        if context.settled_backends.get(target) != settled:
+    actual = {"labels": backend.labels, "annotations": backend.annotations, "template": backend.template}
+    if not contains(actual, desired):
+        # The server may drop unknown fields. If the same request led to this result before, repeating it
+        # would never end.
+        applied = (_digest(desired), _digest(actual))
+        if context.applied_backends.get(target) != applied:
             await context.writer.replace_deployment(backend, deployment, priority)
             written = context.cache.backends.get(target)
             if written is not None:
@@ -95,24 +97,24 @@ async def _bring_up(context: Context, target: ObjectKey, priority: Priority, dep
                     "annotations": written.annotations,
                     "template": written.template,
                 }
-                context.settled_backends[target] = (_digest(asked), _digest(result))
+                context.applied_backends[target] = (_digest(desired), _digest(result))
             return
     if backend.facts.desired != replicas:
         await context.writer.scale(target, backend, replicas, priority)
 
 
-async def _open(
+async def _ensure_service(
     context: Context,
     target: ObjectKey,
     priority: Priority,
     deployment: JSONObject,
     serving: DeploymentServing,
 ) -> None:
-    """Make the Service of a backend, or put it right: its port was edited in the Model, or it by hand."""
-    there = context.cache.endpoints.get(target)
-    if there is None:
+    """Create the Service of a backend, or replace it after its port or the Service itself was edited."""
+    found = context.cache.endpoints.get(target)
+    if found is None:
         await context.writer.create_endpoint(endpoint(deployment, serving), priority)
-    elif there.port != serving.port:
+    elif found.port != serving.port:
         await context.writer.replace_endpoint(endpoint(deployment, serving), priority)
 
 

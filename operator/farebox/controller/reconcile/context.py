@@ -1,4 +1,4 @@
-"""What every reconciler works with, and the one way in which statuses are written."""
+"""What every reconciler works with, and the only way to write a status."""
 
 import math
 import time
@@ -22,15 +22,15 @@ from farebox.domain.keys import ObjectKey
 from farebox.meterapi.types import AccountBalance, LedgerAPI
 
 COUNTS_SECONDS = 1.0
-"""How long a status rests before counts alone are written."""
+"""Seconds after a status write before counts alone are written."""
 REFUSED_RETRY_SECONDS: Final = 30.0
-"""What the API server refuses is tried again after so long: quotas and policies change without a word."""
-_FURTHEST_SECONDS: Final = 3600.0
-"""A look that is due later is asked for again by then, so that deleted objects leave no timers for months."""
+"""Seconds before a refused write is retried: quotas and policies change without an event."""
+_MAX_REQUEUE_SECONDS: Final = 3600.0
+"""Later requeues are split into steps of this many seconds, so that deleted objects leave no long timers."""
 
 
 class DefaultServiceRefusal(NamedTuple):
-    """The API server's no to a Default service, which is not asked again before `until` (monotonic)."""
+    """The API server's refusal of a Default service; not retried before `until` (monotonic seconds)."""
 
     message: str
     until: float
@@ -38,7 +38,7 @@ class DefaultServiceRefusal(NamedTuple):
 
 @dataclass
 class Context:
-    """Everything a pass over a key reads and writes. Made once for the process."""
+    """Everything that a reconciler reads and writes. One for the process."""
 
     cache: Cache
     balances: Balances
@@ -54,17 +54,17 @@ class Context:
     now: Callable[[], datetime] = kubernetes_now
     monotonic: Callable[[], float] = time.monotonic
     on_receipt: Callable[[AccountBalance], None] = lambda account: None
-    """Takes in a balance that came otherwise than by the feed, and wakes what depends on it."""
+    """Called with the balance in a top-up's receipt, ahead of the feed."""
     on_balance_confirmed: Callable[[ObjectKey], None] = lambda account: None
-    """The last top-up that an account's balance waited for is in it: what depends on it is woken."""
+    """Called with an account whose unverified balance was confirmed."""
     backend_errors: dict[ObjectKey, str] = field(default_factory=dict)
-    """The API server's refusals of backends, by the backend's key, until one is accepted."""
+    """Refusals of backends, by the backend's key, until the API server accepts one."""
     default_refusals: dict[Key, dict[str, DefaultServiceRefusal]] = field(default_factory=dict)
-    """Default services that the API server refused, by their account and their name; see accounts.py."""
-    settled_backends: dict[ObjectKey, tuple[str, str]] = field(default_factory=dict)
-    """What was last written for a backend and the version that came of it; see backends.py."""
-    secrets_made: dict[str, datetime] = field(default_factory=dict)
-    """Hashes of keys whose Secret was made, and when, until the status says so; see apikeys.py."""
+    """Refusals of Default services, by account and name; see accounts.py."""
+    applied_backends: dict[ObjectKey, tuple[str, str]] = field(default_factory=dict)
+    """Digests of what was last written for a backend and of the result; see backends.py."""
+    secrets_created: dict[str, datetime] = field(default_factory=dict)
+    """Hashes of keys whose Secret was created, and when, until the status says so; see apikeys.py."""
     _written: dict[Key, float] = field(default_factory=dict)
 
     async def write_status(
@@ -76,34 +76,34 @@ class Context:
         new: Status,
         counts_seconds: float = COUNTS_SECONDS,
     ) -> bool:
-        """Write a status if it differs; True when it was written.
+        """Write a status if it differs; returns whether it was written.
 
-        A change that is not urgent waits until the last write of this object was long enough ago:
-        `counts_seconds` for counts, `figures_seconds` for what moves with traffic.
+        A change that is not urgent waits after the last write of this object: `counts_seconds` for counts,
+        `figures_seconds` for figures that move with traffic.
         """
         change = status_change(old, new)
         if change is None:
             return False
-        rest = {Urgency.NOW: 0.0, Urgency.SOON: counts_seconds, Urgency.LATER: self.figures_seconds}
-        rested = self.monotonic() - self._written.get(key, float("-inf"))
-        if rested < rest[change.urgency]:
-            self.queue.add_after(key, rest[change.urgency] - rested)
+        delays = {Urgency.NOW: 0.0, Urgency.SOON: counts_seconds, Urgency.LATER: self.figures_seconds}
+        elapsed = self.monotonic() - self._written.get(key, float("-inf"))
+        if elapsed < delays[change.urgency]:
+            self.queue.add_after(key, delays[change.urgency] - elapsed)
             return False
         version = int(current.metadata.resource_version)
-        # Noted before the answer: a change that comes meanwhile is not sooner due than this one.
+        # Recorded before the answer: a change that arrives meanwhile is not due sooner than this one.
         self._written[key] = self.monotonic()
         await self.writer.patch_status(key.kind, key.object, version, change.patch, priority)
         return True
 
     def requeue_after(self, key: Key, due: datetime | None) -> None:
-        """Ask for a pass at the moment when a verdict is due to be looked at again, if it is."""
+        """Requeue a key for when its verdict may change; None: the verdict does not change with time."""
         if due is not None:
-            # Up to a whole second, as `now` is: a pass before the moment would find nothing new.
+            # Rounded up to a whole second, as `now` is: an earlier reconcile would decide the same.
             seconds = math.ceil((due - self.now()).total_seconds())
-            self.queue.add_after(key, min(seconds, _FURTHEST_SECONDS))
+            self.queue.add_after(key, min(seconds, _MAX_REQUEUE_SECONDS))
 
     def forget(self, key: Key) -> None:
-        """The object is gone."""
+        """Drop what is kept for a deleted object."""
         self._written.pop(key, None)
         self.default_refusals.pop(key, None)
         self.ledger_sync.forget(key)

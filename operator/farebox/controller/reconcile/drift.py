@@ -1,7 +1,7 @@
-"""Whether an object on the API server still says what was asked of it.
+"""Compares an object on the API server with what was desired.
 
-The server adds defaults, drops empty values and rewrites quantities, so equality is no measure: what was
-asked for must be contained in what is there. Lists are compared item by item, as whole lists are owned.
+The server adds defaults, drops empty values and rewrites quantities, so equality is no measure: the desired
+object must be contained in the actual one. Lists are compared item by item, because Farebox owns whole lists.
 """
 
 from collections.abc import Callable
@@ -14,29 +14,29 @@ _parse: Callable[[Any], Decimal] = quantity.parse_quantity
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, 0, False)
 
 
-def contains(there: Any, asked: Any) -> bool:
-    """Whether `there` has everything of `asked`; more may be there in mappings, not in lists."""
-    if isinstance(asked, dict):
-        if not isinstance(there, dict):
-            return there is None and all(value in _EMPTY for value in asked.values())
-        return all(contains(there.get(key), value) for key, value in asked.items())
-    if isinstance(asked, list):
-        there = there or []
+def contains(actual: Any, desired: Any) -> bool:
+    """Return whether `actual` has everything in `desired`; mappings may have more, lists may not."""
+    if isinstance(desired, dict):
+        if not isinstance(actual, dict):
+            return actual is None and all(value in _EMPTY for value in desired.values())
+        return all(contains(actual.get(key), value) for key, value in desired.items())
+    if isinstance(desired, list):
+        actual = actual or []
         return (
-            isinstance(there, list)
-            and len(there) == len(asked)
-            and all(contains(*pair) for pair in zip(there, asked, strict=True))
+            isinstance(actual, list)
+            and len(actual) == len(desired)
+            and all(contains(*pair) for pair in zip(actual, desired, strict=True))
         )
-    if there == asked or (there is None and asked in _EMPTY):
+    if actual == desired or (actual is None and desired in _EMPTY):
         return True
-    return _same_quantity(there, asked)
+    return _same_quantity(actual, desired)
 
 
-def _same_quantity(there: Any, asked: Any) -> bool:
-    """Whether two scalars are the same quantity in other words: "1000m" and 1, "1024Mi" and "1Gi"."""
-    if isinstance(there, bool) or isinstance(asked, bool):
+def _same_quantity(actual: Any, desired: Any) -> bool:
+    """Return whether two scalars are the same quantity: "1000m" and 1, "1024Mi" and "1Gi"."""
+    if isinstance(actual, bool) or isinstance(desired, bool):
         return False
     try:
-        return bool(_parse(there) == _parse(asked))
+        return bool(_parse(actual) == _parse(desired))
     except (ValueError, TypeError):
         return False

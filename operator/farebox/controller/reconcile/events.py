@@ -1,7 +1,7 @@
 """Events about transitions (events.k8s.io), for `kubectl describe` and `kubectl events`. Best effort.
 
-They are rate-limited, each kind by itself: what happens to thousands of services at once is told by their
-account's Event, and by metrics. Losing an Event loses nothing but a line for people.
+Each kind has a rate limit of its own: when thousands of services change at once, their account's Event and
+the metrics report it. A lost Event affects nothing else.
 """
 
 import asyncio
@@ -31,9 +31,10 @@ _WAITING = 256
 
 @dataclass
 class Recorder:
-    """Sends Events one after another: of each kind at most `rate` a second and `burst` at once.
+    """Sends Events one after another.
 
-    The rest is dropped and counted.
+    Args:
+        rate, burst: Events of one kind a second, and at once. The rest is dropped and counted.
     """
 
     client: KubeClient
@@ -45,7 +46,7 @@ class Recorder:
     _queue: asyncio.Queue[JSONObject] = field(default_factory=lambda: asyncio.Queue(_WAITING))
 
     def event(self, regarding: APIObject, kind: EventKind, reason: str, action: str, note: str) -> None:
-        """Tell what happened to an object: `reason` and `action` are CamelCase words, `note` a sentence."""
+        """Record an Event of an object: `reason` and `action` are CamelCase words, `note` is a sentence."""
         bucket = self._buckets.setdefault(regarding.KIND, TokenBucket(self.rate, self.burst))
         if not bucket.try_take():
             EVENTS_DROPPED.inc()
@@ -55,34 +56,34 @@ class Recorder:
         except asyncio.QueueFull:
             EVENTS_DROPPED.inc()
 
-    def standstill(
+    def stalled(
         self,
         regarding: APIObject,
         before: Status,
         verdicts: Iterable[ConditionVerdict],
         action: str = "Reconcile",
-        told: Container[str] = (),
+        reported: Container[str] = (),
     ) -> None:
-        """Tell that an object came to a standstill, or to another one: somebody has to act (Stalled).
+        """Record an Event when an object becomes Stalled, or Stalled for another reason: a user has to act.
 
         Args:
             before: its status until now.
-            told: reasons that have an Event of their own.
+            reported: reasons that have an Event of their own.
         """
         now = next(verdict for verdict in verdicts if verdict.type is ConditionType.STALLED)
         was = before.condition(ConditionType.STALLED)
         same = was is not None and (was.status, was.reason) == (now.status, now.reason)
-        if now.status is ConditionStatus.TRUE and not same and now.reason not in told:
+        if now.status is ConditionStatus.TRUE and not same and now.reason not in reported:
             self.event(regarding, "Warning", now.reason, action, now.message)
 
     async def run(self) -> None:
-        """Send what was told, for ever."""
+        """Send Events. Never returns."""
         while True:
             body = await self._queue.get()
             await self._send(body)
 
     async def flush(self) -> None:
-        """Send what is left, without waiting for more."""
+        """Send what is queued, without waiting for more."""
         with contextlib.suppress(asyncio.QueueEmpty):
             while True:
                 await self._send(self._queue.get_nowait())
@@ -96,7 +97,7 @@ class Recorder:
 
     def _body(self, regarding: APIObject, kind: str, reason: str, action: str, note: str) -> JSONObject:
         metadata = regarding.metadata
-        # The API server counts bytes, and takes no name whose parts end in a sign.
+        # The API server limits bytes, and accepts no name with a part that ends in a hyphen or a dot.
         note = note.encode()[:_MESSAGE_LIMIT].decode(errors="ignore")
         stem = metadata.name[:200].rstrip("-.")
         # Events about cluster-scoped objects live in "default", as those of Nodes do.

@@ -1,4 +1,4 @@
-"""From the caches to the facts of one decision. Reads only memory, decides nothing."""
+"""Gathers the facts of one decision from the caches. Reads memory alone, decides nothing."""
 
 from farebox.api import BillingAccount, InferenceService, Model, NamespacesFrom, ReservationState
 from farebox.controller.state.balances import Balances, available_amount
@@ -32,9 +32,9 @@ def gather(
     service: InferenceService,
     backend_error: str,
 ) -> Facts:
-    """The facts of a service as they are known now.
+    """Return the facts of a service as they are known now.
 
-    The caches are complete when this is called, so what is not in them does not exist.
+    The caches are complete when this is called, so an object that they lack does not exist.
     """
     key = ObjectKey(service.metadata.namespace, service.metadata.name)
     account_key = account_of(service)
@@ -71,7 +71,7 @@ def gather(
 
 
 def backend_name(service: InferenceService) -> str:
-    """The name of the Deployment that serves a service."""
+    """Return the name of the Deployment that serves a service."""
     if service.spec.dedicated:
         return dedicated_backend_name(ObjectKey(service.metadata.namespace, service.metadata.name))
     return shared_backend_name(service.model_name)
@@ -89,7 +89,7 @@ def _account_facts(
 
 
 def _allows(cache: Cache, account: BillingAccount, namespace: str) -> bool | Unknown:
-    """Whether an account takes services of a namespace (B22); its own is always allowed."""
+    """Return whether an account admits services of a namespace (B22); its own is always admitted."""
     allowed = account.spec.allowed_namespaces
     if namespace == account.metadata.namespace or allowed.from_ is NamespacesFrom.ALL:
         return True
@@ -102,7 +102,7 @@ def _allows(cache: Cache, account: BillingAccount, namespace: str) -> bool | Unk
 def _quota_facts(
     balances: Balances, entitlements: Entitlements, account: ObjectKey, model_name: str, model: Model | None
 ) -> QuotaFacts | Missing | Unknown:
-    """A quota that the model offers and the ledger has not granted yet is on its way: unknown."""
+    """Return a free quota; unknown while the model offers one that the ledger has not granted yet."""
     if not balances.known:
         return UNKNOWN
     quota = entitlements.quota(account, model_name)

@@ -1,4 +1,4 @@
-"""One pass over a Model: its prices to the ledger, its shared backend to what its services need."""
+"""Reconciles a Model: its prices in the ledger, and the shared backend that its services need."""
 
 from datetime import datetime
 
@@ -20,7 +20,7 @@ from farebox.meterapi.types import FreeQuota, PriceVersion, TokenPriceTier
 
 
 async def reconcile_model(context: Context, key: Key, priority: Priority) -> None:
-    """Bring one model's shared backend to what its services need. Safe to repeat (B20)."""
+    """Bring the model's shared backend to what its services need. Safe to repeat (B20)."""
     model = context.cache.models.get(key.object)
     target = ObjectKey(context.backend_namespace, shared_backend_name(key.name))
     if model is None:
@@ -30,7 +30,7 @@ async def reconcile_model(context: Context, key: Key, priority: Priority) -> Non
     context.ledger_sync.upsert(key, price_version(model, context.now()))
     facts = _gather(context, key, model, target)
     if facts.wanted is UNKNOWN:
-        # Not all of its services were looked at since the start: the last of them brings this pass again.
+        # Some of its services were not reconciled since the start: the last of them queues the model again.
         return
     verdict = decide_model(facts)
     serving = model.spec.serving.deployment
@@ -41,23 +41,23 @@ async def reconcile_model(context: Context, key: Key, priority: Priority) -> Non
         except Conflict:
             raise
         except KubeError:
-            # As in services.py: what there is meanwhile is told.
+            # As in services.py: the status reports the state until then.
             await _report(context, key, priority, model, facts, verdict)
             raise
         if context.backend_errors.get(target, "") != facts.refusal:
             for service in context.cache.services_of_model.of(key.object):
                 context.queue.add(service_key(service), Priority.LOW)
     elif serving is None:
-        # Served by a provider; one is there where a model of this name was served here before.
+        # A provider serves the model. A backend is left if an earlier model of this name was served here.
         await remove_backend(context, target, priority)
     await _report(context, key, priority, model, facts, verdict)
 
 
 def price_version(model: Model, now: datetime) -> PriceVersion:
-    """The model's prices as the ledger books them.
+    """Return the model's prices as the ledger records them.
 
-    The first prices hold from the model's creation, so that no early call is without one; a change holds
-    from when it was seen.
+    The first prices apply from the model's creation, so that every early call has a price. A change applies
+    from when the operator saw it.
     """
     first = model.metadata.generation == 1
     offer, quota = model.spec.reservation, model.spec.free_quota
@@ -125,4 +125,4 @@ async def _report(
         services=context.cache.services_of_model.count(key.object),
     )
     if await context.write_status(key, priority, model, model.status, status):
-        context.recorder.standstill(model, model.status, verdict.conditions)
+        context.recorder.stalled(model, model.status, verdict.conditions)

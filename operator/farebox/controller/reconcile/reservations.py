@@ -1,4 +1,4 @@
-"""What services reserve, told to the ledger, which buys it (B9). No decision about money is made here."""
+"""Sends to the ledger what services reserve; the ledger buys it (B9). Decides nothing about money."""
 
 from farebox.api import InferenceService, ReservationState
 from farebox.controller.queue import Key
@@ -11,9 +11,9 @@ from farebox.meterapi.types import ReservationBalance, ReservationRecord
 
 
 def reserve(context: Context, key: Key, service: InferenceService, facts: Facts) -> None:
-    """Tell the ledger what the service reserves, and whether it may go on buying.
+    """Send the ledger what a service reserves, and whether it may buy further terms.
 
-    What is not known changes nothing: the ledger keeps what it was told last.
+    Unknown facts change nothing: the ledger keeps its last record.
     """
     release(context, key, service.metadata.uid)
     wanted = service.spec.reservation
@@ -39,9 +39,9 @@ def reserve(context: Context, key: Key, service: InferenceService, facts: Facts)
 
 
 def release(context: Context, key: Key, uid: str = "") -> bool:
-    """Let reservations under a service's name buy nothing more, but for those of this uid.
+    """End the reservations under a service's name, except those of this uid; returns whether there were any.
 
-    A service that is gone, or was made anew, must not go on renewing. True if there were any.
+    A service that was deleted or recreated must not renew any more.
     """
     found = context.entitlements.orphans(key.object, uid)
     for reservation in found:
@@ -62,8 +62,8 @@ def _ended(reservation: ReservationBalance) -> ReservationRecord:
     )
 
 
-def tell_renewal(context: Context, service: InferenceService, facts: Facts) -> None:
-    """An Event when the next term cannot be bought while one is in force still: there is time to act."""
+def record_renewal_failure(context: Context, service: InferenceService, facts: Facts) -> None:
+    """Record an Event when the next term cannot be bought before the current one ends: a user can act."""
     if facts.reservation is UNKNOWN or service.spec.reservation is None:
         return
     before = service.status.reservation
@@ -71,5 +71,5 @@ def tell_renewal(context: Context, service: InferenceService, facts: Facts) -> N
     if facts.reservation.state is not ReservationState.ACTIVE or not message:
         return
     if before is None or before.message != message:
-        text = f"the next term could not be bought: {message}; it is tried again after a top-up"
+        text = f"The next reservation term could not be bought: {message}. Top up the account to retry"
         context.recorder.event(service, "Warning", "RenewalFailed", "Renew", text)

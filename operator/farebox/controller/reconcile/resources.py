@@ -1,4 +1,4 @@
-"""Builds what the operator makes: Deployments and their Services, and Secrets of keys.
+"""Builds what the operator creates: Deployments and their Services, and Secrets of keys.
 
 No client, no cache, no decisions.
 """
@@ -33,13 +33,13 @@ from farebox.kube.names import (
 
 JSONObject = dict[str, Any]
 
-# A big model can take long to load; the deployment controller must not call that a failure.
+# A big model takes long to load: the deployment controller must not report that as a failure.
 _PROGRESS_DEADLINE_SECONDS: Final = 1800
 _DEFAULT_GRACE_SECONDS: Final = 30
 
 
 def shared_backend(namespace: str, model: Model, serving: DeploymentServing, replicas: int) -> JSONObject:
-    """The Deployment that all shared services on a model use."""
+    """Build the Deployment that all shared services on a model use."""
     name = shared_backend_name(model.metadata.name)
     labels = _labels(name, model.metadata.name)
     annotations = {MODEL_LABEL: model.metadata.name}
@@ -49,10 +49,10 @@ def shared_backend(namespace: str, model: Model, serving: DeploymentServing, rep
 def dedicated_backend(
     namespace: str, service: InferenceService, serving: DeploymentServing, replicas: int
 ) -> JSONObject:
-    """The Deployment of one service, after the pattern of its model.
+    """Build the Deployment of one dedicated service, by the pattern of its model.
 
-    Owner references cannot cross namespaces: labels say whose it is (the sweep reads them), annotations
-    carry the names in full, which labels cannot.
+    Owner references cannot cross namespaces: labels identify the owner, and annotations carry its names in
+    full, which labels cannot.
     """
     key = ObjectKey(service.metadata.namespace, service.metadata.name)
     name = dedicated_backend_name(key)
@@ -70,7 +70,7 @@ def dedicated_backend(
 
 
 def endpoint(deployment: JSONObject, serving: DeploymentServing) -> JSONObject:
-    """The Service in front of a backend; same name, same labels."""
+    """Build the Service in front of a backend, with the same name and labels."""
     metadata = deployment["metadata"]
     return {
         "apiVersion": "v1",
@@ -84,17 +84,17 @@ def endpoint(deployment: JSONObject, serving: DeploymentServing) -> JSONObject:
 
 
 def endpoint_url(namespace: str, name: str, serving: DeploymentServing) -> str:
-    """Where a backend takes calls inside the cluster."""
+    """Return the URL of a backend inside the cluster."""
     return f"http://{name}.{namespace}.svc:{serving.port}"
 
 
 def selector(name: str) -> dict[str, str]:
-    """The labels by which a backend finds its pods. They never change: a Deployment's selector cannot."""
+    """Return the labels that select a backend's pods. They never change: a Deployment's selector cannot."""
     return {BACKEND_LABEL: name}
 
 
 def selector_text(name: str) -> str:
-    """The same as text, for the scale subresource."""
+    """Return the same selector as text, for the scale subresource."""
     return f"{BACKEND_LABEL}={name}"
 
 
@@ -125,13 +125,13 @@ def _deployment(
 
 
 def _template(labels: dict[str, str], serving: DeploymentServing) -> JSONObject:
-    """The model's pod template with Farebox's labels, and a drain where it has none of its own.
+    """Build the model's pod template with Farebox's labels, and with a drain unless it has one.
 
-    Running calls outlive a stop because the pods do: `preStop: sleep` holds them for drainSeconds
-    (product.md, Decisions). Environment variables for each of thousands of Services would break the pods'
-    start, and a model server has no business with the API server: both are off unless the template says so.
+    Running calls survive a stop because the pods do: `preStop: sleep` keeps them for drainSeconds. Two
+    defaults differ from Kubernetes: environment variables for thousands of Services would break the start of
+    pods, and a model server needs no access to the API server.
 
-    A null is as absent. What is of the wrong type is left as it is: the API server says so best (B23).
+    A null counts as absent. A value of the wrong type stays: the API server's error names it (B23).
     """
     template = copy.deepcopy(serving.template)
     metadata = _within(template, "metadata")
@@ -148,22 +148,22 @@ def _template(labels: dict[str, str], serving: DeploymentServing) -> JSONObject:
     return template
 
 
-def _within(there: JSONObject, key: str) -> JSONObject:
-    """The mapping under a key, made where there is none; one that leads nowhere where that is no mapping."""
-    _default(there, key, {})
-    found = there[key]
+def _within(parent: JSONObject, key: str) -> JSONObject:
+    """Return the mapping under a key, created if absent; a detached one if the value is no mapping."""
+    _default(parent, key, {})
+    found = parent[key]
     return found if isinstance(found, dict) else {}
 
 
-def _default(there: JSONObject, key: str, value: Any) -> None:
-    if there.get(key) is None:
-        there[key] = value
+def _default(parent: JSONObject, key: str, value: Any) -> None:
+    if parent.get(key) is None:
+        parent[key] = value
 
 
 def api_key_secret(apikey: APIKey, token: str) -> JSONObject:
-    """The Secret of an APIKey. Kubernetes deletes it with its owner; nobody can put another key into it.
+    """Build the Secret of an APIKey. It is immutable, and Kubernetes deletes it with its owner.
 
-    `blockOwnerDeletion` is left out: where the API server checks it, it takes rights that nothing needs.
+    `blockOwnerDeletion` is left out: some API servers require rights for it that nothing else needs.
     """
     owner = OwnerReference(
         api_version=API_VERSION,
@@ -188,7 +188,7 @@ def api_key_secret(apikey: APIKey, token: str) -> JSONObject:
 
 
 def redacted(text: str, secret: JSONObject) -> str:
-    """A text without the values of a Secret, in either form: a webhook may quote what it refuses."""
+    """Return a text without a Secret's values, encoded or not: a webhook may quote what it refuses."""
     for value in secret["data"].values():
         text = text.replace(value, "[secret]").replace(base64.b64decode(value).decode(), "[secret]")
     return text

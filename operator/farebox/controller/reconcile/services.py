@@ -1,4 +1,4 @@
-"""One pass over an InferenceService: gather facts, decide, apply the difference."""
+"""Reconciles an InferenceService: gather facts, decide, apply the difference."""
 
 from farebox.api import ConditionType, InferenceService, Phase, StopReason
 from farebox.controller.queue import Key, Priority, model_key
@@ -6,7 +6,7 @@ from farebox.controller.reconcile.backends import ensure_backend, remove_backend
 from farebox.controller.reconcile.context import COUNTS_SECONDS, Context
 from farebox.controller.reconcile.events import EventKind
 from farebox.controller.reconcile.gather import backend_name, gather
-from farebox.controller.reconcile.reservations import release, reserve, tell_renewal
+from farebox.controller.reconcile.reservations import record_renewal_failure, release, reserve
 from farebox.controller.reconcile.resources import dedicated_backend, endpoint_url, selector_text
 from farebox.controller.reconcile.status import service_status
 from farebox.controller.state.cache import account_of
@@ -18,12 +18,12 @@ from farebox.errors import Conflict, KubeError
 from farebox.meterapi.types import Binding
 from farebox.metrics import TRANSITIONS
 
-# On the way up every write but the last one would be about a replica more.
-_COUNTS_ON_THE_WAY_SECONDS = 5.0
+# While replicas start, a write for each of them would report one replica more.
+_STARTING_COUNTS_SECONDS = 5.0
 
 
 async def reconcile_service(context: Context, key: Key, priority: Priority) -> None:
-    """Bring one service to what its facts say. Safe to repeat and to cut off anywhere (B20)."""
+    """Bring one service to what its facts require. Safe to repeat and to interrupt anywhere (B20)."""
     service = context.cache.services.get(key.object)
     if service is None:
         await _forget(context, key, priority)
@@ -41,20 +41,20 @@ async def reconcile_service(context: Context, key: Key, priority: Priority) -> N
     verdict = decide_service(facts, context.now())
     context.requeue_after(key, verdict.due)
     reserve(context, key, service, facts)
-    _note_demand(context, key, service, verdict)
+    _record_demand(context, key, service, verdict)
     if verdict.wanted:
-        # Up: first what runs, then the word that it does.
+        # Start: first the backend, then the status.
         try:
             await _apply_backend(context, key, priority, service, verdict, target)
         except Conflict:
             raise
         except KubeError:
-            # A webhook may be down for hours: what is said meanwhile is what there is.
+            # A webhook may be down for hours: the status reports the state until then.
             await _report(context, key, priority, service, facts, verdict)
             raise
         await _report(context, key, priority, service, facts, verdict)
     else:
-        # Down: first the word, so that calls are refused before the pods go (B18).
+        # Stop: first the status, so that calls are refused before the pods end (B18).
         await _report(context, key, priority, service, facts, verdict)
         await _apply_backend(context, key, priority, service, verdict, target)
 
@@ -67,11 +67,11 @@ async def _apply_backend(
     verdict: ServiceVerdict,
     target: ObjectKey,
 ) -> None:
-    """A dedicated backend follows its service; a shared one is the Model's pass, an external one nobody's."""
+    """Apply a dedicated backend. The Model's reconciler applies a shared one; an external one has none."""
     model = context.cache.models.get(ObjectKey("", service.model_name))
     serving = None if model is None else model.spec.serving.deployment
     if not service.spec.dedicated or (model is not None and serving is None):
-        # One is there where a service of this name, or its model, was another one before.
+        # A backend is left if the service, or its model, was of another sort before.
         await _remove_backends(context, key, priority)
         return
     if not verdict.wanted:
@@ -92,7 +92,7 @@ async def _report(
     facts: Facts,
     verdict: ServiceVerdict,
 ) -> None:
-    """Write the status, and tell of a new phase."""
+    """Write the status, and record Events about a new phase."""
     backend = facts.backend if isinstance(facts.backend, BackendFacts) else None
     name = backend_name(service)
     model = context.cache.models.get(ObjectKey("", service.model_name))
@@ -113,31 +113,31 @@ async def _report(
         endpoint=endpoint,
         now=context.now(),
     )
-    on_the_way = verdict.wanted and verdict.phase is not Phase.RUNNING
-    rest = _COUNTS_ON_THE_WAY_SECONDS if on_the_way else COUNTS_SECONDS
-    if await context.write_status(key, priority, service, service.status, status, rest):
-        _tell(context, service, verdict)
-        tell_renewal(context, service, facts)
+    starting = verdict.wanted and verdict.phase is not Phase.RUNNING
+    counts_seconds = _STARTING_COUNTS_SECONDS if starting else COUNTS_SECONDS
+    if await context.write_status(key, priority, service, service.status, status, counts_seconds):
+        _record_events(context, service, verdict)
+        record_renewal_failure(context, service, facts)
 
 
-def _tell(context: Context, service: InferenceService, verdict: ServiceVerdict) -> None:
-    """Events and a count for what became of a service: its phase, or else what a phase does not tell."""
+def _record_events(context: Context, service: InferenceService, verdict: ServiceVerdict) -> None:
+    """Record what changed: the phase or its reasons, or else whether a running service serves."""
     status, recorder = service.status, context.recorder
     serving = next(c for c in verdict.conditions if c.type is ConditionType.SERVING)
     if (status.phase, tuple(status.stop_reasons)) != (verdict.phase, verdict.stop_reasons):
-        _tell_phase(context, service, verdict, serving)
+        _record_phase(context, service, verdict, serving)
     elif verdict.phase is Phase.RUNNING:
         before = status.condition(ConditionType.SERVING)
         if before is not None and before.status is not serving.status:
             kind: EventKind = "Warning" if serving.reason == NO_REPLICA_READY else "Normal"
             recorder.event(service, kind, serving.reason, "Serve", serving.message)
-    recorder.standstill(service, status, verdict.conditions, told=verdict.stop_reasons)
+    recorder.stalled(service, status, verdict.conditions, reported=verdict.stop_reasons)
 
 
-def _tell_phase(
+def _record_phase(
     context: Context, service: InferenceService, verdict: ServiceVerdict, serving: ConditionVerdict
 ) -> None:
-    """It came to another phase, or to other reasons."""
+    """Record a new phase, or new stop reasons."""
     if verdict.phase is None:
         return
     TRANSITIONS.labels(verdict.phase).inc()
@@ -152,7 +152,7 @@ def _tell_phase(
         context.recorder.event(service, "Normal", serving.reason, action, serving.message)
 
 
-def _note_demand(context: Context, key: Key, service: InferenceService, verdict: ServiceVerdict) -> None:
+def _record_demand(context: Context, key: Key, service: InferenceService, verdict: ServiceVerdict) -> None:
     demand, model = context.shared_backend_demand, service.model_name
     if service.spec.dedicated:
         changed = demand.record_dedicated(key.object, verdict.decided)
@@ -163,7 +163,7 @@ def _note_demand(context: Context, key: Key, service: InferenceService, verdict:
 
 
 def _bind(context: Context, key: Key, service: InferenceService) -> None:
-    """Tell the ledger who pays for the service from its creation on, or bills otherwise from now on."""
+    """Send the ledger who pays for the service: from its creation on, or from now on after an edit."""
     created = service.metadata.generation == 1
     since = service.metadata.creation_timestamp if created else context.now()
     context.ledger_sync.upsert(
@@ -172,7 +172,7 @@ def _bind(context: Context, key: Key, service: InferenceService) -> None:
 
 
 async def _forget(context: Context, key: Key, priority: Priority) -> None:
-    """The service is gone: its dedicated backend goes too; the ledger keeps what it owes (B11)."""
+    """Delete the backend of a deleted service. The ledger keeps what the service owes (B11)."""
     for model in context.shared_backend_demand.forget(key.object):
         context.queue.add(model_key(model), priority)
     if not release(context, key):
@@ -181,7 +181,7 @@ async def _forget(context: Context, key: Key, priority: Priority) -> None:
 
 
 async def _remove_backends(context: Context, key: Key, priority: Priority) -> None:
-    """Delete what a service has, or had, of its own."""
+    """Delete the dedicated backends of a service, those of an earlier service of its name too."""
     cache = context.cache
     for target in cache.backends_of_service.of(key.object) | cache.endpoints_of_service.of(key.object):
         await remove_backend(context, target, priority)

@@ -1,8 +1,8 @@
-"""Turns verdicts into status patches: what changed, and whether it can wait. Pure.
+"""Turns verdicts into status patches: what changed, and whether the write can wait. Pure.
 
-A status has states and figures. States (phase, reasons, conditions' status) are written at once; figures
-(replica counts, balances, the wording of messages) go with the next state, or by themselves when the status
-has rested for a while, so that traffic does not become writes (product.md, Decisions).
+A status has states and figures. States (phase, reasons, conditions' status) are written at once. Figures
+(replica counts, balances, the text of messages) are written with the next state, or some time after the last
+write, so that traffic does not cause writes.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ JSONObject = dict[str, Any]
 
 
 class Urgency(IntEnum):
-    """When a change has to be written: the most urgent part decides."""
+    """When a change has to be written. The most urgent part decides."""
 
     NOW = 0
     """A state: phase, reasons, what conditions say."""
@@ -70,7 +70,7 @@ def service_status(
     endpoint: str | None,
     now: datetime,
 ) -> InferenceServiceStatus:
-    """The status of a service after a verdict. `backend` is None where it has no pods to report."""
+    """Return the status of a service after a verdict. `backend` is None if it has no pods to report."""
     moved = verdict.phase != previous.phase or verdict.stop_reasons != tuple(previous.stop_reasons)
     return InferenceServiceStatus(
         observed_generation=generation,
@@ -110,7 +110,7 @@ def _reservation_status(reservation: ReservationFacts | Missing) -> ReservationS
 def conditions(
     previous: Status, verdicts: Iterable[ConditionVerdict], generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    """Conditions with their times: lastTransitionTime moves only when the status does."""
+    """Return conditions with their times: lastTransitionTime changes only when the status does."""
     return tuple(
         Condition(
             type=verdict.type,
@@ -134,17 +134,17 @@ def _shortened(message: str) -> str:
 
 
 def status_change(old: Status, new: Status) -> StatusChange | None:
-    """What has to be written to come from one status to another; None when nothing."""
+    """Return what has to be written to get from one status to another; None for nothing."""
     fields = type(new).model_fields
     if old.observed_generation:
         moved = {name for name in fields if getattr(old, name) != getattr(new, name)}
         removed = {fields[name].alias or name: None for name in moved if getattr(new, name) is None}
     else:
-        # Before the first write even zeros are news: columns and autoscalers read them.
+        # The first write contains zeros too: columns and autoscalers read them.
         moved, removed = set(fields), {}
     if not moved:
         return None
-    # Only what moved becomes JSON: most passes change nothing.
+    # Only what changed is serialized: most reconciles change nothing.
     patch = removed | new.model_dump(by_alias=True, exclude_none=True, mode="json", include=moved)
     return StatusChange(patch, min(_urgency(field, old, new) for field in patch))
 
@@ -160,7 +160,7 @@ def _urgency(field: str, old: Status, new: Status) -> Urgency:
 
 
 def _has_quota_left(status: Status) -> bool | None:
-    """Whether some of the free quota is left; None where there is none. Its end is a state, not a figure."""
+    """Return whether some free quota is left; None without a quota. Its end is a state, not a figure."""
     quota = status.free_quota if isinstance(status, InferenceServiceStatus) else None
     return None if quota is None else quota.used < quota.total
 

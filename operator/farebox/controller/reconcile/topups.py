@@ -139,7 +139,7 @@ async def _wait(
         message=message,
     )
     if await context.write_status(key, priority, topup, topup.status, status):
-        context.recorder.standstill(topup, topup.status, verdicts, "Post")
+        context.recorder.stalled(topup, topup.status, verdicts, "Post")
 
 
 async def _finish(
