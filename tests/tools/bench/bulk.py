@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.api import path_of
 from tests.tools.bench.bare import CONNECTIONS, Bare, Call, patch
-from tests.tools.bench.observer import Eyes, observing
+from tests.tools.bench.observer import Observer, observing
 from tests.tools.bench.process import Metrics, cpu_seconds, peak_memory_mb
 from tests.tools.bench.report import Report
 from tests.tools.bench.world import (
@@ -166,7 +166,7 @@ async def _generations(bare: Bare) -> dict[str, int]:
     return generations
 
 
-def _typical_patches(observer: Eyes) -> list[JSONObject]:
+def _typical_patches(observer: Observer) -> list[JSONObject]:
     """The status patches of a service that had as many as most."""
     counts = observer.events_by_service()
     usual = round(median(counts.values()))
