@@ -87,6 +87,65 @@ class Mirror:
         return web.json_response({"usage": {"prompt_tokens": 1, "completion_tokens": 2}})
 
 
+class HeldStream:
+    """An upstream that begins a stream of events, and ends it when a test says so.
+
+    Args:
+        first: the events that are sent at once.
+        last: the events that are sent after `finish` is set.
+    """
+
+    def __init__(self, first: list[bytes], last: list[bytes]) -> None:
+        self._first = first
+        self._last = last
+        self.address = ""
+        self.asked = asyncio.Event()
+        self.finish = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def __aenter__(self) -> "HeldStream":
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        writer.write(b"".join(self._first))
+        self.asked.set()
+        gone = asyncio.ensure_future(self._until_gone(reader))
+        finished = asyncio.ensure_future(self.finish.wait())
+        await asyncio.wait({gone, finished}, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            writer.write(b"".join(self._last))
+        gone.cancel()
+        finished.cancel()
+        writer.close()
+
+    async def _until_gone(self, reader: asyncio.StreamReader) -> None:
+        while await reader.read(65536):
+            pass
+        self.left.set()
+
+
+def token_events(count: int) -> list[bytes]:
+    """Events of one token each; each reports the usage so far, with 6 input tokens."""
+    return [
+        b"data: "
+        + json.dumps(
+            {
+                "choices": [{"index": 0, "delta": {"content": "word "}}],
+                "usage": {"prompt_tokens": 6, "completion_tokens": number},
+            }
+        ).encode()
+        + b"\n\n"
+        for number in range(1, count + 1)
+    ]
+
+
 def by_body(
     decide: Callable[[RequestHead, bytes | None], Awaitable[Route | ImmediateResponse]],
 ) -> HeadHandler:

@@ -19,6 +19,7 @@ from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
 from tests.gateway.envoy_gateway import (
     Gateway,
+    HeldStream,
     Mirror,
     answering,
     by_body,
@@ -26,6 +27,7 @@ from tests.gateway.envoy_gateway import (
     envoy_only,
     forwarding,
     gateway,
+    token_events,
 )
 from tests.gateway.h2_client import eventually
 from tests.support.ports import free_port
@@ -324,18 +326,23 @@ async def tls_upstream(directory: Path, name: str) -> AsyncIterator[int]:
 
 
 async def test_draining_ends_readiness_then_takes_no_calls_and_lets_running_ones_finish(
-    tmp_path: Path, slow: Any
+    tmp_path: Path,
 ) -> None:
     """B18, the gateway's half."""
-    async with gateway(tmp_path, forwarding(slow.upstream)) as running:
-        body = chat(stream=True, stream_options={"include_usage": True}, min_tokens=100)
-        async with running.session.post(f"{running.url}/v1/chat/completions", json=body) as response:
-            await response.content.readline()
+    events = [*token_events(100), b"data: [DONE]\n\n"]
+    async with (
+        HeldStream(events[:1], events[1:]) as upstream,
+        gateway(tmp_path, forwarding(upstream.address, stream="true")) as running,
+    ):
+        url = f"{running.url}/v1/chat/completions"
+        async with running.session.post(url, json=chat(stream=True)) as response:
+            assert await response.content.readline()
             assert await running.admin.active_calls() == 1
-            draining = asyncio.create_task(running.admin.drain(30, 1))
+            draining = asyncio.create_task(running.admin.drain(60, 0.5))
             await eventually_unready(running)
             await eventually_refused(running)
-            assert not draining.done()
+            assert not draining.done(), "the stream still runs"
+            upstream.finish.set()
             text = await response.text()
         assert await draining is True
         line = await running.line()
@@ -401,5 +408,7 @@ async def eventually_refused(running: Gateway) -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", running.settings.listen_port)
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:
+            continue  # it was in the backlog when the listener closed
         writer.close()
         await asyncio.sleep(0.01)

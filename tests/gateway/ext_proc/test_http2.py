@@ -64,6 +64,11 @@ async def serving(directory: Path) -> AsyncIterator[Server]:
         listener.close()
 
 
+def pattern(size: int) -> bytes:
+    """Bytes whose order and number show in any part of them."""
+    return bytes(itertools.islice(itertools.cycle(range(251)), size))
+
+
 async def echoed(client: Client, data: bytes) -> bytes:
     stream_id = await client.request()
     await client.send(stream_id, data, end=True)
@@ -73,7 +78,7 @@ async def echoed(client: Client, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 1, 16_384, 16_385, 70_000, 3 * STREAM_WINDOW])
 async def test_bytes_come_back_whatever_their_number(tmp_path: Path, size: int) -> None:
-    data = bytes(itertools.islice(itertools.cycle(range(251)), size))
+    data = pattern(size)
     async with serving(tmp_path) as server, connected(server.socket) as client:
         assert await echoed(client, data) == data
         assert await echoed(client, b"again") == b"again"
@@ -84,7 +89,7 @@ async def test_more_than_the_connections_window_in_one_connection(
 ) -> None:
     monkeypatch.setattr("farebox.gateway.ext_proc.http2.CONNECTION_WINDOW", 100_000)
     monkeypatch.setattr("farebox.gateway.ext_proc.http2.STREAM_WINDOW", 30_000)
-    data = bytes(150_000)
+    data = pattern(150_000)
     async with serving(tmp_path) as server, connected(server.socket) as client:
         for _ in range(5):
             assert await echoed(client, data) == data
@@ -97,36 +102,49 @@ async def test_a_byte_at_a_time(tmp_path: Path) -> None:
 
 
 async def test_the_clients_windows_are_kept(tmp_path: Path) -> None:
-    data = bytes(200_000)
+    data = pattern(200_000)
     async with serving(tmp_path) as server, connected(server.socket) as client:
         client.hold_windows = True
         stream_id = await client.request()
         await client.send(stream_id, data, end=True)
-        taken = 0
-        while taken < len(data):
+        taken = b""
+        while len(taken) < len(data):
             # A byte more than the windows allow is a FlowControlError of h2's.
             await client.until(h2.events.DataReceived, stream_id, keep=True)
-            taken += sum(map(len, client.taken(stream_id)))
+            taken += b"".join(client.taken(stream_id))
             if client.h2.remote_flow_control_window(stream_id) == 0:
                 client.h2.increment_flow_control_window(9_000, stream_id)
                 client.h2.increment_flow_control_window(9_000)
                 await client.flush()
         await client.until(h2.events.StreamEnded, stream_id)
-    assert taken == len(data)
+    assert taken == data
 
 
-async def test_a_smaller_window_in_the_middle_of_a_stream(tmp_path: Path) -> None:
-    data = bytes(300_000)
+async def test_a_window_that_shrinks_in_the_middle_of_a_stream_is_kept(tmp_path: Path) -> None:
+    """A smaller initial window makes the stream's window negative (RFC 9113, 6.9.2)."""
+    data, window = pattern(300_000), frames.DEFAULT_WINDOW
     async with serving(tmp_path) as server, connected(server.socket) as client:
+        client.hold_windows = True
+        stream_id = await client.request()
+        await client.send(stream_id, data, end=True)
+        await client.until_data(stream_id, window)
+        received = b"".join(client.taken(stream_id))
+        assert received == data[:window], "the whole window, and no more"
         client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 10})
         await client.flush()
         await client.until(h2.events.SettingsAcknowledged)
-        stream_id = await client.request()
-        await client.send(stream_id, data, end=True)
-        await client.until(h2.events.DataReceived, stream_id)
+        client.h2.increment_flow_control_window(500_000)
+        client.h2.increment_flow_control_window(window - 10 + 7, stream_id)
+        await client.flush()
+        await client.until_data(stream_id, 7)
+        await client.ping()
+        received += b"".join(client.taken(stream_id))
+        assert received == data[: window + 7], "the rest of the shrunken window"
         client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1_000_000})
         await client.flush()
         await client.until(h2.events.StreamEnded, stream_id)
+        received += b"".join(client.taken(stream_id))
+    assert received == data
 
 
 async def test_streams_that_wait_do_not_hold_others_up(tmp_path: Path) -> None:

@@ -241,8 +241,10 @@ async def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_the_feed_tells_what_the_ledger_has(ledger: Ledger) -> None:
-    spend = SpendTracker(max_age=300)
+async def test_the_feed_reports_the_ledgers_figures(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an acknowledgement it asks at once: the open request would return in an hour."""
+    monkeypatch.setattr("farebox.gateway.feed._WAIT_SECONDS", 3600.0)
+    spend = SpendTracker(max_age=100_000)
     feed = spend_feed(ledger, spend)
     task = asyncio.create_task(feed.run())
     await asyncio.wait_for(feed.current.wait(), 30)
@@ -255,7 +257,7 @@ async def test_the_feed_tells_what_the_ledger_has(ledger: Ledger) -> None:
     await ledger.ingest([usage("1")])
     await until(lambda: spend.available(ACME) == 10 * UNIT - 2 * CALL_CHARGE)
     spend.acknowledge(["1"])
-    await until(lambda: spend.available(ACME) == 10 * UNIT - CALL_CHARGE, seconds=5)
+    await until(lambda: spend.available(ACME) == 10 * UNIT - CALL_CHARGE)
     task.cancel()
 
 
