@@ -107,9 +107,8 @@ async def test_a_client_that_leaves_midway_pays_an_estimate_otherwise(tmp_path: 
         line = await running.line()
     sent = sum(map(len, events))
     assert sent <= line.sent_bytes < sent + 200, "with the framing of chunks at most"
-    assert billed_tokens(line) == BilledTokens(
-        5, 0, line.sent_bytes // STREAM_BYTES_PER_TOKEN, estimated=True
-    )
+    estimate = line.sent_bytes // STREAM_BYTES_PER_TOKEN
+    assert billed_tokens(line) == BilledTokens(5, 0, estimate, estimated=True)
 
 
 async def test_a_call_that_takes_too_long_is_ended_and_pays_what_it_got(tmp_path: Path) -> None:

@@ -246,10 +246,10 @@ async def test_the_feed_reports_the_ledgers_figures(ledger: Ledger, monkeypatch:
     monkeypatch.setattr("farebox.gateway.feed._WAIT_SECONDS", 3600.0)
     spend = SpendTracker(max_age=100_000)
     feed = spend_feed(ledger, spend)
-    task = asyncio.create_task(feed.run())
-    await asyncio.wait_for(feed.current.wait(), 30)
     assert spend.available(ACME) is UNKNOWN
     await ledger.record(FACTS)
+    task = asyncio.create_task(feed.run())
+    await asyncio.wait_for(feed.current.wait(), 60)
     await ledger.post_topup(topup(amount="10"))
     await until(lambda: spend.available(ACME) == 10 * UNIT)
     spend.authorize("1", ACME, CALL_CHARGE, MODEL, 0)
