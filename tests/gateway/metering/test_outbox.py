@@ -1,4 +1,4 @@
-"""The way of usage from the log to a real meter: rotation, repetition, a meter that is away."""
+"""Usage from the log to a real meter: rotation, repetition, an unreachable meter."""
 
 import asyncio
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.metering.log_segments import Checkpoint, LogSegments, Position
@@ -25,7 +27,7 @@ from tests.meter.support import GATEWAY, Running
 
 
 class Log:
-    """Writes lines as Envoy does, and opens the file anew when told."""
+    """Writes lines as Envoy does, and reopens the file on request."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,6 +85,26 @@ async def shipping(log: Log, events: Any, **listeners: Any) -> AsyncIterator[Out
         await asyncio.gather(task, return_exceptions=True)
 
 
+class Metric:
+    """How much a counter has grown since this was made."""
+
+    def __init__(self, name: str, **labels: str) -> None:
+        self._name = name
+        self._labels = labels
+        self._start = self._total()
+
+    def _total(self) -> float:
+        return REGISTRY.get_sample_value(self._name, self._labels) or 0.0
+
+    def __call__(self) -> float:
+        return self._total() - self._start
+
+
+def accepted() -> Metric:
+    """Events that the meter accepts from now on."""
+    return Metric("farebox_gateway_usage_events_total", result="taken")
+
+
 def replace(token: Path, content: str) -> None:
     token.write_text(content)
 
@@ -104,85 +126,86 @@ async def test_each_line_is_charged_once_over_rotations_and_restarts(
     log = Log(tmp_path / "usage.log")
     async with publishing(meter, token) as events:
         for round_ in range(4):
-            async with shipping(log, events) as outbox:
+            sent = accepted()
+            async with shipping(log, events):
                 for _ in range(20):
                     log.write(5)
                     await asyncio.sleep(0.002)
-                await eventually(
-                    lambda outbox=outbox, round_=round_: outbox.counts.sent >= 20 and log.reopened > round_
-                )
+                await eventually(lambda sent=sent, round_=round_: sent() >= 20 and log.reopened > round_)
         async with shipping(log, events):
             await eventually(lambda: len(stored(database)) == log.written)
             await eventually(lambda: log.rotated() <= 1)  # what is done is deleted
     assert stored(database) == calls(400)
 
 
-async def test_a_bookmark_that_is_lost_sends_again_and_charges_nothing_twice(
+async def test_a_lost_checkpoint_sends_usage_again_and_charges_nothing_twice(
     tmp_path: Path, meter: Running, database: Database, token: Path
 ) -> None:
-    log, bookmark = Log(tmp_path / "usage.log"), tmp_path / "usage.done"
+    log, checkpoint = Log(tmp_path / "usage.log"), tmp_path / "usage.done"
     log.write(5)
     async with publishing(meter, token) as events:
-        async with shipping(log, events) as outbox:
-            # A thread writes it, and outlives the outbox's task here as no thread outlives its process.
-            await eventually(lambda: outbox.counts.sent == 5 and bookmark.exists())
-        bookmark.unlink()
-        async with shipping(log, events) as outbox:
-            await eventually(lambda: outbox.counts.sent == 5)
+        sent = accepted()
+        async with shipping(log, events):
+            # A thread writes it. Here it outlives the task of the outbox, as no thread outlives its process.
+            await eventually(lambda: sent() == 5 and checkpoint.exists())
+        checkpoint.unlink()
+        async with shipping(log, events):
+            await eventually(lambda: sent() == 10)
     assert stored(database) == calls(5)
 
 
-class Moody:
-    """The real meter, reached through a line that fails when told."""
+class UnreliableSink:
+    """The real meter behind a connection that fails on demand."""
 
     def __init__(self, events: UsagePublisher) -> None:
         self._events = events
-        self.away = False
+        self.unreachable = False
         self.lose_answers = False
         self.tries = 0
 
     async def post(self, events: Sequence[Event]) -> PublishResult:
         self.tries += 1
-        if self.away:
-            raise LedgerUnavailable("away")
-        receipt = await self._events.post(events)
+        if self.unreachable:
+            raise LedgerUnavailable("unreachable")
+        result = await self._events.post(events)
         if self.lose_answers:
             raise LedgerUnavailable("the answer is lost")
-        return receipt
+        return result
 
 
-async def test_a_meter_that_is_away_delays_and_loses_nothing(
+async def test_an_unreachable_meter_delays_usage_and_loses_none(
     tmp_path: Path, meter: Running, database: Database, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farebox.gateway.metering.outbox.READ_AHEAD", 7)
     monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
-    heard: list[UsageLine] = []
+    received: list[UsageLine] = []
     async with publishing(meter, token) as remote:
-        events = Moody(remote)
-        events.away = True
-        async with shipping(log, events, on_usage=lambda line, _: heard.append(line)) as outbox:
+        events = UnreliableSink(remote)
+        events.unreachable = True
+        async with shipping(log, events, on_usage=lambda line, _: received.append(line)):
             log.write(100)
-            await eventually(lambda: len(heard) == 100)
+            await eventually(lambda: len(received) == 100)
             await eventually(lambda: events.tries > 3)
             assert stored(database) == []
-        async with shipping(log, events) as outbox:
+        received.clear()
+        async with shipping(log, events, on_usage=lambda line, _: received.append(line)) as outbox:
             log.write(100)
-            await eventually(lambda: outbox.counts.lines == 200)
-            events.away, events.lose_answers = False, True
+            await eventually(lambda: len(received) == 200)
+            events.unreachable, events.lose_answers = False, True
             await eventually(lambda: len(stored(database)) > 0)
             events.lose_answers = False
             await eventually(lambda: not outbox.behind)
     assert stored(database) == calls(200)
 
 
-async def test_what_the_meter_rejects_is_put_aside_and_holds_nothing_up(
+async def test_rejected_usage_is_kept_in_a_file_and_does_not_block_the_rest(
     tmp_path: Path, meter: Running, database: Database, token: Path
 ) -> None:
     log = Log(tmp_path / "usage.log")
     acknowledged: list[str] = []
 
-    def hear(ids: Sequence[str], leases: Sequence[CreditLease], sequence: int) -> None:
+    def acknowledge(ids: Sequence[str], leases: Sequence[CreditLease], sequence: int) -> None:
         acknowledged.extend(ids)
         assert sequence > 0
 
@@ -190,8 +213,9 @@ async def test_what_the_meter_rejects_is_put_aside_and_holds_nothing_up(
         log.write(labels=json.dumps({"service": "no name"}))
         log.write(at="4000000000.0")
         log.write(3)
-        async with shipping(log, events, on_acknowledged=hear) as outbox:
-            await eventually(lambda: outbox.counts.sent == 5)
+        sent, rejected = accepted(), Metric("farebox_gateway_usage_events_total", result="rejected")
+        async with shipping(log, events, on_acknowledged=acknowledge):
+            await eventually(lambda: (sent(), rejected()) == (3, 2))
     aside = [json.loads(text) for text in (tmp_path / "usage.rejected").read_text().splitlines()]
     assert [(item["reason"], item["event"]["data"]["requestId"]) for item in aside] == [
         ("InvalidEvent", "call-0"),
@@ -201,23 +225,26 @@ async def test_what_the_meter_rejects_is_put_aside_and_holds_nothing_up(
     assert acknowledged == [f"call-{number}" for number in range(5)]
 
 
-async def test_lines_that_cost_nothing_and_lines_that_are_none_are_passed_over(
+async def test_lines_of_free_calls_and_invalid_lines_are_skipped(
     tmp_path: Path, meter: Running, database: Database, token: Path
 ) -> None:
     log = Log(tmp_path / "usage.log")
-    heard: list[str] = []
+    received: list[str] = []
     async with publishing(meter, token) as events:
         log.write(status=502, flags="UF")
         log.raw(b"\n{broken}\n" + log.line(7)[:50])
         log.write()
-        async with shipping(log, events, on_usage=lambda line, _: heard.append(line.request_id)) as outbox:
-            await eventually(lambda: not outbox.behind and outbox.counts.lines == 2)
-            assert outbox.counts.invalid_lines == 1
-    assert heard == ["call-0", "call-1"]
+        with capture_logs() as logs:
+            async with shipping(
+                log, events, on_usage=lambda line, _: received.append(line.request_id)
+            ) as outbox:
+                await eventually(lambda: not outbox.behind and len(received) == 2)
+    assert [entry["event"] for entry in logs] == ["usage.line_unreadable"]
+    assert received == ["call-0", "call-1"]
     assert stored(database) == ["call-1"]
 
 
-async def test_a_stop_sends_what_is_in_the_log_first(
+async def test_a_stop_sends_the_rest_of_the_log_first(
     tmp_path: Path, meter: Running, database: Database, token: Path
 ) -> None:
     log = Log(tmp_path / "usage.log")
@@ -238,65 +265,65 @@ async def test_a_listener_that_fails_does_not_stop_the_rest(
     log = Log(tmp_path / "usage.log")
     async with publishing(meter, token) as events:
         log.write(3)
-        async with shipping(log, events, on_usage=fail, on_acknowledged=fail) as outbox:
-            await eventually(lambda: outbox.counts.sent == 3)
+        sent = accepted()
+        async with shipping(log, events, on_usage=fail, on_acknowledged=fail):
+            await eventually(lambda: sent() == 3)
 
 
-async def test_a_wrong_token_is_tried_again_with_the_one_that_replaces_it(
+async def test_a_refused_token_is_retried_with_its_replacement(
     tmp_path: Path, meter: Running, database: Database, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     replace(token, "wrong")
     log = Log(tmp_path / "usage.log")
     log.write(3)
-    async with publishing(meter, token) as events, shipping(log, events) as outbox:
-        await eventually(lambda: outbox.counts.retries > 2)
+    sent, retries = accepted(), Metric("farebox_gateway_usage_retries_total")
+    async with publishing(meter, token) as events, shipping(log, events):
+        await eventually(lambda: retries() > 2)
         replace(token, GATEWAY)
-        await eventually(lambda: outbox.counts.sent == 3)
+        await eventually(lambda: sent() == 3)
 
 
-def test_a_bookmark_is_whole_or_the_one_before(tmp_path: Path) -> None:
-    bookmark = Checkpoint(tmp_path / "done")
-    assert bookmark.load() is None
-    bookmark.save(Position(3, 17))
+def test_a_checkpoint_is_complete_or_the_previous_one(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "done")
+    assert checkpoint.load() is None
+    checkpoint.save(Position(3, 17))
     (tmp_path / "done.new").write_text("{cut")
-    assert bookmark.load() == (3, 17)
+    assert checkpoint.load() == (3, 17)
 
 
 @pytest.mark.parametrize(
     "damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()], ids=["emptied", "deleted"]
 )
-def test_a_log_that_somebody_emptied_is_read_from_its_beginning(
-    tmp_path: Path, damage: Callable[[Path], object]
-) -> None:
+def test_a_truncated_log_is_read_from_its_beginning(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     path = tmp_path / "usage.log"
     path.write_bytes(b"a\nb\n")
     segments = LogSegments(path, None)
-    piece = segments.read(segments.start)
-    assert piece.lines == (b"a", b"b")
+    chunk = segments.read(segments.start)
+    assert chunk.lines == (b"a", b"b")
     damage(path)
     with path.open("ab") as file:
         file.write(b"c\n")
-    again = segments.read(piece.end)
+    again = segments.read(chunk.end)
     assert segments.read(again.end).lines == (b"c",)
     segments.close()
 
 
-def test_a_line_is_read_when_it_is_finished(tmp_path: Path) -> None:
+def test_a_line_is_read_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "usage.log"
     segments = LogSegments(path, None)
     assert segments.read(segments.start).end == segments.start
     path.write_bytes(b"whole\nhalf")
-    piece = segments.read(segments.start)
-    assert piece.lines == (b"whole",)
-    assert segments.read(piece.end).end == piece.end
+    chunk = segments.read(segments.start)
+    assert chunk.lines == (b"whole",)
+    assert segments.read(chunk.end).end == chunk.end
     with path.open("ab") as file:
         file.write(b" and half\n")
-    assert segments.read(piece.end).lines == (b"half and half",)
+    assert segments.read(chunk.end).lines == (b"half and half",)
     segments.close()
 
 
-def test_a_half_line_at_the_end_of_a_finished_file_does_not_hold_up_the_next(tmp_path: Path) -> None:
+def test_a_partial_line_at_the_end_of_a_finished_file_does_not_block_the_next_file(tmp_path: Path) -> None:
     path = tmp_path / "usage.log"
     path.write_bytes(b"whole\nhalf")
     segments = LogSegments(path, None)
@@ -331,27 +358,26 @@ def test_files_keep_their_order_over_a_restart_in_the_middle_of_a_rotation(tmp_p
     last.close()
 
 
-async def test_the_backlog_is_what_the_meter_has_not_taken(
-    tmp_path: Path, meter: Running, token: Path, monkeypatch: pytest.MonkeyPatch
+async def test_the_backlog_is_the_unacknowledged_usage(
+    tmp_path: Path, meter: Running, database: Database, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over files that are put away too, and after a restart."""
+    """It includes rotated files, and survives a restart."""
     monkeypatch.setattr("farebox.gateway.metering.outbox._RETRY_SECONDS", (0.01, 0.02))
     log = Log(tmp_path / "usage.log")
     before = datetime.now(UTC)
     async with publishing(meter, token) as events:
-        moody = Moody(events)
-        async with shipping(log, moody) as outbox:
+        sink = UnreliableSink(events)
+        async with shipping(log, sink) as outbox:
             log.write(1)
-            await eventually(lambda: outbox.counts.sent == 1)
-            assert outbox.backlog() == (0, None)
-            moody.away = True
+            await eventually(lambda: stored(database) == calls(1) and outbox.backlog() == (0, None))
+            sink.unreachable = True
             log.write(20)
             await eventually(lambda: log.rotated() == 1 and outbox.backlog()[0] >= 20 * len(log.line(1)))
             _, first = outbox.backlog()
             assert first is not None
             assert before <= first <= datetime.now(UTC)
-        async with shipping(log, moody) as outbox:
+        async with shipping(log, sink) as outbox:
             await eventually(lambda: outbox.backlog()[0] >= 20 * len(log.line(1)))
             assert outbox.backlog()[1] == first
-            moody.away = False
+            sink.unreachable = False
             await eventually(lambda: outbox.backlog() == (0, None))

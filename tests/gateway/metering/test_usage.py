@@ -16,7 +16,6 @@ WHOLE = UsageLine(
     time=datetime(2026, 3, 1, tzinfo=UTC),
     request_id="r-1",
     status=200,
-    details="via_upstream",
     flags=frozenset(),
     labels={
         "service": "team-a/chat",
@@ -31,7 +30,6 @@ WHOLE = UsageLine(
     complete=True,
     sent_bytes=4000,
     upstream_bytes=300,
-    milliseconds=12,
 )
 CUT: dict[str, Any] = {
     "input_tokens": None,

@@ -1,8 +1,8 @@
-"""The log of usage on the disk: the file that Envoy writes, those it wrote before, and how far they are done.
+"""The usage log on disk: the file that Envoy writes, the rotated files, and the checkpoint.
 
-The file that is written is `usage.log`; when it is full it becomes `usage.log.<number>`, and Envoy is told to
-open a new one. Numbers grow; a position is a number and an offset, and stays right when its file is renamed.
-This module reads, renames and deletes files; it never talks to Envoy or to the meter.
+Envoy writes `usage.log`. A full file is renamed to `usage.log.<number>`, and Envoy reopens `usage.log`.
+Numbers increase. A position is a number and an offset, so it stays valid when its file is renamed. This
+module reads, renames and deletes files; it never communicates with Envoy or the meter.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ READ_BYTES: Final = 256 * 1024
 
 
 class Position(NamedTuple):
-    """A place in the log: the file's number, and the offset of a line's beginning."""
+    """A position in the log: the number of a file, and the offset of the start of a line."""
 
     number: int
     offset: int
@@ -27,22 +27,21 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Whole lines of the log, without the last newline, and the place behind them."""
+    """Complete lines of the log without their newlines, the end of each line, and the end of the chunk."""
 
     lines: tuple[bytes, ...]
     ends: tuple[Position, ...]
-    """The place behind each line."""
     end: Position
 
 
 class Checkpoint:
-    """How far the log is done, in a file that is whole at any moment."""
+    """The position up to which the log is acknowledged, in a file that is replaced atomically."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def load(self) -> Position | None:
-        """The place, or None if there is none (then all files that there are have to be done)."""
+        """The saved position; None if there is none, so every file has to be sent."""
         try:
             content = json.loads(self._path.read_bytes())
             return Position(int(content["number"]), int(content["offset"]))
@@ -50,7 +49,7 @@ class Checkpoint:
             return None
 
     def save(self, position: Position) -> None:
-        """Keep the place: it is on the disk when this returns. Raises OSError."""
+        """Save the position; it is on disk when this returns. Raises OSError."""
         new = self._path.with_suffix(".new")
         with new.open("wb") as file:
             file.write(json.dumps(position._asdict()).encode())
@@ -65,9 +64,9 @@ class Checkpoint:
 
 
 def may_be_written(log_file: Path) -> bool:
-    """Whether a process still has a file of this log open for writing; true where the system cannot tell.
+    """Whether a process still has a file of this log open for writing; True if the system cannot tell.
 
-    Processes of other containers count: the kernel says it, by refusing a lease on the file.
+    It includes processes of other containers, because the kernel refuses a lease on a file that is open.
     """
     return any(_is_open_for_writing(path) for path in log_file.parent.glob(f"{log_file.name}*"))
 
@@ -80,7 +79,7 @@ def _is_open_for_writing(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        # Who opens the file while the lease is held makes the kernel send a signal: this one does nothing.
+        # If a process opens the file during the lease, the kernel sends a signal. SIGURG has no effect.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError:
@@ -91,10 +90,10 @@ def _is_open_for_writing(path: Path) -> bool:
 
 
 class LogSegments:
-    """The files of one log, of which Envoy writes the last."""
+    """The files of one log; Envoy writes the last of them."""
 
     def __init__(self, log_file: Path, done: Position | None) -> None:
-        """`done` is the bookmark: files before it are of no use any more."""
+        """`done` is the checkpoint; files before it are deleted."""
         self._log_file = log_file
         numbers = self._numbers()
         oldest = numbers[0] if numbers else 1
@@ -105,13 +104,13 @@ class LogSegments:
 
     @property
     def awaits_envoy(self) -> bool:
-        """Envoy has not opened the file anew after a rotation (or has not been started yet)."""
+        """Whether Envoy has still to reopen the log after a rotation, or to start."""
         return not self._log_file.exists()
 
     def read(self, position: Position) -> Chunk:
-        """The next lines: none if there are no more yet.
+        """The next lines, or none if there are no new lines.
 
-        A line that is not finished is left for later, but for one in a file that nobody writes any more.
+        A partial line is left for later, unless its file is no longer written.
         """
         finished = self._is_finished(position.number)
         data = self._bytes_at(position)
@@ -119,7 +118,7 @@ class LogSegments:
         if not data:
             if finished:
                 return Chunk((), (), Position(position.number + 1, 0))
-            return Chunk((), (), Position(position.number, 0) if self._was_cut(position) else position)
+            return Chunk((), (), Position(position.number, 0) if self._was_truncated(position) else position)
         if end == 0 and not finished:
             return Chunk((), (), position)
         block = data[:end] if end else data
@@ -129,12 +128,11 @@ class LogSegments:
         for line in lines:
             offset += len(line) + 1
             ends.append(Position(position.number, offset))
-        behind = Position(position.number, position.offset + len(block))
-        ends[-1] = behind
-        return Chunk(lines, tuple(ends), behind)
+        ends[-1] = Position(position.number, position.offset + len(block))
+        return Chunk(lines, tuple(ends), ends[-1])
 
-    def bytes_behind(self, position: Position) -> int:
-        """How much of the log is behind a place."""
+    def bytes_after(self, position: Position) -> int:
+        """The size of the log after a position."""
         paths = [self._path(number) for number in self._numbers() if number >= position.number]
         size = -position.offset
         for path in (*paths, self._log_file):
@@ -143,7 +141,7 @@ class LogSegments:
         return max(0, size)
 
     def rotate_if_over(self, size: int) -> bool:
-        """Put the file away if it has more bytes than `size`; Envoy has to be told then."""
+        """Rename the file if it is larger than `size`. Envoy must then reopen its log."""
         try:
             if self._log_file.stat().st_size <= size:
                 return False
@@ -154,7 +152,7 @@ class LogSegments:
         return True
 
     def delete_before(self, number: int) -> None:
-        """Remove the files that are done."""
+        """Delete the files with smaller numbers."""
         for found in self._numbers():
             if found < number:
                 self._path(found).unlink(missing_ok=True)
@@ -166,11 +164,11 @@ class LogSegments:
             self._open = None
 
     def _is_finished(self, number: int) -> bool:
-        """Envoy opens the new file after it has closed the old one: where there is a newer, no line comes."""
+        """Whether no more lines come: Envoy opens a new file only after it has closed the old one."""
         return number < self._active and (self._log_file.exists() or number + 1 < self._active)
 
-    def _was_cut(self, position: Position) -> bool:
-        """Somebody emptied or deleted the file: what comes is at its beginning."""
+    def _was_truncated(self, position: Position) -> bool:
+        """Whether the file was truncated or deleted, so that new lines start at offset 0."""
         if self._open is None or self._open[0] != position.number:
             return False
         found = os.fstat(self._open[1])
@@ -191,7 +189,7 @@ class LogSegments:
             size *= 2
 
     def _descriptor(self, number: int) -> int | None:
-        """The open file of that number. A descriptor follows a rename."""
+        """The open file with this number. A descriptor stays valid after a rename."""
         if self._open is not None and self._open[0] == number:
             return self._open[1]
         path = self._log_file if number == self._active else self._path(number)

@@ -1,9 +1,9 @@
-"""Brings usage from Envoy's log to the meter, each call once, whatever dies or is away meanwhile.
+"""Ships usage from Envoy's log to the meter, each call once, across crashes and outages.
 
-The log on the disk is the queue. A bookmark says up to where the meter has acknowledged; what comes behind it
-is sent until it is, and may be sent twice: the meter counts (source, request id) once (B12). Two loops: one
-reads the log as it grows and tells the process (`on_usage`), the other sends. The first never waits for the
-second, so limits are corrected while the meter is away.
+The log on disk is the queue. A checkpoint marks the end of the lines that the meter has acknowledged. Later
+lines are sent until they are acknowledged, and may be sent twice: the meter counts (source, request id) once
+(B12). One loop reads the log as it grows and calls `on_usage`, another one sends. Reading never waits for
+sending, so limits are corrected while the meter is unreachable.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -35,45 +34,36 @@ from farebox.metrics import GATEWAY_USAGE, GATEWAY_USAGE_RETRIES
 
 POLL_SECONDS: Final = 0.01
 _MANY_LINES: Final = 50
-"""After so many at once more are looked for without a pause. A look for each line would cost more than it."""
+"""After this many lines at once, the next read follows without a pause. A poll costs more than a line."""
 ROTATE_BYTES: Final = 64 * 2**20
 READ_AHEAD: Final = 20_000
-"""Lines kept in memory between the loops; what does not fit is read from the disk again."""
-BOOKMARK_SECONDS: Final = 0.5
-"""Seconds between two writes of it: what is behind it is sent again after a crash, and counted once."""
+"""Lines kept in memory between the loops; others are read from disk again."""
+CHECKPOINT_SECONDS: Final = 0.5
+"""The interval between checkpoints. Lines after the last one are sent again after a crash."""
 _RETRY_SECONDS: Final = (0.1, 10.0)
 _REOPEN_SECONDS: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
 OnUsage = Callable[[UsageLine, BilledTokens | None], None]
-"""Hears of a call that has ended, and what it has to pay."""
+"""Receives a call that has ended, and the tokens that it pays for."""
 OnAcknowledged = Callable[[Sequence[str], Sequence[CreditLease], int], None]
+"""Receives the request ids of acknowledged calls, the leases after their charges, and the sequence of the
+feed that includes them (see PublishResult)."""
 Reopen = Callable[[], Awaitable[None]]
-"""Tells Envoy to open its log anew; raises OSError if it cannot be told now."""
+"""Makes Envoy reopen its log; raises OSError if Envoy does not answer."""
 
 
 class _Entry(NamedTuple):
-    """A line of the log: where it begins, the place behind it, and what of it goes to the meter."""
+    """A line of the log: its start, its end, and its event for the meter, if it has one."""
 
     start: Position
     end: Position
     event: Event | None
 
 
-@dataclass
-class Counts:
-    """What has happened since the start, for metrics and tests."""
-
-    lines: int = 0
-    invalid_lines: int = 0
-    sent: int = 0
-    rejected: int = 0
-    retries: int = 0
-
-
 class Outbox:
-    """One log and its way to the meter. `run` does all the work."""
+    """Ships the usage of one log. `run` does all the work."""
 
     def __init__(
         self,
@@ -87,16 +77,15 @@ class Outbox:
         """Nothing is read before `run`.
 
         Args:
-            log_file: Envoy's; the bookmark and rejected events are beside it.
+            log_file: Envoy's log; the checkpoint and rejected events are beside it.
             source: this gateway's name in the ledger, the same after a restart with the same directory.
-            on_usage: hears of each line as soon as it is in the log; after a restart once more of those
-                that the meter had not acknowledged.
-            on_acknowledged: hears of calls that the ledger has charged, or never will, by their request ids,
-                of what is left of leases, and up to which number the feed has it (Receipt).
+            on_usage: receives each line as soon as it is in the log; after a restart, those that the meter
+                had not acknowledged are received again.
+            on_acknowledged: receives calls that the ledger has charged, or never will.
         """
-        self._bookmark = Checkpoint(log_file.with_suffix(".done"))
+        self._checkpoint = Checkpoint(log_file.with_suffix(".done"))
         self._rejected = log_file.with_suffix(".rejected")
-        self._segments = LogSegments(log_file, self._bookmark.load())
+        self._segments = LogSegments(log_file, self._checkpoint.load())
         self._source = source
         self._events = events
         self._reopen = reopen
@@ -107,12 +96,11 @@ class Outbox:
         self._saved = self._segments.start
         self._saving: asyncio.Task[None] | None = None
         self._ahead: deque[_Entry] = deque()
-        self._news = asyncio.Event()
+        self._lines_read = asyncio.Event()
         self.rotate_bytes = ROTATE_BYTES
-        self.counts = Counts()
 
     async def run(self, stop: asyncio.Event, last_seconds: float = 5.0) -> None:
-        """Read and send until `stop` is set; then what is in the log, for at most `last_seconds`."""
+        """Read and send until `stop` is set; then send the rest of the log, for at most `last_seconds`."""
         reading = asyncio.create_task(self._read_forever())
         sending = asyncio.create_task(self._send_forever())
         stopping = asyncio.create_task(stop.wait())
@@ -136,18 +124,18 @@ class Outbox:
 
     @property
     def behind(self) -> bool:
-        """Whether lines that were read wait for the meter."""
+        """Whether lines that were read are not acknowledged."""
         return self._done_to < self._read_to
 
     def backlog(self) -> tuple[int, datetime | None]:
-        """What the meter has not taken: bytes of the log, and the end of the first call in them."""
-        return self._segments.bytes_behind(self._done_to), self._first_time()
+        """Unacknowledged usage: bytes of the log, and the end time of the first call in them."""
+        return self._segments.bytes_after(self._done_to), self._first_time()
 
     def _first_time(self) -> datetime | None:
-        piece = self._segments.read(self._done_to)
-        if piece.end.number > self._done_to.number and not piece.lines:
-            piece = self._segments.read(piece.end)
-        for line in piece.lines:
+        chunk = self._segments.read(self._done_to)
+        if chunk.end.number > self._done_to.number and not chunk.lines:
+            chunk = self._segments.read(chunk.end)
+        for line in chunk.lines:
             with contextlib.suppress(InvalidLine):
                 return usage.parse(line).time
         return None
@@ -164,64 +152,62 @@ class Outbox:
             self._segments.rotate_if_over(self.rotate_bytes)
             if self._segments.awaits_envoy and loop.time() >= reopen_at:
                 reopen_at = loop.time() + _REOPEN_SECONDS
-                await self._tell_envoy()
+                await self._reopen_log()
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _tell_envoy(self) -> None:
+    async def _reopen_log(self) -> None:
         try:
             await self._reopen()
         except OSError as error:
-            _log.warning("envoy cannot be told to open its log anew; will try again", error=str(error))
+            _log.warning("envoy.reopen_log_failed", error=str(error))
 
     def _read_some(self) -> int:
-        """Take in the next lines; how many there were."""
+        """Read the next lines; returns their number."""
         start = self._read_to
-        piece = self._segments.read(start)
-        if piece.end == start:
+        chunk = self._segments.read(start)
+        if chunk.end == start:
             return 0
-        for line, end in zip(piece.lines, piece.ends, strict=True):
+        for line, end in zip(chunk.lines, chunk.ends, strict=True):
             parsed = self._parse(line, end)
             event = None
             if parsed is not None:
-                self.counts.lines += 1
-                paid = usage.billed_tokens(parsed)
-                self._tell(parsed, paid)
-                event = self._event(parsed, paid)
+                billed = usage.billed_tokens(parsed)
+                self._notify_usage(parsed, billed)
+                event = self._event(parsed, billed)
             self._ahead.append(_Entry(start, end, event))
             start = end
         while len(self._ahead) > READ_AHEAD:
             self._ahead.popleft()
-        self._read_to = piece.end
-        self._news.set()
-        return len(piece.lines)
+        self._read_to = chunk.end
+        self._lines_read.set()
+        return len(chunk.lines)
 
-    def _event(self, line: UsageLine, paid: BilledTokens | None) -> Event | None:
-        return None if paid is None else event_of(line, paid, self._source)
+    def _event(self, line: UsageLine, billed: BilledTokens | None) -> Event | None:
+        return None if billed is None else event_of(line, billed, self._source)
 
-    def _tell(self, line: UsageLine, paid: BilledTokens | None) -> None:
+    def _notify_usage(self, line: UsageLine, billed: BilledTokens | None) -> None:
         try:
-            self._on_usage(line, paid)
+            self._on_usage(line, billed)
         except Exception:
-            _log.exception("a listener to usage failed", request_id=line.request_id)
+            _log.exception("usage.listener_failed", request_id=line.request_id)
 
     def _parse(self, line: bytes, end: Position) -> UsageLine | None:
         try:
             return usage.parse(line)
         except InvalidLine as error:
             if line:
-                self.counts.invalid_lines += 1
-                _log.error("a line of the log cannot be read", before=end, error=str(error))
+                _log.error("usage.line_unreadable", before=end, error=str(error))
             return None
 
     # Sending.
 
     async def _send_forever(self) -> None:
         loop = asyncio.get_running_loop()
-        save_at = loop.time()
+        checkpoint_at = loop.time()
         while True:
             if not self.behind:
-                self._news.clear()
-                await self._news.wait()
+                self._lines_read.clear()
+                await self._lines_read.wait()
             entries = self._next_entries()
             if entries:
                 await self._deliver([entry.event for entry in entries if entry.event is not None])
@@ -230,28 +216,28 @@ class Outbox:
                 done = self._read_to
             new_file = done.number > self._done_to.number
             self._done_to = done
-            if new_file or loop.time() >= save_at:
-                save_at = loop.time() + BOOKMARK_SECONDS
+            if new_file or loop.time() >= checkpoint_at:
+                checkpoint_at = loop.time() + CHECKPOINT_SECONDS
                 await self._save()
 
     async def _save(self) -> None:
-        """Files are deleted when the bookmark is behind them, never before."""
+        """Save the checkpoint, then delete the files before it."""
         if self._saving is not None:
-            # A task that was cancelled leaves its write to a thread: it must not come after this one.
+            # The thread of a cancelled save still writes, and must not overwrite this one.
             await asyncio.shield(self._saving)
         if self._done_to != self._saved:
             self._saved = self._done_to
-            self._saving = asyncio.create_task(asyncio.to_thread(self._bookmark.save, self._saved))
+            self._saving = asyncio.create_task(asyncio.to_thread(self._checkpoint.save, self._saved))
             await asyncio.shield(self._saving)
             self._segments.delete_before(self._saved.number)
 
     def _next_entries(self) -> list[_Entry]:
-        """The next lines to be sent, from memory if they are there, otherwise from the disk."""
+        """The next lines to send, from memory if they are there, otherwise from disk."""
         ahead = self._ahead
         while ahead and ahead[0].start < self._done_to:
             ahead.popleft()
         limit = ahead[0].start if ahead else self._read_to
-        # The gap may be nothing but the step from one file to the next.
+        # The gap may be only the step from one file to the next.
         if self._done_to < limit and (found := self._from_disk(limit)):
             return found
         return [ahead.popleft() for _ in range(min(len(ahead), BATCH_EVENTS))]
@@ -260,10 +246,10 @@ class Outbox:
         start = self._done_to
         entries: list[_Entry] = []
         while start < limit and not entries:
-            piece = self._segments.read(start)
-            if piece.end == start:
+            chunk = self._segments.read(start)
+            if chunk.end == start:
                 break
-            for line, end in zip(piece.lines, piece.ends, strict=True):
+            for line, end in zip(chunk.lines, chunk.ends, strict=True):
                 if end > limit or len(entries) == BATCH_EVENTS:
                     break
                 parsed = self._parse(line, end)
@@ -271,50 +257,45 @@ class Outbox:
                 entries.append(_Entry(start, end, event))
                 start = end
             else:
-                start = piece.end
+                start = chunk.end
         return entries
 
     async def _deliver(self, events: Sequence[Event]) -> None:
-        """Send until the meter has acknowledged them."""
+        """Send events until the meter has acknowledged them."""
         delay = _RETRY_SECONDS[0]
         while events:
             try:
-                receipt = await self._events.post(events)
+                result = await self._events.post(events)
             except LedgerUnavailable as error:
-                self.counts.retries += 1
                 GATEWAY_USAGE_RETRIES.inc()
-                _log.warning("usage cannot be sent; will try again", events=len(events), error=str(error))
+                _log.warning("usage.publish_failed", events=len(events), error=str(error))
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
                 delay = min(delay * 2, _RETRY_SECONDS[1])
                 continue
-            if receipt.rejected:
-                await asyncio.to_thread(self._put_aside, receipt.rejected)
-            self._tell_acknowledged(events, receipt)
-            self.counts.sent += len(events)
-            GATEWAY_USAGE.labels("taken").inc(len(events) - len(receipt.rejected))
-            GATEWAY_USAGE.labels("rejected").inc(len(receipt.rejected))
+            if result.rejected:
+                await asyncio.to_thread(self._store_rejected, result.rejected)
+            self._notify_acknowledged(events, result)
+            GATEWAY_USAGE.labels("taken").inc(len(events) - len(result.rejected))
+            GATEWAY_USAGE.labels("rejected").inc(len(result.rejected))
             return
 
-    def _tell_acknowledged(self, events: Sequence[Event], receipt: PublishResult) -> None:
+    def _notify_acknowledged(self, events: Sequence[Event], result: PublishResult) -> None:
         try:
             calls = [str(event["data"]["requestId"]) for event in events]
-            self._on_acknowledged(calls, receipt.leases, receipt.sequence)
+            self._on_acknowledged(calls, result.leases, result.sequence)
         except Exception:
-            _log.exception("a listener to acknowledgements failed", events=len(events))
+            _log.exception("usage.acknowledgement_listener_failed", events=len(events))
 
-    def _put_aside(self, rejected: Sequence[RejectedEvent]) -> None:
-        """Keep what the meter will never take, for a person to look at."""
-        self.counts.rejected += len(rejected)
+    def _store_rejected(self, rejected: Sequence[RejectedEvent]) -> None:
+        """Keep the events that the meter will never accept, for a person to inspect."""
         with self._rejected.open("ab") as file:
             for item in rejected:
                 file.write(item.line())
         for item in rejected[:10]:
-            _log.error(
-                "the meter rejects usage", id=item.event["id"], reason=item.reason, message=item.message
-            )
+            _log.error("usage.rejected", id=item.event["id"], reason=item.reason, message=item.message)
 
     async def _all_done(self) -> None:
-        """Returns when nothing that is in the log waits."""
+        """Return when the whole log is acknowledged."""
         while True:
             if not self.behind and not self._segments.read(self._read_to).lines:
                 return

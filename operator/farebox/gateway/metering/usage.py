@@ -1,6 +1,6 @@
-"""A line of Envoy's log, and what its call used. Pure: text in, values out.
+"""A line of Envoy's access log, and the tokens that its call pays for. Pure: text in, values out.
 
-What a call used is what its upstream said. Where it did not come to say it, the rules are those of `used`.
+The usage is what the upstream reported. If it reported none, `billed_tokens` estimates.
 """
 
 from collections.abc import Mapping
@@ -14,41 +14,40 @@ from msgspec.json import Decoder
 from farebox.gateway.interface import FALSE_VALUES
 
 STREAM_BYTES_PER_TOKEN: Final = 200
-"""What a token takes in a stream of events: model servers send one event for each, about so long."""
+"""Bytes of a stream per token: model servers send about one event of this size for each."""
 TEXT_BYTES_PER_TOKEN: Final = 4
-"""What a token takes in an answer that is not streamed."""
+"""Bytes per token of an answer that is not streamed."""
 _LINE_START: Final = b'{"at":'
 _UPSTREAM_FAULTS: Final = frozenset(
     {"UF", "UH", "UT", "UC", "UR", "LR", "UO", "NR", "NC", "UPE", "URX", "DF", "UMSDR"}
 )
+"""Envoy's response flags for failures of the upstream."""
 _OVERLOAD: Final = "OM"
-_WHOLE: Final = "via_upstream"
+_COMPLETE_RESPONSE: Final = "via_upstream"
 
 
 class InvalidLine(Exception):
-    """The line is not one that Envoy wrote whole."""
+    """The line is incomplete, or not from Envoy."""
 
 
 class UsageLine(Struct, frozen=True):
-    """One call that was forwarded, after its end.
+    """A forwarded call after its end.
 
     Args:
         time: its end.
         status: of the answer; 0 if the client left before there was one.
-        details, flags: Envoy's words for how it ended.
-        labels: those of the decision.
-        input_tokens, cached_tokens, output_tokens: as the upstream said last, None where it did not; input
-            includes the cached ones.
-        complete: that was its last word.
+        flags: Envoy's response flags.
+        labels: of the call's Route.
+        input_tokens, cached_tokens, output_tokens: as the upstream reported last, or None; input includes
+            the cached ones.
+        complete: whether these figures are final.
         sent_bytes: of the answer's body, to the client.
-        upstream_bytes: of the request, to the upstream; 0: it has heard nothing of the call.
-        milliseconds: from the first byte of the request to the last of the answer.
+        upstream_bytes: of the request, to the upstream; 0: the upstream received nothing.
     """
 
     time: datetime
     request_id: str
     status: int
-    details: str
     flags: frozenset[str]
     labels: Mapping[str, str]
     input_tokens: int | None
@@ -57,11 +56,10 @@ class UsageLine(Struct, frozen=True):
     complete: bool
     sent_bytes: int
     upstream_bytes: int
-    milliseconds: int
 
 
 class BilledTokens(Struct, frozen=True):
-    """Tokens to be paid; input includes the cached ones. `estimated`: the upstream did not say so."""
+    """The tokens that a call pays for; input includes cached. `estimated`: not reported by the upstream."""
 
     input_tokens: int
     cached_tokens: int
@@ -70,14 +68,13 @@ class BilledTokens(Struct, frozen=True):
 
 
 class _Line(Struct):
-    """A line as it is written (`envoy_log`)."""
+    """A line as `envoy.bootstrap` formats it; keys that are not here are ignored."""
 
     at: str
     details: str | None
     flags: str | None
     id: str
     labels: str
-    ms: int | None
     sent: int
     status: int
     upstream: int | None
@@ -85,13 +82,13 @@ class _Line(Struct):
 
 
 def parse(line: bytes) -> UsageLine:
-    """A line of the log.
+    """Parse a line of the log.
 
-    A process that was killed may have left the beginning of a line, to which the next one was appended: the
-    beginning is left out.
+    A killed Envoy may have left a partial line, to which the next line was appended. The partial line is
+    skipped.
 
     Raises:
-        InvalidLine: there is no whole line in it.
+        InvalidLine: there is no complete line in it.
     """
     try:
         try:
@@ -106,18 +103,17 @@ def parse(line: bytes) -> UsageLine:
 
 
 def billed_tokens(line: UsageLine) -> BilledTokens | None:
-    """What a call has to pay, or None if it costs nothing (B16).
+    """The tokens that a call pays for; None if it costs nothing (B16).
 
-    - An answer that is an error costs nothing, nor one that the upstream broke off.
-    - Usage that the upstream said to the end counts as it said.
-    - A call that ended early, as the client left or was too slow, or took too long: the input as the upstream
-      said or, unknown, as the handler estimated it; the output as the upstream said if it repeats it with
-      each event (`continuous_usage`), otherwise at least the bytes that were sent, divided by
-      STREAM_BYTES_PER_TOKEN or TEXT_BYTES_PER_TOKEN, and no more than `max_output`. So for an answer that has
-      no usage in it at all.
-    - A client that left before the answer began pays the input if the upstream had the request.
-    - An Envoy that is short of memory ends calls that hold much of it, above all of clients that read slowly:
-      one that was being answered counts as one that ended early, or it would be free; others cost nothing.
+    - An error response costs nothing, nor does an answer that the upstream broke off.
+    - Complete usage of the upstream counts as reported.
+    - A call that ended early, because the client left or read too slowly or the call took too long: input as
+      reported, or else as estimated before the call; output as reported if every event reports it
+      (`continuous_usage`), or else at least the sent bytes divided by STREAM_BYTES_PER_TOKEN or
+      TEXT_BYTES_PER_TOKEN, at most `max_output`. The same applies to an answer without any usage.
+    - A client that left before the answer pays for the input if the upstream received the request.
+    - An Envoy that is short of memory ends calls that hold much of it, mostly those of clients that read
+      slowly. An answer that had started counts as ended early, otherwise it would be free.
     """
     if line.flags & _UPSTREAM_FAULTS:
         return None
@@ -134,41 +130,39 @@ def billed_tokens(line: UsageLine) -> BilledTokens | None:
 
 
 def _estimate(line: UsageLine) -> BilledTokens:
-    input_tokens = _whole(line.labels, "estimate_input") if line.input_tokens is None else line.input_tokens
+    input_tokens = _number(line.labels, "estimate_input") if line.input_tokens is None else line.input_tokens
     cached = min(line.cached_tokens or 0, input_tokens)
     if line.output_tokens is not None and _is_on(line.labels, "continuous_usage"):
         return BilledTokens(input_tokens, cached, line.output_tokens, line.input_tokens is None)
     size = STREAM_BYTES_PER_TOKEN if _is_on(line.labels, "stream") else TEXT_BYTES_PER_TOKEN
     output = line.sent_bytes // size
     if "max_output" in line.labels:
-        output = min(output, _whole(line.labels, "max_output"))
+        output = min(output, _number(line.labels, "max_output"))
     return BilledTokens(input_tokens, cached, max(output, line.output_tokens or 0), True)
 
 
 def _usage_line(line: _Line) -> UsageLine:
-    labels, flags, told = _LABELS.decode(line.labels), _flags(line.flags or ""), line.usage or {}
-    input_tokens, cached_tokens, output_tokens = _counts(told)
+    labels, flags, reported = _LABELS.decode(line.labels), _flags(line.flags or ""), line.usage or {}
+    input_tokens, cached_tokens, output_tokens = _counts(reported)
     return UsageLine(
         time=datetime.fromtimestamp(float(line.at), UTC),
         request_id=line.id,
         status=line.status,
-        details=line.details or "",
         flags=flags,
         labels=labels,
         input_tokens=input_tokens,
         cached_tokens=cached_tokens,
         output_tokens=output_tokens,
-        # What a stream says before its end may be of no more than its beginning.
-        complete="last" in told and (_ended(line, flags) or not _is_on(labels, "stream")),
+        # Usage that a stream reported before its end may cover only its beginning.
+        complete="last" in reported and (_ended(line, flags) or not _is_on(labels, "stream")),
         sent_bytes=line.sent,
         upstream_bytes=line.upstream or 0,
-        milliseconds=line.ms or 0,
     )
 
 
 def _ended(line: _Line, flags: frozenset[str]) -> bool:
-    """Whether the upstream came to the end of its answer: a call that took too long has no flag."""
-    return line.details == _WHOLE and not flags
+    """Whether the upstream finished its answer. A call that took too long has no flag, but other details."""
+    return line.details == _COMPLETE_RESPONSE and not flags
 
 
 @lru_cache(256)
@@ -176,53 +170,53 @@ def _flags(text: str) -> frozenset[str]:
     return frozenset(text.replace("-", "").split(",")) - {""}
 
 
-def _counts(told: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-    """Input, cached and output tokens, in OpenAI's or Anthropic's words.
+def _counts(reported: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
+    """Input, cached and output tokens, from OpenAI's or Anthropic's fields.
 
     Args:
-        told: what an answer said of its usage "first" and "last" (`envoy_answers`), as JSON. Of Anthropic's
-            streams the end need not repeat what the beginning said.
+        reported: the "first" and "last" usage of an answer (`envoy.usage_filter`), as JSON. The end of an
+            Anthropic stream need not repeat the figures of its beginning.
     """
-    said: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for name in ("first", "last"):
         try:
-            usage = _USAGE.decode(told.get(name, "{}"))
+            usage = _USAGE.decode(reported.get(name, "{}"))
         except DecodeError:
             continue
-        said |= {key: value for key, value in usage.items() if value is not None or key not in said}
-    if "prompt_tokens" in said:
-        return _of_openai(said, "prompt_tokens", "completion_tokens")
-    if "cache_read_input_tokens" in said or "cache_creation_input_tokens" in said:
-        return _of_anthropic(said)
-    return _of_openai(said, "input_tokens", "output_tokens")
+        merged |= {key: value for key, value in usage.items() if value is not None or key not in merged}
+    if "prompt_tokens" in merged:
+        return _of_openai(merged, "prompt_tokens", "completion_tokens")
+    if "cache_read_input_tokens" in merged or "cache_creation_input_tokens" in merged:
+        return _of_anthropic(merged)
+    return _of_openai(merged, "input_tokens", "output_tokens")
 
 
 def _of_openai(
-    said: Mapping[str, Any], inputs: str, outputs: str
+    usage: Mapping[str, Any], inputs: str, outputs: str
 ) -> tuple[int | None, int | None, int | None]:
-    """Embeddings have no output, and say nothing of it."""
-    details = said.get(f"{inputs}_details")
+    """Embeddings have no output, and do not report any."""
+    details = usage.get(f"{inputs}_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    output = said.get(outputs, 0 if inputs in said else None)
-    return _count(said.get(inputs)), _count(cached), _count(output)
+    output = usage.get(outputs, 0 if inputs in usage else None)
+    return _count(usage.get(inputs)), _count(cached), _count(output)
 
 
-def _of_anthropic(said: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
-    """What is read from a cache, and what is written into it, is not among its input tokens."""
-    inputs, read = _count(said.get("input_tokens")), _count(said.get("cache_read_input_tokens"))
-    written = _count(said.get("cache_creation_input_tokens")) or 0
+def _of_anthropic(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
+    """Its input tokens exclude those that are read from a cache or written to it."""
+    inputs, read = _count(usage.get("input_tokens")), _count(usage.get("cache_read_input_tokens"))
+    written = _count(usage.get("cache_creation_input_tokens")) or 0
     total = None if inputs is None else inputs + (read or 0) + written
-    return total, read, _count(said.get("output_tokens"))
+    return total, read, _count(usage.get("output_tokens"))
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; None for what is none."""
+    """A number of tokens; None for any other value."""
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and value >= 0 else None
 
 
-def _whole(labels: Mapping[str, str], name: str) -> int:
+def _number(labels: Mapping[str, str], name: str) -> int:
     value = labels.get(name, "")
     return int(value) if value.isdecimal() else 0
 
