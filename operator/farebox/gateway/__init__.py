@@ -1,7 +1,7 @@
-"""The gateway's decision process: it stands beside an Envoy, decides each call, and ships what calls used.
+"""The gateway's decision process. It runs beside an Envoy, decides each call, and ships the usage of calls.
 
-    client -> Envoy -> ext_proc over a Unix socket -> a Handler -> upstream; usage in Envoy's log -> meter
+    client -> Envoy -> ext_proc over a Unix socket -> Handler -> upstream; usage in Envoy's log -> meter
 
-`exchange` is the narrow place between the two halves. On one side `http2`, `extproc`, `server`, `envoy`,
-`usage` and `outbox` know Envoy and no rule; on the other the handler knows the rules and nothing of Envoy.
+`interface` separates two halves. `ext_proc`, `envoy` and `metering` know Envoy and no rule; `handler` and the
+packages that it uses know the rules and nothing of Envoy.
 """

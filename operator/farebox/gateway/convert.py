@@ -1,4 +1,4 @@
-"""From objects of the cluster to what admission looks at, and to where calls go. Pure; keeps nothing."""
+"""Conversion of the cluster's objects to policies of admission and to upstreams. Pure."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.kube.names import shared_backend_name
 from farebox.meterapi.types import TokenPriceTier
 
-_SPANS = {
+_WINDOWS = {
     QuotaPeriod.DAY: Window.DAY,
     QuotaPeriod.MONTH: Window.MONTH,
     QuotaPeriod.LIFETIME: Window.LIFETIME,
@@ -45,11 +45,11 @@ class SecretRef:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """An API elsewhere.
+    """An external API.
 
     Args:
         upstream: "host:port".
-        base_path: where its API begins, without a slash at the end.
+        base_path: the path of its API, without a trailing slash.
     """
 
     upstream: str
@@ -60,11 +60,11 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class ModelUpstream:
-    """Where a model is served: at a provider, or on a port of backends of our own.
+    """The upstream of a model: a provider, or a port of backends in this cluster.
 
     Args:
-        continuous_usage: each event of a stream can tell the usage so far.
-        backend: the name of the shared backend; dedicated ones have the same port.
+        continuous_usage: whether every event of a stream can report the usage so far.
+        backend: the name of the shared backend; dedicated backends have the same port.
     """
 
     served_name: str
@@ -75,7 +75,7 @@ class ModelUpstream:
 
 
 def key_policy(key: APIKey) -> KeyPolicy:
-    """An APIKey as admission sees it."""
+    """The policy of an APIKey."""
     spec = key.spec
     quota = spec.quota
     return KeyPolicy(
@@ -84,13 +84,13 @@ def key_policy(key: APIKey) -> KeyPolicy:
         expires_at=spec.expires_at,
         services=None if spec.services.all else frozenset(spec.services.names or ()),
         networks=parse_networks(spec.allowed_cidrs),
-        quota=None if quota is None else KeyAllowance(quota.tokens, _SPANS[quota.period]),
+        quota=None if quota is None else KeyAllowance(quota.tokens, _WINDOWS[quota.period]),
         created_at=key.metadata.creation_timestamp,
     )
 
 
 def service_policy(service: InferenceService) -> ServicePolicy:
-    """An InferenceService as admission sees it."""
+    """The policy of an InferenceService."""
     spec = service.spec
     return ServicePolicy(
         key=ObjectKey(service.namespace, service.name),
@@ -110,9 +110,9 @@ def service_policy(service: InferenceService) -> ServicePolicy:
 
 
 def why_inactive(service: InferenceService) -> str:
-    """Why the operator says that a service does not serve, as a CamelCase word; "" if it serves.
+    """The operator's reason why a service does not serve, in CamelCase; "" if it serves.
 
-    The word comes before the pods go, and Serving comes back when a backend is ready (B18).
+    The reason is set before the pods stop, and Serving is true again when a backend is ready (B18).
     """
     status = service.status
     if status.stop_reasons:
@@ -135,7 +135,7 @@ def _reservation(service: InferenceService) -> ReservedThroughput | None:
 
 
 def model_policy(model: Model) -> ModelPolicy:
-    """A Model as admission sees it."""
+    """The policy of a Model."""
     limits = model.spec.limits
     return ModelPolicy(
         name=model.name,
@@ -157,10 +157,10 @@ def model_policy(model: Model) -> ModelPolicy:
 
 
 def model_upstream(model: Model) -> ModelUpstream:
-    """Where a Model is served.
+    """The upstream of a Model.
 
     Raises:
-        ValueError: nowhere, or at no URL; the CRD lets neither in.
+        ValueError: it has none, or an invalid URL. The CRD's validation admits neither.
     """
     serving = model.spec.serving
     if serving.external is not None:
@@ -174,7 +174,7 @@ def model_upstream(model: Model) -> ModelUpstream:
         )
     deployment = serving.deployment
     if deployment is None:
-        raise ValueError(f"{model.name} is served nowhere: it has neither a deployment nor external")
+        raise ValueError(f"model {model.name} has neither serving.deployment nor serving.external")
     return ModelUpstream(
         model.served_name,
         deployment.stream_usage is StreamUsage.EACH_EVENT,
@@ -184,10 +184,10 @@ def model_upstream(model: Model) -> ModelUpstream:
 
 
 def _provider(base_url: str, secret: SecretRef | None) -> Provider:
-    """Raises ValueError for a URL that the CRD would not have let in."""
+    """Raises ValueError for a URL that the CRD's validation does not admit."""
     url = urlsplit(base_url)
     tls = url.scheme == "https"
     if url.hostname is None or (not tls and url.scheme != "http"):
-        raise ValueError(f"{base_url!r} is no http or https URL")
+        raise ValueError(f"{base_url!r} is not an http or https URL")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     return Provider(f"{host}:{url.port or (443 if tls else 80)}", tls, url.path.rstrip("/"), secret)

@@ -1,4 +1,4 @@
-"""Tokens of external providers, from the Secrets that Models name. Never logged, nor shown by repr."""
+"""Tokens of external providers, from the Secrets that Models name. They are never logged or in a repr."""
 
 import base64
 import binascii
@@ -12,20 +12,20 @@ from farebox.gateway.convert import SecretRef
 from farebox.kube.client import KubeClient
 from farebox.kube.names import core_path
 
-KEPT_SECONDS: Final = 30.0
-"""How long a token is used before its Secret is read again: a new one acts within this time."""
+CACHE_SECONDS: Final = 30.0
+"""The lifetime of a cached token; a new token acts within this time."""
 
 
 class CredentialsUnavailable(FareboxError):
-    """A Secret is missing, cannot be read, or holds no token. The message names it and never quotes it."""
+    """A Secret is missing, unreadable, or has no token. The message names it and never quotes it."""
 
 
 @dataclass
 class Credentials:
-    """Reads a Secret when a call needs it, and remembers it for a while.
+    """Reads a Secret when a call needs it, and caches its token.
 
     Args:
-        namespace: of the Secrets: that of the backends.
+        namespace: the namespace of the Secrets, which is that of the backends.
     """
 
     client: KubeClient
@@ -34,20 +34,20 @@ class Credentials:
     _tokens: dict[SecretRef, tuple[float, str]] = field(default_factory=dict, repr=False)
 
     async def token(self, ref: SecretRef) -> str:
-        """The token of a provider. An API server that is away leaves the one that was read last.
+        """The token of a provider. While the API server is unreachable, the last token stays in use.
 
         Raises:
-            CredentialsUnavailable: see there.
+            CredentialsUnavailable: there is no token.
         """
-        kept = self._tokens.get(ref)
-        if kept is not None and self.clock() - kept[0] < KEPT_SECONDS:
-            return kept[1]
+        cached = self._tokens.get(ref)
+        if cached is not None and self.clock() - cached[0] < CACHE_SECONDS:
+            return cached[1]
         where = f"Secret {self.namespace}/{ref.name}"
         try:
             secret = await self.client.get(core_path("secrets", self.namespace, ref.name))
         except KubeUnreachable as error:
-            if kept is not None:
-                return kept[1]
+            if cached is not None:
+                return cached[1]
             raise CredentialsUnavailable(f"{where} cannot be read: no answer") from error
         except KubeError as error:
             self._tokens.pop(ref, None)

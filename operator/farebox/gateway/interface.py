@@ -1,6 +1,6 @@
-"""What the transport and the rules say to each other about one call.
+"""The interface between the transport and the handler, for one call.
 
-Nothing of Envoy, HTTP/2 or protobuf comes through here, and no rule goes the other way.
+It contains nothing of Envoy, HTTP/2 or protobuf, and no rule.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct, field
 
 FALSE_VALUES: Final = frozenset({"", "0", "false", "no"})
-"""Values of a label that mean no, as its absence does."""
+"""Values of a label that mean false, as its absence does."""
 
 
 class RequestHead(Struct, frozen=True):
@@ -20,11 +20,11 @@ class RequestHead(Struct, frozen=True):
     Args:
         method: in capitals.
         path: with the query.
-        headers: by lower-case name, the first value of a header that came more than once; "host" too. None
-            that begins with "x-gw-", whoever sent it.
-        repeated: the names of the headers that came more than once.
-        peer: the address that the connection came from, without the port; never from X-Forwarded-For.
-        request_id: made by Envoy for this call alone; a client's own X-Request-Id is not believed.
+        headers: by lower-case name, "host" included; the first value of a repeated header. Headers that begin
+            with "x-gw-" are removed before.
+        repeated: the names of headers that occur more than once.
+        peer: the address of the connection, without the port; never from X-Forwarded-For.
+        request_id: made by Envoy for this call; a client's own X-Request-Id is ignored.
     """
 
     method: str
@@ -36,28 +36,28 @@ class RequestHead(Struct, frozen=True):
 
 
 class UsageRedaction(StrEnum):
-    """Which usage of a stream its caller does not see, because it did not ask for it."""
+    """The usage that is removed from a stream, because the caller did not ask for it."""
 
     NOTHING = ""
     EACH_EVENT = "each-event"
-    """That of all events but the last, which tells nothing else."""
+    """The usage in every event except the last, which contains nothing else."""
     ALL = "all"
 
 
 class Route(Struct, frozen=True):
-    """The call goes to an upstream.
+    """The call is forwarded to an upstream.
 
     Args:
-        upstream: "host:port"; the Host header too.
-        tls: with TLS, and the certificate checked for that host.
+        upstream: "host:port", also the Host header.
+        tls: whether to use TLS, with the certificate checked for that host.
         path: with the query.
-        body: None leaves it as it came, b"" is an empty one.
+        body: None keeps the client's body, b"" is an empty one.
         set_headers: replace those of the client.
         remove_headers: names.
-        labels: are written in the log beside the usage, and come back in its UsageLine. The transport itself
-            reads "service" ("namespace/name"), "model" and "api_key", which the meter is told; "stream" and
-            "continuous_usage" (each event of the stream has the usage so far), on unless NO has the value;
-            "estimate_input" and "max_output", whole numbers of tokens, for calls that end early.
+        labels: are logged with the usage, and returned in its UsageLine. The transport reads "service"
+            ("namespace/name"), "model" and "api_key" for the meter; "stream" and "continuous_usage" (every
+            event reports the usage so far), true unless the value is in FALSE_VALUES; "estimate_input" and
+            "max_output", integers of tokens, for calls that end early.
         redaction: applies to an answer that is a stream of events.
     """
 
@@ -73,7 +73,7 @@ class Route(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ImmediateResponse:
-    """The call is answered here, with this."""
+    """The gateway answers the call itself."""
 
     status: int
     headers: Mapping[str, str]
@@ -81,15 +81,15 @@ class ImmediateResponse:
 
 
 BodyHandler = Callable[[bytes | None], Awaitable[Route | ImmediateResponse]]
-"""Decides a call whose head is known. The body is None when the request has none, and is whole otherwise."""
+"""Decides a call with its complete body, or None if the request has none."""
 
 OnAbandoned = Callable[[str], None]
-"""Hears of the id of a call that was to go on its way, and whose client had left by then. If it went it
-will be in the log within moments; if not, nothing will be heard of it."""
+"""Receives the id of a call whose client left during the decision. If Envoy has forwarded the call, it is in
+the log soon; otherwise it never is."""
 
 HeadHandler = Callable[[RequestHead], ImmediateResponse | BodyHandler]
-"""Decides a call by its head: it is refused before its body is read, or this is who decides it with the body.
+"""Decides a call by its head: it returns a response before the body is read, or the handler of the body.
 
-It answers at once, and may be asked about a call that never gets a body. When either raises, Envoy answers
-as if the decision process were away (503), and the call goes nowhere.
+It returns immediately, and the body may never arrive. If one of the two raises, Envoy answers 503 as if the
+decision process were unreachable, and the call is not forwarded.
 """

@@ -1,4 +1,4 @@
-"""`farebox gateway`: puts the parts together, starts them, and ends them without losing a call.
+"""`farebox gateway`: assembles the parts, starts them, and stops them without losing a call.
 
 cluster and meter -> snapshot, spend -> Handler.handle <- Envoy;  Envoy's log -> settlement and the meter.
 """
@@ -41,18 +41,18 @@ from farebox.settings import GatewaySettings
 
 log = structlog.get_logger(__name__)
 _SOCKET_PATH = 107
-"""Bytes of a Unix socket's path, on Linux."""
+"""The maximum length of a Unix socket's path on Linux, in bytes."""
 _GARBAGE_THRESHOLDS = (50_000, 20, 50)
-"""Calls make no cycles; looking for some among thousands of services would hold up all that are under way."""
-_SILENT_SECONDS = 120.0
-"""An API server that was not heard for longer: what the gateway knows of keys and services may be old."""
+"""Calls create no reference cycles, and a collection over thousands of services would delay all calls."""
+_STALE_WATCH_SECONDS = 120.0
+"""After this silence of the API server, keys and services may be out of date."""
 
 
 def envoy_settings(settings: GatewaySettings) -> EnvoySettings:
-    """What this gateway's Envoy is told.
+    """The settings of this gateway's Envoy.
 
     Raises:
-        ConfigurationError: the directory's name is too long for a socket in it.
+        ConfigurationError: the path of the directory is too long for a socket in it.
     """
     if len(str(settings.gateway_directory / DECISION_SOCKET)) > _SOCKET_PATH:
         raise ConfigurationError(
@@ -79,12 +79,11 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; then drain Envoy, send the rest of the usage, and return.
 
     Raises:
-        ConfigurationError: a setting cannot work, such as a port that is taken, or there is no Envoy where
-            one was asked for.
-        OSError: the socket cannot be had.
+        ConfigurationError: a setting cannot work, such as a port in use, or Envoy is missing.
+        OSError: the socket cannot be created.
     """
     identity = settings.identity or socket.gethostname()
-    # Another process is another source: what an earlier one held for its calls is not this one's to spend.
+    # Every process is a source of its own, because the leases of an earlier one belong to its calls.
     source = f"{identity}/{uuid.uuid4().hex[:12]}"
     async with AsyncExitStack() as stack:
         client = await KubeClient.connect(settings.kubeconfig)
@@ -92,7 +91,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
         ledger = await stack.enter_async_context(MeterClient(settings.meter_url, settings.meter_token_file))
         counters = _counters(settings)
         stack.push_async_callback(counters.close)
-        gate = assembled(
+        handler = assembled(
             CreditLeases(source, ledger.lease_credit, call_seconds=settings.call_seconds),
             counters,
             Credentials(client, settings.backend_namespace),
@@ -100,36 +99,42 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
             balance_max_age_seconds=settings.balance_max_age_seconds,
             trusted_proxies=_trusted(settings.trusted_proxies),
         )
-        snapshot, spend, leases, settlement = gate.snapshot, gate.spend, gate.leases, gate.settlement
+        snapshot, spend, leases, settlement = (
+            handler.snapshot,
+            handler.spend,
+            handler.leases,
+            handler.settlement,
+        )
         watch, feed = ClusterWatch(client, snapshot), spend_feed(ledger, spend, leases.forget)
         quotas = QuotaSync(ledger, snapshot, counters, utc_now)
-        _show(spend, leases, watch, counters)
+        _export_metrics(spend, leases, watch, counters)
         health = await serve_health(
             settings.listen_host,
             settings.health_port,
             "FAREBOX_HEALTH_PORT",
             list,
-            lambda: _unready(gate, feed, watch),
+            lambda: _unready(handler, feed, watch),
         )
         stack.push_async_callback(health.cleanup)
         if settings.run_envoy:
-            await stack.enter_async_context(envoy_process.running(envoy_settings(settings), told=stop.is_set))
-        works = (
-            watch.run(lambda: primed(gate)),
+            envoy = envoy_process.running(envoy_settings(settings), stop_requested=stop.is_set)
+            await stack.enter_async_context(envoy)
+        tasks = (
+            watch.run(lambda: primed(handler)),
             feed.run(),
             settlement.run(),
             leases.run(),
-            quotas.run(gate.ready),
+            quotas.run(handler.ready),
         )
-        async with _working(*works, stop=stop):
+        async with _running(*tasks, stop=stop):
             log.info("gateway.started", source=source, meter=settings.meter_url)
             await transport.serve(
-                gate.handle,
+                handler.handle,
                 _transport_settings(settings, identity),
                 stop,
                 on_usage=settlement.on_usage,
                 on_acknowledged=settlement.acknowledged,
-                on_unread=settlement.abandoned,
+                on_abandoned=settlement.abandoned,
             )
             await leases.close()
     log.info("gateway.stopped")
@@ -144,7 +149,7 @@ def assembled(
     balance_max_age_seconds: float,
     trusted_proxies: Sequence[Network] = (),
 ) -> Handler:
-    """A gate with what it decides by, knowing nothing yet. Arguments: see Handler and GatewaySettings."""
+    """A Handler with its parts, without any state yet. Arguments: see Handler and GatewaySettings."""
     spend = SpendTracker(balance_max_age_seconds, call_seconds=leases.call_seconds)
     snapshot = GatewaySnapshot(spend)
     return Handler(
@@ -170,18 +175,18 @@ def _transport_settings(settings: GatewaySettings, identity: str) -> transport.T
     )
 
 
-def primed(gate: Handler) -> None:
-    """The cluster was read. What is known now stays, and need not be looked at by the garbage collector."""
+def primed(handler: Handler) -> None:
+    """Accept calls once the cluster is read, and exclude its objects from garbage collection."""
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
     gc.collect()
     gc.freeze()
-    gate.ready.set()
+    handler.ready.set()
 
 
 @asynccontextmanager
-async def _working(*works: Any, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Run these inside the `async with`. One that ends by itself has a fault: then all is stopped."""
-    tasks = [asyncio.create_task(work) for work in works]
+async def _running(*coroutines: Any, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Run coroutines inside the `async with`. If one ends by itself, it has failed, and `stop` is set."""
+    tasks = [asyncio.create_task(each) for each in coroutines]
     for task in tasks:
         task.add_done_callback(lambda _: stop.set())
     try:
@@ -195,8 +200,10 @@ async def _working(*works: Any, stop: asyncio.Event) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _show(spend: SpendTracker, leases: CreditLeases, watch: ClusterWatch, counters: Counters) -> None:
-    """Let /metrics ask what this process holds, and how old is what it knows."""
+def _export_metrics(
+    spend: SpendTracker, leases: CreditLeases, watch: ClusterWatch, counters: Counters
+) -> None:
+    """Export what this process holds, and the age of its state."""
 
     def feed_age() -> float:
         return -1.0 if spend.updated_at is None else spend.clock() - spend.updated_at
@@ -209,15 +216,15 @@ def _show(spend: SpendTracker, leases: CreditLeases, watch: ClusterWatch, counte
     )
 
 
-def _unready(gate: Handler, feed: FeedReader, watch: ClusterWatch) -> list[str]:
-    """What keeps this replica from deciding calls as it should; others are better then."""
+def _unready(handler: Handler, feed: FeedReader, watch: ClusterWatch) -> list[str]:
+    """The reasons why this replica should not receive calls."""
     problems = []
-    if not gate.ready.is_set():
-        problems.append("keys, services and models were not listed yet")
-    elif watch.age > _SILENT_SECONDS:
-        problems.append(f"the API server was not heard for {watch.age:.0f} s")
+    if not handler.ready.is_set():
+        problems.append("Keys, services and models are not listed yet")
+    elif watch.age > _STALE_WATCH_SECONDS:
+        problems.append(f"The API server has not responded for {watch.age:.0f} s")
     if not feed.current.is_set():
-        problems.append("the meter was not heard yet")
+        problems.append("The meter has not responded yet")
     return problems
 
 
@@ -238,15 +245,15 @@ def _trusted(text: str) -> Sequence[Network]:
     ranges = [part.strip() for part in text.split(",") if part.strip()]
     networks = parse_networks(ranges)
     if networks is None:
-        raise ConfigurationError(f"FAREBOX_TRUSTED_PROXIES={text!r} is no list of address ranges")
+        raise ConfigurationError(f"FAREBOX_TRUSTED_PROXIES={text!r} is not a list of address ranges")
     return networks
 
 
 def write_envoy_config(settings: GatewaySettings) -> str:
-    """Write Envoy's configuration into the shared directory; returns its path."""
+    """Write Envoy's configuration into the shared directory; return its path."""
     return str(envoy_process.write_config(envoy_settings(settings)))
 
 
 def config_path(settings: GatewaySettings) -> Path:
-    """Where it was written."""
+    """The path of Envoy's configuration."""
     return envoy_process.config_path(envoy_settings(settings))

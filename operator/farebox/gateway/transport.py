@@ -1,7 +1,7 @@
-"""All that stands between Envoy and the rules, started and ended in the right order.
+"""The transport between Envoy and the handler: start, operation, and an orderly end.
 
-In: decisions are served and usage is shipped. Out: Envoy is drained while decisions go on, then ended, then
-the rest of its log is shipped, and only then this returns.
+During operation it serves decisions and ships usage. At the end it drains Envoy while decisions continue,
+stops Envoy, ships the rest of the log, and then returns.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from farebox.meterapi.client import MeterClient
 from farebox.metrics import GATEWAY_USAGE_BACKLOG, GATEWAY_USAGE_BACKLOG_AGE
 
 _LAST_LINES_SECONDS: Final = 5.0
-"""How long an Envoy that was told to end may take to write the last of its log."""
+"""The time that a stopping Envoy has to write the rest of its log."""
 _POLL_SECONDS: Final = 0.01
 
 _log = structlog.get_logger(__name__)
@@ -31,18 +31,18 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
-    """How the transport runs.
+    """Settings of the transport.
 
     Args:
-        envoy: what Envoy was configured with; the directory, above all.
-        source: this gateway's name in the ledger: the same as long as the directory is the same.
+        envoy: the settings that Envoy was configured with, its directory above all.
+        source: this gateway's name in the ledger, which must stay the same with the directory.
         meter_url: without a path.
-        meter_token_file: a bearer token, read anew when it changes; None sends none.
-        linger_seconds: a draining Envoy takes new calls for so long, until others know that it goes.
-        drain_seconds: how long running calls are waited for at the end.
-        ship_seconds: how long usage is still sent after that, if the meter does not take it at once. What is
-            left then is sent after the next start, if the directory is still there.
-        rotate_bytes: a larger file of the log is put away, and deleted when the meter has all that is in it.
+        meter_token_file: a bearer token, reloaded when it changes; None: no token.
+        linger_seconds: how long a draining Envoy accepts new calls, until load balancers have noticed.
+        drain_seconds: how long running calls may take to finish at the end.
+        ship_seconds: how long usage is sent after that. The rest is sent after the next start, if the
+            directory still exists.
+        rotate_bytes: a larger log file is rotated, and deleted when all of its usage is acknowledged.
     """
 
     envoy: EnvoySettings
@@ -62,47 +62,47 @@ async def serve(
     *,
     on_usage: OnUsage = lambda _line, _paid: None,
     on_acknowledged: OnAcknowledged = lambda _calls, _leases, _sequence: None,
-    on_unread: OnAbandoned = lambda _: None,
+    on_abandoned: OnAbandoned = lambda _: None,
 ) -> None:
     """Serve the Envoy of `settings` until `stop` is set, then drain and end it.
 
     Args:
-        handler: decides; asked on even while Envoy drains.
-        on_usage: hears of each call's end a moment after it.
-        on_acknowledged: hears of calls that the meter has taken; see Outbox.
-        on_unread: hears of calls that may not have gone on their way.
+        handler: decides calls, even while Envoy drains.
+        on_usage: receives each call shortly after its end.
+        on_acknowledged: receives calls that the meter has acknowledged; see Outbox.
+        on_abandoned: receives calls whose client left during the decision.
 
     Raises:
-        OSError: the socket cannot be made, or the disk takes no bookmark.
+        OSError: the socket cannot be created, or the checkpoint cannot be written.
     """
     envoy = settings.envoy
     async with (
         Admin(envoy.admin_socket) as admin,
         MeterClient(settings.meter_url, settings.meter_token_file) as meter,
-        listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_unread),
+        listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_abandoned),
     ):
         events = UsagePublisher(meter)
         outbox = Outbox(envoy.log_file, settings.source, events, admin.reopen_log, on_usage, on_acknowledged)
         outbox.rotate_bytes = settings.rotate_bytes
-        _show(outbox)
+        _export_metrics(outbox)
         no_more_lines = asyncio.Event()
         shipping = asyncio.create_task(outbox.run(no_more_lines, settings.ship_seconds))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({shipping, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not shipping.done():
-                await _end_envoy(admin, settings)
+                await _stop_envoy(admin, settings)
                 no_more_lines.set()
             await shipping
         finally:
             stopping.cancel()
             shipping.cancel()
     if outbox.behind:
-        _log.error("usage is left in the log: the meter did not take it", log=str(envoy.log_file))
+        _log.error("usage.unsent", log=str(envoy.log_file))
 
 
-def _show(outbox: Outbox) -> None:
-    """Let /metrics ask how much usage waits, and for how long."""
+def _export_metrics(outbox: Outbox) -> None:
+    """Export how much usage waits, and for how long."""
 
     def age() -> float:
         first = outbox.backlog()[1]
@@ -112,19 +112,19 @@ def _show(outbox: Outbox) -> None:
     GATEWAY_USAGE_BACKLOG_AGE.set_function(age)
 
 
-async def _end_envoy(admin: Admin, settings: TransportSettings) -> None:
-    """Drain it and make it end; returns when its log is whole."""
+async def _stop_envoy(admin: Admin, settings: TransportSettings) -> None:
+    """Drain Envoy and stop it; returns when its log is complete."""
     try:
         await admin.drain(settings.drain_seconds, settings.linger_seconds)
         await admin.quit()
     except OSError as error:
-        _log.warning("envoy is gone already", error=str(error))
-    if not await _is_whole(settings.envoy.log_file):
-        _log.warning("envoy may still write to its log: what comes is sent at the next start")
+        _log.warning("envoy.already_ended", error=str(error))
+    if not await _is_complete(settings.envoy.log_file):
+        _log.warning("envoy.log_still_open", log=str(settings.envoy.log_file))
 
 
-async def _is_whole(log_file: Path) -> bool:
-    """Wait for an Envoy that ends; whether its last line is in the log."""
+async def _is_complete(log_file: Path) -> bool:
+    """Wait until no process writes the log; False if one still does after _LAST_LINES_SECONDS."""
     deadline = asyncio.get_running_loop().time() + _LAST_LINES_SECONDS
     while may_be_written(log_file):
         if asyncio.get_running_loop().time() >= deadline:

@@ -371,7 +371,7 @@ async def test_an_envoy_that_somebody_ends_is_started_again_until_it_is_time(tmp
     settings = EnvoySettings(tmp_path, listen_host="127.0.0.1", listen_port=free_port())
     time = asyncio.Event()
     async with (
-        envoy_process.running(settings, concurrency=1, told=time.is_set) as envoy,
+        envoy_process.running(settings, concurrency=1, stop_requested=time.is_set) as envoy,
         Admin(settings.admin_socket) as admin,
     ):
         os.kill(envoy.pid, signal.SIGTERM)

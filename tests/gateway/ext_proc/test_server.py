@@ -191,7 +191,7 @@ async def test_bodies_of_refused_calls_are_read_a_few_at_a_time(tmp_path: Path) 
         headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", told[":path"])]
         streams = [
             await client.request(headers=[*headers, (discard.HEADER, told[discard.HEADER])])
-            for _ in range(discard.MOST)
+            for _ in range(discard.MAX_BODIES)
         ]
         assert await sent_to(client, {}) == {}, "answered at once"
         for stream in streams[:2]:

@@ -1,7 +1,7 @@
-"""Envoy's admin interface, on its Unix socket: readiness, a new log file, and the way to a clean end.
+"""A client of Envoy's admin interface on its Unix socket: readiness, log rotation, draining and the end.
 
-A SIGTERM to Envoy cuts streams. So it is drained first: readiness goes, kept-alive connections are asked to
-close, the listener closes a little later, and the calls that run are waited for.
+A SIGTERM cuts streams. So Envoy is drained before: readiness fails, keep-alive connections are asked to
+close, the listener closes a little later, and running calls finish.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Admin:
-    """A client of it, made inside a running event loop. Calls raise OSError when Envoy does not answer."""
+    """The client, made inside a running event loop. Methods raise OSError if Envoy does not answer."""
 
     def __init__(self, socket: Path) -> None:
         self._session = aiohttp.ClientSession(
@@ -33,25 +33,25 @@ class Admin:
         await self._session.close()
 
     async def ready(self) -> bool:
-        """Whether Envoy takes calls."""
+        """Whether Envoy accepts calls."""
         try:
             return await self._call("GET", "/ready") == "LIVE\n"
         except OSError:
             return False
 
     async def reopen_log(self) -> None:
-        """Make it close its log and open it anew, by name."""
+        """Make Envoy close its log and reopen it by name."""
         await self._call("POST", "/reopen_logs")
 
     async def active_calls(self) -> int:
-        """How many calls run."""
+        """The number of running calls."""
         text = await self._call("GET", f"/stats?filter=^{_ACTIVE}$")
         return int(text.rpartition(":")[2])
 
     async def drain(self, seconds: float, linger_seconds: float) -> bool:
-        """Let this Envoy's work go elsewhere: readiness ends now, new calls are taken for `linger_seconds`.
+        """Drain this Envoy: readiness fails now, and new calls are accepted for `linger_seconds` more (B18).
 
-        Returns when no call runs any more after that, or after `seconds`; whether all have ended (B18).
+        Returns True when no call runs any more, False when some still run after `seconds`.
         """
         deadline = asyncio.get_running_loop().time() + max(seconds, linger_seconds)
         await self._call("POST", "/healthcheck/fail")
@@ -60,13 +60,13 @@ class Admin:
         await self._call("POST", "/drain_listeners")
         while active := await self.active_calls():
             if asyncio.get_running_loop().time() >= deadline:
-                _log.warning("calls are cut off: the time to drain is over", active=active)
+                _log.warning("envoy.drain_timed_out", active_calls=active)
                 return False
             await asyncio.sleep(_POLL_SECONDS)
         return True
 
     async def quit(self) -> None:
-        """Make it end. It stops to answer here before it has written the last of its log."""
+        """Make Envoy exit. It stops answering here before its log is complete."""
         await self._call("POST", "/quitquitquit")
 
     async def _call(self, method: str, path: str) -> str:
@@ -74,7 +74,7 @@ class Admin:
             async with self._session.request(method, f"http://envoy{path}") as response:
                 text = await response.text()
         except (TimeoutError, aiohttp.ClientError) as error:
-            raise OSError(f"envoy does not answer {path}: {type(error).__name__} {error}") from error
+            raise OSError(f"Envoy does not answer {path}: {type(error).__name__} {error}") from error
         if response.status not in (200, 503):
-            raise OSError(f"envoy answers {path} with {response.status}: {text.strip()}")
+            raise OSError(f"Envoy answers {path} with {response.status}: {text.strip()}")
         return text

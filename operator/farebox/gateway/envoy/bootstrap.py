@@ -1,7 +1,7 @@
-"""Envoy's static configuration: one listener, the question to the decision process, two clusters, the log.
+"""Envoy's static configuration: a listener, the ext_proc filter, the clusters, and the usage log.
 
-Everything is known when Envoy starts; there is no xDS. A call without a decision has no cluster to go to: it
-ends in a 503, whatever fails. `envoy --mode validate` reads the result in the tests.
+There is no xDS: everything is known when Envoy starts. A call without a decision has no cluster, so it ends
+in 503 whatever fails. Tests validate the result with `envoy --mode validate`.
 """
 
 import json
@@ -14,7 +14,7 @@ from farebox.gateway.envoy.clusters import decision_cluster, dns_cache, upstream
 from farebox.gateway.envoy.local_replies import local_replies
 from farebox.gateway.envoy.overload import http2_options, overload_manager
 from farebox.gateway.envoy.usage_filter import NAMESPACE as USAGE_NAMESPACE
-from farebox.gateway.envoy.usage_filter import REDACTION, redaction_of_route, says, usage_filter
+from farebox.gateway.envoy.usage_filter import REDACTIONS, redaction_matcher, redaction_of_route, usage_filter
 from farebox.gateway.ext_proc import messages
 from farebox.gateway.interface import UsageRedaction
 
@@ -23,30 +23,30 @@ ADMIN_SOCKET: Final = "admin.sock"
 LOG_FILE: Final = "usage.log"
 HEALTH_PATH: Final = "/healthz"
 FLUSH_MILLISECONDS: Final = 20
-"""How long a line of the log stays in Envoy's memory, where a SIGKILL loses it."""
+"""The time until Envoy writes a line of the log; a SIGKILL before loses the line."""
 _MANAGER: Final = "envoy.filters.network.http_connection_manager"
 _CONNECTION_MANAGER: Final = f"{TYPES}filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
 @dataclass(frozen=True, slots=True)
 class EnvoySettings:
-    """What a gateway's Envoy is told.
+    """Settings of a gateway's Envoy.
 
     Args:
-        directory: of the sockets and the log, shared with the decision process. A socket's path has at
+        directory: of the sockets and the log, shared with the decision process. The path of a socket has at
             most 107 bytes.
-        max_body_bytes: a longer body of a request is answered with 413.
-        decision_seconds: then a call that waits for its decision is answered with 503.
-        head_seconds, body_seconds: the headers of a request, and all of it, must have come after that.
-        idle_seconds: a call on which nothing moves for so long is ended.
-        call_seconds: a call that takes longer is ended, and pays what it got. What is held for calls is held
-            longer (`spend.LOST_SECONDS`).
-        memory_bytes: what Envoy may use; it gives up calls before it uses more.
-        connection_buffer_bytes: of what came from one side of a connection, and the other has not taken yet.
-        http2_streams: calls at a time on one connection of HTTP/2.
-        health_port: a second listener, for HEALTH_PATH alone, that answers however busy Envoy is; 0: none.
-        ca_file: the authorities that the certificates of TLS upstreams must come from.
-        certificate, key: PEM files to serve TLS with; None serves plain HTTP.
+        max_body_bytes: the maximum size of a request body; a larger one gets 413.
+        decision_seconds: the time limit of a decision; then the call gets 503.
+        head_seconds, body_seconds: the time limits for receiving the headers and the whole request.
+        idle_seconds: the idle timeout of a call.
+        call_seconds: the maximum duration of a call. A longer call is ended and pays for what it got. Holds
+            last longer (`spend.tracker.LOST_SECONDS`).
+        memory_bytes: Envoy's memory; before it is exceeded, Envoy drops calls.
+        connection_buffer_bytes: the buffer of one direction of a connection.
+        http2_streams: the maximum of concurrent calls on an HTTP/2 connection.
+        health_port: a second listener for HEALTH_PATH, which answers even under overload; 0: none.
+        ca_file: the certificate authorities of TLS upstreams.
+        certificate, key: PEM files for serving TLS; None: plain HTTP.
     """
 
     directory: Path
@@ -68,22 +68,22 @@ class EnvoySettings:
 
     @property
     def decision_socket(self) -> Path:
-        """Where Envoy asks."""
+        """The socket of the decision process."""
         return self.directory / DECISION_SOCKET
 
     @property
     def admin_socket(self) -> Path:
-        """Where Envoy is told to drain and to open its log anew."""
+        """The socket of Envoy's admin interface."""
         return self.directory / ADMIN_SOCKET
 
     @property
     def log_file(self) -> Path:
-        """Where Envoy writes what calls used."""
+        """The usage log."""
         return self.directory / LOG_FILE
 
 
 def command(envoy: Path | str, config: Path, concurrency: int) -> list[str]:
-    """How Envoy is started: the log is written often and in small pieces."""
+    """Envoy's command line. The log is flushed often and in small pieces."""
     return [
         str(envoy),
         *("--config-path", str(config), "--concurrency", str(concurrency), "--log-level", "warning"),
@@ -94,12 +94,12 @@ def command(envoy: Path | str, config: Path, concurrency: int) -> list[str]:
 
 
 def render(settings: EnvoySettings) -> str:
-    """The bootstrap, as JSON (which is YAML too)."""
+    """The bootstrap as JSON, which is also YAML."""
     return json.dumps(bootstrap(settings), indent=1)
 
 
 def bootstrap(settings: EnvoySettings) -> Json:
-    """The bootstrap's values."""
+    """The bootstrap."""
     return {
         "node": {"id": "farebox-gateway", "cluster": "farebox-gateway"},
         "admin": {
@@ -136,7 +136,7 @@ def _listener(settings: EnvoySettings) -> Json:
 
 
 def _health_listener(settings: EnvoySettings) -> Json:
-    """For who has to know whether Envoy lives and takes calls: an overload is no reason to end it."""
+    """The listener for probes. It bypasses the overload manager: an overload is no reason to restart."""
     manager = {
         "@type": _CONNECTION_MANAGER,
         "stat_prefix": "health",
@@ -158,7 +158,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "@type": _CONNECTION_MANAGER,
         "stat_prefix": "gateway",
         "server_name": "farebox",
-        # The peer is the connection's; X-Forwarded-For goes to the rules as it came.
+        # The peer is the connection's address; X-Forwarded-For reaches the rules unchanged.
         "use_remote_address": True,
         "skip_xff_append": True,
         "always_set_request_id_in_response": True,
@@ -170,7 +170,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "common_http_protocol_options": {
             "idle_timeout": "300s",
             "max_stream_duration": seconds(settings.call_seconds),
-            # Upstreams may take x_a for x-a, and so a header of the client's for one of the gateway's.
+            # An upstream may read x_a as x-a, and so a client's header as the gateway's.
             "headers_with_underscores_action": "DROP_HEADER",
         },
         "early_header_mutation_extensions": [_early_mutation()],
@@ -186,7 +186,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
                 "dynamic_forward_proxy.v3.FilterConfig",
                 {"dns_cache_config": dns_cache()},
             ),
-            # Nobody reads counts by status code, and each call would pay for a dozen of them.
+            # Statistics by status code cost each call a dozen counters, and nothing reads them.
             http_filter(
                 "router", "router.v3.Router", {"suppress_envoy_headers": True, "dynamic_stats": False}
             ),
@@ -195,7 +195,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
 
 
 def _health() -> Json:
-    """Answered without a decision; 503 as soon as Envoy is told to drain."""
+    """The health check. It needs no decision, and is 503 once Envoy drains."""
     match = {"name": ":path", "string_match": {"exact": HEALTH_PATH}}
     return http_filter(
         "health_check", "health_check.v3.HealthCheck", {"pass_through_mode": False, "headers": [match]}
@@ -203,7 +203,7 @@ def _health() -> Json:
 
 
 def _early_mutation() -> Json:
-    """Before anything reads the headers: what only the gateway may say is removed, whoever said it."""
+    """Remove the headers that only the gateway may set, before anything reads them."""
     peer = {"key": messages.PEER_HEADER, "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
@@ -212,7 +212,7 @@ def _early_mutation() -> Json:
             "mutations": [
                 {"remove_on_match": {"key_matcher": {"prefix": messages.PRIVATE_PREFIX}}},
                 {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
-                # Usage is charged once for an id, so a client must not choose it.
+                # Usage is charged once per id, so a client must not choose it.
                 {"remove": "x-request-id"},
                 {"append": {"header": peer, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}},
             ],
@@ -244,12 +244,12 @@ def _ext_proc(settings: EnvoySettings) -> Json:
 
 
 def _routes(settings: EnvoySettings) -> Json:
-    """To the cluster that the decision names; without a decision there is none to go to."""
+    """Routes to the cluster that the decision names. Without a decision there is no cluster."""
     return {
         "name": "calls",
         "request_headers_to_remove": [
-            *(messages.CLUSTER_HEADER, messages.PEER_HEADER, messages.HIDING_HEADER),
-            # Where clients are is not the business of an upstream that somebody else runs.
+            *(messages.CLUSTER_HEADER, messages.PEER_HEADER, messages.REDACTION_HEADER),
+            # Upstreams of other operators do not need the addresses of clients.
             *("x-forwarded-for", "x-envoy-external-address"),
         ],
         "virtual_hosts": [
@@ -258,7 +258,7 @@ def _routes(settings: EnvoySettings) -> Json:
                 "domains": ["*"],
                 "request_body_buffer_limit": settings.max_body_bytes,
                 "routes": [
-                    *(_hiding_route(settings, redaction) for redaction in REDACTION),
+                    *(_redacting_route(settings, redaction) for redaction in REDACTIONS),
                     _route(settings),
                 ],
             }
@@ -273,7 +273,7 @@ def _route(settings: EnvoySettings) -> Json:
             "cluster_header": messages.CLUSTER_HEADER,
             "timeout": "0s",
             "idle_timeout": seconds(settings.idle_seconds),
-            # Only what certainly never reached a model: a call is not made twice.
+            # Only requests that cannot have reached a model, so no call is made twice.
             "retry_policy": {
                 "retry_on": "connect-failure,refused-stream,reset-before-request",
                 "num_retries": 4,
@@ -283,10 +283,10 @@ def _route(settings: EnvoySettings) -> Json:
     }
 
 
-def _hiding_route(settings: EnvoySettings, redaction: UsageRedaction) -> Json:
-    """For streams of which usage is hidden."""
+def _redacting_route(settings: EnvoySettings, redaction: UsageRedaction) -> Json:
+    """The route of streams with this redaction."""
     route = _route(settings)
-    route["match"]["headers"] = [says(redaction)]
+    route["match"]["headers"] = [redaction_matcher(redaction)]
     route["typed_per_filter_config"] = redaction_of_route(redaction)
     return route
 

@@ -1,4 +1,4 @@
-"""Where Envoy calls: the decision process, and the upstreams that decisions name."""
+"""Envoy's clusters: the decision process, and the upstreams that decisions name."""
 
 from pathlib import Path
 from typing import Final
@@ -7,7 +7,7 @@ from farebox.gateway.envoy import TYPES, Json
 
 
 def decision_cluster(socket: Path) -> Json:
-    """The decision process."""
+    """The cluster of the decision process."""
     address = {"pipe": {"path": str(socket)}}
     return {
         "name": "decision",
@@ -30,13 +30,13 @@ def decision_cluster(socket: Path) -> Json:
 
 
 def upstream_cluster(name: str, ca_file: Path | None) -> Json:
-    """Where decisions send calls: "host:port", looked up in DNS as it is needed."""
+    """A cluster of the upstreams of decisions: any "host:port", resolved in DNS on demand."""
     cluster: Json = {
         "name": name,
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "5s",
         "circuit_breakers": _limits(),
-        # Shorter than any model server's own, or a call could meet a connection that just closes.
+        # Shorter than the timeouts of model servers, so that no call uses a connection that just closes.
         "typed_extension_protocol_options": _protocol(
             {"http_protocol_options": {}},
             {
@@ -80,13 +80,13 @@ def _protocol(explicit: Json, more: Json | None = None) -> Json:
 
 
 def _limits() -> Json:
-    """Admission is the handler's work: Envoy's own limits only keep it from running out of memory."""
+    """High limits: the handler admits calls, and Envoy's limits only protect its memory."""
     names = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
     return {"thresholds": [dict.fromkeys(names, 50_000)]}
 
 
 def dns_cache() -> Json:
-    """The same for the filter that waits for an address and the clusters that use it."""
+    """The DNS cache, shared by the filter that waits for an address and the clusters that use it."""
     return {
         "name": "upstreams",
         "dns_lookup_family": "V4_PREFERRED",

@@ -1,4 +1,4 @@
-"""What Envoy answers by itself, in the form of an error that `refusals` has."""
+"""Envoy's local replies, in the gateway's error format (`request.errors`)."""
 
 from typing import Final
 
@@ -7,18 +7,18 @@ from farebox.gateway.ext_proc import messages
 from farebox.gateway.request.errors import STATUSES
 
 _BY_CODE: Final[tuple[tuple[int, str, str], ...]] = (
-    (408, "request_timeout", "the request did not come whole in time"),
-    (413, "request_too_large", "the body of the request is too large"),
-    (426, "unsupported_protocol", "HTTP/1.1 or HTTP/2 is needed"),
-    (431, "headers_too_large", "the request has too many headers, or too long ones"),
-    (501, "unsupported_encoding", "the transfer coding of the request is not known"),
-    (504, "upstream_timeout", "the model did not answer in time"),
+    (408, "request_timeout", "The request did not arrive completely in time"),
+    (413, "request_too_large", "The request body is too large"),
+    (426, "unsupported_protocol", "Use HTTP/1.1 or HTTP/2"),
+    (431, "headers_too_large", "The request headers are too many or too long"),
+    (501, "unsupported_encoding", "The Transfer-Encoding of the request is not supported"),
+    (504, "upstream_timeout", "The model backend did not answer in time"),
 )
-"""Answers that keep their status."""
+"""Replies that keep their status."""
 
 
 def local_replies() -> Json:
-    """What Envoy says by itself, in the gateway's form of an error. The first that matches counts."""
+    """The mappers of local replies. The first match applies."""
     refused = {
         "filter": _when(f"response.code_details == '{messages.REFUSED}'"),
         "body_format_override": {
@@ -33,30 +33,32 @@ def local_replies() -> Json:
     return {
         "mappers": [
             refused,
-            # The health check's answer has no body, and its status is what counts.
+            # A reply of the health check keeps its empty body.
             {"filter": _when("response.code_details.startsWith('health_check')")},
             {
                 **_mapper(
                     "response.code_details == 'overload'",
-                    *(503, "gateway_overloaded", "the gateway has no memory left for more calls; try again"),
+                    *(503, "gateway_overloaded", "The gateway is overloaded. Retry later"),
                 ),
                 "headers_to_add": [{"header": {"key": "retry-after", "value": "1"}}],
             },
-            _mapper(no_decision, 503, "gateway_unavailable", "calls cannot be decided now; try again"),
+            _mapper(
+                no_decision, 503, "gateway_unavailable", "The gateway is temporarily unavailable. Retry later"
+            ),
             *(_mapper(f"response.code == {each[0]}", *each) for each in _BY_CODE),
             _mapper(
                 f"response.code >= 500 || ({upstream})",
                 502,
                 "upstream_unreachable",
-                "the model cannot be reached, or broke off",
+                "The model backend is unreachable or closed the connection",
             ),
-            _mapper("true", None, "invalid_request", "this is no request that can be served"),
+            _mapper("true", None, "invalid_request", "Malformed HTTP request"),
         ]
     }
 
 
 def _mapper(condition: str, status: int | None, code: str, message: str) -> Json:
-    """Args: status: None keeps what Envoy found, which is some fault of the client's."""
+    """A mapper to an error. `status` None keeps Envoy's status, which is a client error."""
     kind, source = STATUSES[status or 400]
     body = {
         "type": kind,

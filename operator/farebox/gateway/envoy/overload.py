@@ -1,8 +1,8 @@
-"""What Envoy may hold, and what it gives up when that is nearly used: its makers' advice for edge proxies.
+"""Envoy's memory limits and its overload actions, after Envoy's guide "Configuring Envoy as an edge proxy".
 
-Everything follows from the memory that it has and from what one connection may hold unread. In this order,
-as the heap fills: streams of HTTP/2 that hold much are reset, the largest first; free pages go back to the
-system; new requests are answered with 503; uploads over HTTP/1 are answered with 503 and cut off.
+Everything follows from Envoy's memory and the buffer of one connection. As the heap fills, in this order:
+large HTTP/2 streams are reset, the largest first; free pages return to the system; new requests get 503;
+HTTP/1 uploads get 503 and are closed (docs/decisions/417).
 """
 
 from typing import Final
@@ -10,25 +10,25 @@ from typing import Final
 from farebox.gateway.envoy import Json
 
 REFRESH_SECONDS: Final = 0.1
-"""How often the heap is looked at: a fast network fills some 100 MB of it in between."""
+"""The interval between checks of the heap; a fast network fills about 100 MB of it in between."""
 _HEAP_SHARE: Final = (7, 8)
-"""Of the memory; the rest is for code, stacks, the kernel's part, and what comes between two looks."""
+"""The share of the memory; the rest is for code, stacks, the kernel, and growth between two checks."""
 _PER_CONNECTION: Final = 4
-"""A connection whose client reads nothing fills its buffer, that of its upstream, and as much in filters and
-objects."""
+"""Buffers that a connection can fill if its client does not read: its own, its upstream's, and as much again
+in filters and objects."""
 _LEAST_WINDOW: Final = 65_535
-"""Of HTTP/2, which allows no smaller one here."""
+"""The smallest window that Envoy accepts for HTTP/2."""
 
 _HEAP: Final = "envoy.resource_monitors.fixed_heap"
 _CONNECTIONS: Final = "envoy.resource_monitors.global_downstream_max_connections"
 _MONITORS: Final = "type.googleapis.com/envoy.extensions.resource_monitors."
 _ACTIONS: Final = "envoy.overload_actions."
 _TRACKED_POWER_OF_TWO: Final = 20
-"""Streams that hold 1 MiB and more are known by their size."""
+"""Streams that hold at least 1 MiB are tracked by their size."""
 
 
 def max_connections(memory_bytes: int, connection_buffer_bytes: int) -> int:
-    """So many that all of them together fit, even if no client reads.
+    """The number of connections that fit into memory even if no client reads.
 
     >>> max_connections(2 * 2**30, 64 * 2**10)
     8192
@@ -37,7 +37,7 @@ def max_connections(memory_bytes: int, connection_buffer_bytes: int) -> int:
 
 
 def overload_manager(memory_bytes: int, connection_buffer_bytes: int) -> Json:
-    """The bootstrap's part."""
+    """The overload manager of the bootstrap."""
     share, whole = _HEAP_SHARE
     return {
         "refresh_interval": f"{REFRESH_SECONDS:g}s",
@@ -78,7 +78,7 @@ def overload_manager(memory_bytes: int, connection_buffer_bytes: int) -> Json:
 
 
 def http2_options(connection_buffer_bytes: int, streams: int) -> Json:
-    """For clients: a stream may send four buffers before they are read, a connection four times that."""
+    """Windows for clients: four buffers for a stream, four times that for a connection."""
     window = max(_LEAST_WINDOW, 4 * connection_buffer_bytes)
     return {
         "max_concurrent_streams": streams,
@@ -97,5 +97,5 @@ def _action(name: str, trigger: Json, config: Json | None = None) -> Json:
 
 
 def _above(share: float) -> Json:
-    """A trigger: the heap is fuller than this."""
+    """A trigger at this share of the heap."""
     return {"threshold": {"value": share}}

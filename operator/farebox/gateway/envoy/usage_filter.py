@@ -1,12 +1,12 @@
-"""What Envoy does with an answer on its way: usage is kept for the log, and hidden where nobody asked for it.
+"""Envoy's filter of answers: it copies usage into the log, and removes usage that the caller did not ask for.
 
-Each stream is asked for its usage (B16), with each event where the upstream can. A caller that did not ask
-must not see it: OpenAI's API sends no event without choices then, and many clients read `choices[0]` of each;
-others add up the usage of all events.
+The gateway asks every stream for its usage (B16), in every event if the upstream supports it. A caller that
+did not ask must not see it: many clients read `choices[0]` of every event, which a usage event does not have,
+and others add up the usage of all events.
 
-It is a script in Envoy (`usage_filter.lua`), because an answer goes through Envoy alone. The script finds
-usage and copies it as it is; `usage` says what it means. Which Hiding a stream gets is said with the
-decision, and brings it to a route of its own.
+The filter is a script in Envoy (`usage_filter.lua`), because answers pass through Envoy only. The script
+copies usage verbatim; `metering.usage` interprets it. The decision names a UsageRedaction, which selects a
+route.
 """
 
 from importlib.resources import files
@@ -18,28 +18,28 @@ from farebox.gateway.interface import UsageRedaction
 
 NAME: Final = "envoy.filters.http.lua"
 NAMESPACE: Final = "farebox.usage"
-"""The dynamic metadata in which the script leaves usage: "first" and "last", each a JSON object as text."""
-REDACTION: Final = (UsageRedaction.EACH_EVENT, UsageRedaction.ALL)
+"""The dynamic metadata of the script: "first" and "last" usage, each a JSON object as text."""
+REDACTIONS: Final = (UsageRedaction.EACH_EVENT, UsageRedaction.ALL)
 _SCRIPT: Final = files("farebox.gateway.envoy").joinpath("usage_filter.lua").read_text(encoding="utf-8")
 
 
 def script(redaction: UsageRedaction) -> str:
-    """What Envoy runs on an answer that gets this."""
+    """The script for answers with this redaction."""
     return f'NAMESPACE, REDACTION = "{NAMESPACE}", "{redaction.value}"\n{_SCRIPT}'
 
 
 def usage_filter() -> Json:
-    """Nothing is hidden where the route does not say so."""
-    scripts = {each.value: {"inline_string": script(each)} for each in REDACTION}
+    """The filter; it redacts nothing unless the route says so."""
+    scripts = {each.value: {"inline_string": script(each)} for each in REDACTIONS}
     default = {"inline_string": script(UsageRedaction.NOTHING)}
     return http_filter("lua", "lua.v3.Lua", {"default_source_code": default, "source_codes": scripts})
 
 
 def redaction_of_route(redaction: UsageRedaction) -> Json:
-    """The configuration of a route whose streams get this."""
+    """The filter's configuration on a route with this redaction."""
     return {NAME: {"@type": f"{FILTERS}lua.v3.LuaPerRoute", "name": redaction.value}}
 
 
-def says(redaction: UsageRedaction) -> Json:
-    """The matcher of such a route."""
-    return {"name": messages.HIDING_HEADER, "string_match": {"exact": redaction.value}}
+def redaction_matcher(redaction: UsageRedaction) -> Json:
+    """The header matcher of a route with this redaction."""
+    return {"name": messages.REDACTION_HEADER, "string_match": {"exact": redaction.value}}

@@ -1,9 +1,9 @@
-"""Reads the bodies of calls that their heads refused, and throws them away: only then do clients listen.
+"""Discards the bodies of calls that are refused by their heads, so that their clients receive the response.
 
-Envoy answers such a call at once and closes the connection under the client that still sends; one that writes
-before it reads then sees a broken pipe in place of the answer. So Envoy sends a large body here, as to
-an upstream and holding nothing of it. The refusal comes along in a header, and goes back when all is read or
-when nothing more comes. It decides nothing, and no call is forwarded from here.
+Envoy would answer such a call immediately and close the connection while the client still sends. A client
+that writes before it reads then gets a broken pipe instead of the response. So Envoy streams a large body
+here, as to an upstream, and buffers nothing. The response arrives in a header. It is sent back when the body
+is complete or stalls. Nothing is decided or forwarded here.
 """
 
 import asyncio
@@ -20,79 +20,79 @@ from farebox.gateway.interface import ImmediateResponse
 PATH: Final = b"/refused"
 HEADER: Final = "x-gw-refusal"
 SMALL_BYTES: Final = 32 * 1024
-"""A body of this size is sent before its client hears anything: sockets hold it."""
-MOST: Final = 32
-"""At a time. Who sends more bodies without a key is answered at once, whether he hears it or not."""
+"""Sockets buffer a body of this size, so its client has sent it before it reads the response."""
+MAX_BODIES: Final = 32
+"""The maximum of concurrent bodies. Further calls are answered immediately."""
 QUIET_SECONDS: Final = 0.2
-"""A client that sends nothing for so long waits for its answer."""
+"""A client that sends nothing for this time is waiting for its response."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(ImmediateResponse).decode
 
 
-def written(refusal: ImmediateResponse) -> str:
-    """A refusal as the value of HEADER."""
-    return base64.b64encode(_encode(refusal)).decode()
+def encode_response(response: ImmediateResponse) -> str:
+    """A response as the value of HEADER."""
+    return base64.b64encode(_encode(response)).decode()
 
 
 class BodyDiscarder:
-    """Those under way."""
+    """Accepts the bodies to discard, and counts them."""
 
     def __init__(self) -> None:
         self.count = 0
 
     @property
     def full(self) -> bool:
-        """Whether no more are taken."""
-        return self.count >= MOST
+        """Whether no more bodies are accepted."""
+        return self.count >= MAX_BODIES
 
     def accept(self, stream: Stream, headers: Headers) -> "DiscardedBody":
-        """The receiver of a body. Raises InvalidMessage if there is no refusal with it."""
+        """The receiver of a body. Raises InvalidMessage if the header has no response."""
         name = HEADER.encode()
         value = next((value for key, value in headers if key == name), b"")
         try:
             return DiscardedBody(self, stream, _decode(base64.b64decode(value)))
         except (ValueError, msgspec.MsgspecError) as error:
-            raise InvalidMessage("a body without a refusal") from error
+            raise InvalidMessage("body without a response") from error
 
 
 class DiscardedBody:
-    """One body."""
+    """A body that is discarded."""
 
-    def __init__(self, drains: BodyDiscarder, stream: Stream, refusal: ImmediateResponse) -> None:
-        self._drains = drains
+    def __init__(self, discarder: BodyDiscarder, stream: Stream, response: ImmediateResponse) -> None:
+        self._discarder = discarder
         self._stream = stream
-        self._refusal = refusal
-        self._moved = False
-        self._timer = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._look)
-        drains.count += 1
+        self._response = response
+        self._active = False
+        self._timer = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._check_idle)
+        discarder.count += 1
 
     def data(self, chunk: bytes) -> None:
-        """See Receiver: thrown away."""
-        self._moved = True
+        """See Receiver. The bytes are dropped."""
+        self._active = True
 
     def ended(self) -> None:
-        """See Receiver: now the client listens."""
+        """See Receiver. The client reads the response now."""
         self._end()
-        names = self._refusal.headers.items()
-        head = [(b":status", str(self._refusal.status).encode())]
+        names = self._response.headers.items()
+        head = [(b":status", str(self._response.status).encode())]
         head += [(name.encode(), value.encode("latin-1")) for name, value in names]
-        head.append((b"content-length", str(len(self._refusal.body)).encode()))
+        head.append((b"content-length", str(len(self._response.body)).encode()))
         self._stream.start(literal_block(head))
-        self._stream.send(self._refusal.body)
+        self._stream.send(self._response.body)
         self._stream.finish(b"")
 
     def gone(self) -> None:
         """See Receiver."""
         self._end()
 
-    def _look(self) -> None:
-        if not self._moved:
+    def _check_idle(self) -> None:
+        if not self._active:
             self.ended()
             return
-        self._moved = False
-        self._timer = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._look)
+        self._active = False
+        self._timer = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._check_idle)
 
     def _end(self) -> None:
         self._timer.cancel()
-        self._drains.count -= 1
+        self._discarder.count -= 1

@@ -1,6 +1,6 @@
-"""HTTP/2 frames (RFC 9113) as bytes: the names, the making, and the header blocks. No state of a connection.
+"""HTTP/2 frames (RFC 9113, sections 4 and 6) and header blocks (RFC 7541) as bytes, without connection state.
 
-Only what a server for gRPC on a local socket needs: no priorities, no push, no padding sent.
+Only what a gRPC server on a local socket needs: no priorities, no push, no padding in sent frames.
 """
 
 import struct
@@ -36,19 +36,19 @@ COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 0x9, 0xB
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW: Final = 65_535
 DEFAULT_FRAME: Final = 16_384
-"""The largest frame until the other side allows more, which this side never does."""
+"""SETTINGS_MAX_FRAME_SIZE; this server does not raise it."""
 MAX_WINDOW: Final = 2**31 - 1
 MAX_BLOCK: Final = 64 * 1024
-"""Bytes of one header block."""
+"""The maximum size of a header block in bytes."""
 _CACHED_BLOCKS: Final = 256
 HEAD: Final = struct.Struct(">HBBBL")
-"""What each frame begins with: its length in two parts, kind, flags, stream."""
+"""The frame header: length in two parts, type, flags, stream."""
 
 Headers = list[tuple[bytes, bytes]]
 
 
 class ProtocolError(Exception):
-    """The other side broke the protocol: the connection ends with this code."""
+    """The client violated the protocol. The connection ends with this error code (RFC 9113, section 7)."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class ProtocolError(Exception):
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """One frame. The payload must fit into DEFAULT_FRAME."""
+    """A frame. The payload has at most DEFAULT_FRAME bytes."""
     size = len(payload)
     assert size <= DEFAULT_FRAME
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
@@ -83,7 +83,7 @@ def goaway(last_stream_id: int, code: int, reason: str = "") -> bytes:
 
 
 def literal_block(headers: Headers) -> bytes:
-    """A header block that needs no table on either side, so that it can be made once. Short values only."""
+    """A header block of literals (RFC 7541, 6.2.2), without a table. Names and values below 127 bytes."""
     block = bytearray()
     for name, value in headers:
         assert len(name) < 127
@@ -97,15 +97,15 @@ def unpadded(flags: int, payload: bytes) -> bytes:
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
-        raise ProtocolError(PROTOCOL_ERROR, "more padding than payload")
+        raise ProtocolError(PROTOCOL_ERROR, "padding exceeds the payload")
     return payload[1 : len(payload) - payload[0]]
 
 
 class HeaderBlocks:
-    """Reads header blocks.
+    """Decodes header blocks.
 
-    The settings forbid the other side a table (HEADER_TABLE_SIZE 0). From then on the same bytes always mean
-    the same headers, and a client that always asks for the same thing is read from a dictionary.
+    The settings forbid the client a dynamic table (HEADER_TABLE_SIZE 0). Then equal bytes mean equal headers,
+    so blocks are cached: Envoy sends the same block for every call.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class HeaderBlocks:
         self._known: dict[bytes, Headers] = {}
 
     def forbid_table(self) -> None:
-        """The other side has taken the settings."""
+        """The client has acknowledged the settings."""
         self._decoder.max_allowed_table_size = 0
 
     def read(self, block: bytes) -> Headers:
@@ -124,7 +124,7 @@ class HeaderBlocks:
         try:
             headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except HPACKError as error:
-            raise ProtocolError(COMPRESSION_ERROR, f"the headers cannot be read: {error}") from error
+            raise ProtocolError(COMPRESSION_ERROR, f"invalid header block: {error}") from error
         stateless = self._decoder.max_allowed_table_size == 0 and block[:1] and block[0] & 0xE0 != 0x20
         if stateless and len(self._known) < _CACHED_BLOCKS:
             self._known[block] = headers

@@ -1,7 +1,8 @@
-"""A small HTTP/2 server (RFC 9113) for one kind of client: an Envoy on the same machine that calls over gRPC.
+"""A small HTTP/2 server (RFC 9113) for one kind of client: an Envoy on the same machine that speaks gRPC.
 
-It keeps the protocol's promises, flow control both ways among them, and hands bytes to a receiver for each
-stream. It never reads a message, never decides, and has no TLS: the socket's file mode is who may connect.
+It implements framing and flow control in both directions, and passes bytes to a receiver per stream. It does
+not read messages or decide anything, and has no TLS: the mode of the socket's file controls access. README.md
+lists the implemented sections.
 """
 
 import asyncio
@@ -28,12 +29,12 @@ from farebox.gateway.ext_proc.frames import (
 from farebox.gateway.ext_proc.streams import Receiver, Stream
 
 MAX_STREAMS: Final = 4096
-"""At the same time on one connection; a client opens another connection for more."""
+"""Concurrent streams of a connection; for more, a client opens another connection."""
 STREAM_WINDOW: Final = 1024 * 1024
-"""Bytes that a client may send on a stream before any of them are taken."""
+"""The flow-control window of a stream, in bytes."""
 CONNECTION_WINDOW: Final = 64 * 1024 * 1024
 _TOGETHER: Final = 8
-"""Frames that are sent in one piece at most."""
+"""The maximum of frames in one write to the socket."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,8 +43,11 @@ Accept = Callable[[Stream, Headers], Receiver]
 
 
 class Connection(asyncio.Protocol):
-    """One client. What is written in a pass of the loop and the next goes out in pieces of a few frames: they
-    share a system call, and the client goes on with the first answers while the next are made."""
+    """One client.
+
+    Frames written in one iteration of the event loop and the next are sent together, a few per system call,
+    so that the client continues with the first answers while others are computed.
+    """
 
     def __init__(self, accept: Accept, connections: set["Connection"]) -> None:
         self._accept = accept
@@ -65,13 +69,13 @@ class Connection(asyncio.Protocol):
         self._closing = False
         self._paused = False
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say the settings first."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        """Send the settings."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
         self._connections.add(self)
-        # A piece goes out when it is written, not at the end; streams keep what the socket does not take.
+        # Writes are not buffered by the transport: streams keep what the socket does not accept.
         self._transport.set_write_buffer_limits(high=0)
         self.write(
             frames.settings(
@@ -86,7 +90,7 @@ class Connection(asyncio.Protocol):
         self.write(frames.window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell all streams."""
+        """Notify all streams."""
         self._connections.discard(self)
         self._transport = None
         for stream in list(self._streams.values()):
@@ -96,29 +100,29 @@ class Connection(asyncio.Protocol):
         self._unread.clear()
 
     def pause_writing(self) -> None:
-        """The socket is full: streams keep their bytes."""
+        """The socket is full, so streams keep their bytes."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """The socket takes bytes again."""
+        """The socket accepts bytes again."""
         self._paused = False
         self._flush_all()
 
     def data_received(self, data: bytes) -> None:
-        """All whole frames in what has come."""
+        """Handle the complete frames."""
         if self._closing:
             return
         try:
             self._read_frames(self._in + data if self._in else data)
         except ProtocolError as error:
-            _log.warning("http2 client broke the protocol", code=error.code, error=str(error))
+            _log.warning("http2.protocol_error", code=error.code, error=str(error))
             self._end(error.code, str(error))
 
-    # What streams call.
+    # Called by streams.
 
     def write(self, data: bytes) -> None:
-        """Send with _TOGETHER frames, or at the end of the loop's next pass, in which the tasks run that this
-        one begins."""
+        """Queue frames. They are sent when there are _TOGETHER, or after the next iteration of the loop, in
+        which the tasks run that this iteration creates."""
         self._out.append(data)
         if len(self._out) >= _TOGETHER:
             self._send_out()
@@ -126,8 +130,8 @@ class Connection(asyncio.Protocol):
             self._flush_is_due = True
             self._loop.call_soon(self._loop.call_soon, self._write_out)
 
-    def takes(self, stream: Stream, size: int) -> bool:
-        """Whether a frame of this size can go now; its bytes are then taken from the windows."""
+    def reserve(self, stream: Stream, size: int) -> bool:
+        """See Output."""
         if size > DEFAULT_FRAME or size > stream.window or size > self._window or self._paused:
             return False
         stream.window -= size
@@ -135,46 +139,46 @@ class Connection(asyncio.Protocol):
         return True
 
     def flush(self, stream: Stream) -> None:
-        """Send what the windows allow of what waits, and the trailers when nothing waits any more."""
+        """See Output."""
         waiting = stream.waiting
         while waiting:
             size = min(len(waiting), DEFAULT_FRAME, stream.window, self._window)
-            if size <= 0 or not self.takes(stream, size):
+            if size <= 0 or not self.reserve(stream, size):
                 return
             self.write(frames.frame(frames.DATA, 0, stream.id, bytes(waiting[:size])))
             del waiting[:size]
         if stream.trailers is not None:
-            # Trailers end a call of gRPC: a client that reads them resets its side.
+            # Trailers end a gRPC call: a client that reads them resets its side.
             self.write(frames.frame(frames.HEADERS, END_HEADERS | END_STREAM, stream.id, stream.trailers))
             if stream.unread is not None:
                 self._await_reading(stream, stream.unread)
-            self.forget(stream, tell=False)
+            self.forget(stream, notify=False)
 
     def _await_reading(self, stream: Stream, unread: Callable[[], None]) -> None:
-        """A client that ends its side by itself did so without having read the trailers."""
+        """Call `unread` if the client ends its side regularly: then it has not read the trailers."""
         if stream.remote_ended:
             unread()
             return
         if len(self._unread) >= MAX_STREAMS:
-            self._unread.clear()  # by a client that says neither; nothing is wrong with that
+            self._unread.clear()  # the client neither resets nor ends its streams, which is legal
         self._unread[stream.id] = unread
 
-    def forget(self, stream: Stream, tell: bool = True) -> None:
-        """The stream is over; frames that still come for it are ignored."""
+    def forget(self, stream: Stream, notify: bool = True) -> None:
+        """Remove a stream that is over; later frames for it are ignored."""
         if stream.closed:
             return
         stream.closed = True
         stream.waiting.clear()
         self._streams.pop(stream.id, None)
-        if tell and stream.receiver is not None:
+        if notify and stream.receiver is not None:
             stream.receiver.gone()
-        if tell and stream.unread is not None:
+        if notify and stream.unread is not None:
             stream.unread()
-        # They know the stream, too: apart they are freed at once, by no search that stops the loop.
+        # They refer to the stream: without the cycle they are freed at once, not by the garbage collector.
         stream.receiver = stream.unread = None
 
     def close(self) -> None:
-        """End the connection, after what is already written."""
+        """Close the connection after sending what is written."""
         if self._transport is not None and not self._closing:
             self._end(frames.NO_ERROR, "")
 
@@ -184,7 +188,7 @@ class Connection(asyncio.Protocol):
         position, end = 0, len(data)
         if not self._preface_seen:
             if not PREFACE.startswith(data[: len(PREFACE)]):
-                raise ProtocolError(frames.PROTOCOL_ERROR, "this is not HTTP/2")
+                raise ProtocolError(frames.PROTOCOL_ERROR, "not HTTP/2")
             if end < len(PREFACE):
                 self._in = data
                 return
@@ -194,7 +198,7 @@ class Connection(asyncio.Protocol):
             high, low, kind, flags, stream_id = frames.HEAD.unpack_from(data, position)
             size = high << 8 | low
             if size > DEFAULT_FRAME:
-                raise ProtocolError(frames.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                raise ProtocolError(frames.FRAME_SIZE_ERROR, f"frame of {size} bytes")
             behind = position + 9 + size
             if behind > end:
                 break
@@ -204,7 +208,7 @@ class Connection(asyncio.Protocol):
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._open_block is not None and kind != CONTINUATION:
-            raise ProtocolError(frames.PROTOCOL_ERROR, "a header block was not finished")
+            raise ProtocolError(frames.PROTOCOL_ERROR, "unfinished header block")
         if kind == frames.DATA:
             self._on_data(flags, stream_id, payload)
         elif kind == frames.HEADERS:
@@ -221,14 +225,14 @@ class Connection(asyncio.Protocol):
         elif kind == frames.PING:
             self._on_ping(flags, stream_id, payload)
         elif kind == frames.PUSH_PROMISE:
-            raise ProtocolError(frames.PROTOCOL_ERROR, "clients do not push")
-        # GOAWAY: the client ends the connection itself. PRIORITY and unknown kinds are ignored.
+            raise ProtocolError(frames.PROTOCOL_ERROR, "push from a client")
+        # GOAWAY: the client closes the connection itself. PRIORITY and unknown types are ignored.
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         stream = self._known(stream_id)
         self._consumed += len(payload)
         if self._consumed > CONNECTION_WINDOW:
-            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more data than the connection's window")
+            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "data exceeds the connection window")
         if self._consumed > CONNECTION_WINDOW // 2:
             self.write(frames.window_update(0, self._consumed))
             self._consumed = 0
@@ -289,29 +293,29 @@ class Connection(asyncio.Protocol):
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if self._open_block is None or self._open_block[0] != stream_id:
-            raise ProtocolError(frames.PROTOCOL_ERROR, "a continuation of nothing")
+            raise ProtocolError(frames.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         _, first_flags, block = self._open_block
         block += payload
         if len(block) > frames.MAX_BLOCK:
-            raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many headers")
+            raise ProtocolError(frames.ENHANCE_YOUR_CALM, "header block too large")
         if flags & END_HEADERS:
             self._on_block(flags, stream_id, first_flags, bytes(block))
 
     def _known(self, stream_id: int, may_be_new: bool = False) -> Stream | None:
-        """The stream if it is open, None if it is over, or new. Raises ProtocolError if it cannot be."""
+        """The stream if it is open; None if it is over or new. Raises ProtocolError if the id is invalid."""
         stream = self._streams.get(stream_id)
         if stream is None and (stream_id % 2 == 0 or (stream_id > self._last_id and not may_be_new)):
-            raise ProtocolError(frames.PROTOCOL_ERROR, f"there is no stream {stream_id}")
+            raise ProtocolError(frames.PROTOCOL_ERROR, f"stream {stream_id} does not exist")
         return stream
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise ProtocolError(frames.FRAME_SIZE_ERROR, "a window update must have 4 bytes")
+            raise ProtocolError(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE without 4 bytes")
         increment = int.from_bytes(payload, "big") & MAX_WINDOW
         if stream_id == 0:
             self._window += increment
             if increment == 0 or self._window > MAX_WINDOW:
-                raise ProtocolError(frames.FLOW_CONTROL_ERROR, "the connection's window cannot be so")
+                raise ProtocolError(frames.FLOW_CONTROL_ERROR, "invalid connection window")
             self._flush_all()
         elif (stream := self._known(stream_id)) is not None:
             stream.window += increment
@@ -322,7 +326,7 @@ class Connection(asyncio.Protocol):
 
     def _on_reset(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise ProtocolError(frames.FRAME_SIZE_ERROR, "a reset must have 4 bytes")
+            raise ProtocolError(frames.FRAME_SIZE_ERROR, "RST_STREAM without 4 bytes")
         if (stream := self._known(stream_id)) is not None:
             self.forget(stream)
         else:
@@ -330,11 +334,11 @@ class Connection(asyncio.Protocol):
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) % 6 or (flags & ACK and payload):
-            raise ProtocolError(frames.FRAME_SIZE_ERROR, "settings cannot be so")
+            raise ProtocolError(frames.FRAME_SIZE_ERROR, "invalid SETTINGS")
         if flags & ACK:
             self._blocks.forbid_table()
             return
-        # The client reckons with the new windows from the acknowledgement on: it goes before any data.
+        # The client applies the new windows when it reads the acknowledgement, so it precedes any data.
         self.write(frames.frame(frames.SETTINGS, ACK, 0))
         for name, value in struct.iter_unpack(">HL", payload):
             if name == frames.INITIAL_WINDOW_SIZE:
@@ -342,7 +346,7 @@ class Connection(asyncio.Protocol):
 
     def _set_stream_windows(self, value: int) -> None:
         if value > MAX_WINDOW:
-            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "a window is at most 2^31 - 1")
+            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "window exceeds 2^31 - 1")
         difference = value - self._peer_stream_window
         self._peer_stream_window = value
         for stream in self._streams.values():
@@ -351,7 +355,7 @@ class Connection(asyncio.Protocol):
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) != 8:
-            raise ProtocolError(frames.FRAME_SIZE_ERROR, "a ping must have 8 bytes")
+            raise ProtocolError(frames.FRAME_SIZE_ERROR, "PING without 8 bytes")
         if not flags & ACK:
             self.write(frames.frame(frames.PING, ACK, 0, payload))
 

@@ -1,7 +1,8 @@
-"""The few messages of Envoy's external processing (envoy.service.ext_proc.v3), as protobuf bytes. Pure.
+"""The messages of Envoy's external processing (envoy.service.ext_proc.v3) as protobuf bytes. Pure.
 
-By hand, because of hundreds of fields the gateway reads six and writes nine, for each call. The numbers are
-those of Envoy's .proto files, named beside each use; unknown fields are skipped, as protobuf asks.
+They are encoded by hand, because the gateway reads six and writes nine of hundreds of fields, for every call.
+Field numbers are those of Envoy's .proto files, named beside each use. Unknown fields are skipped, as
+protobuf requires.
 """
 
 from collections import Counter
@@ -15,34 +16,34 @@ from msgspec import Struct
 from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
 
 CONTINUE: Final = b"\x0a\x00"
-"""ProcessingResponse{request_headers: {}}: go on, and send the body."""
+"""ProcessingResponse{request_headers: {}}: continue, and send the body."""
 LABELS: Final = "farebox"
-"""The namespace of the dynamic metadata that the access log reads."""
+"""The namespace of the dynamic metadata for the access log."""
 CLUSTER_HEADER: Final = "x-gw-cluster"
 PEER_HEADER: Final = "x-gw-peer"
-HIDING_HEADER: Final = "x-gw-redaction"
-"""A Hiding, where there is one."""
+REDACTION_HEADER: Final = "x-gw-redaction"
+"""The UsageRedaction of a stream, unless it is NOTHING."""
 PRIVATE_PREFIX: Final = "x-gw-"
 PLAIN_CLUSTER: Final = "upstream"
 TLS_CLUSTER: Final = "upstream_tls"
 DECISION_CLUSTER: Final = "decision"
 REFUSED: Final = "farebox_refused"
-"""The response code details of a call that the handler refused."""
+"""The response code details of a call that the handler answered itself."""
 
 _REQUEST_ID: Final = "x-request-id"
 _NOTHING: Final[frozenset[str]] = frozenset()
 _MAX_CACHED_ENTRY: Final = 64
-"""Longer header entries are not kept for the next time: they may hold a key, and differ anyway."""
+"""Longer header entries are not cached: they may contain a key, and rarely repeat."""
 _MAX_CACHED: Final = 4096
 _MAX_MUTATIONS: Final = 1024
 _CLEAR_ROUTE_CACHE: Final = b"\x28\x01"  # CommonResponse.clear_route_cache = 5
 _CLEAR_BODY: Final = b"\x10\x01"  # BodyMutation.clear_body = 2
 _ALWAYS_REMOVED: Final = ("accept-encoding",)
-"""A compressed answer could not be read for its usage."""
+"""The usage of a compressed answer could not be read."""
 
 
 class InvalidMessage(Exception):
-    """The bytes are no message of the protocol, or one that was not asked for."""
+    """The bytes are not a message of the protocol, or not one that was requested."""
 
 
 class HeadersMessage(Struct, frozen=True):
@@ -56,10 +57,10 @@ class HeadersMessage(Struct, frozen=True):
 
 
 def read_request(message: bytes) -> HeadersMessage | bytes:
-    """A ProcessingRequest: the head of a call, or its whole body (the mode is BUFFERED).
+    """Decode a ProcessingRequest: the head of a call, or its complete body (mode BUFFERED).
 
     Raises:
-        InvalidMessage: it is cut off, or about responses or trailers, which the configuration does not send.
+        InvalidMessage: it is truncated, or about responses or trailers, which the configuration excludes.
     """
     fields = _fields(message)
     if 2 in fields:  # request_headers: HttpHeaders{headers = 1, end_of_stream = 3}
@@ -67,7 +68,7 @@ def read_request(message: bytes) -> HeadersMessage | bytes:
         return HeadersMessage(_head(_map(request.get(1, b""))), request.get(3, b"\x00") == b"\x00")
     if 4 in fields:  # request_body: HttpBody{body = 1}
         return _fields(fields[4]).get(1, b"")
-    raise InvalidMessage("neither headers nor a body of a request")
+    raise InvalidMessage("neither request headers nor a request body")
 
 
 def _head(entries: list[tuple[str, str]]) -> RequestHead:
@@ -85,7 +86,7 @@ def _head(entries: list[tuple[str, str]]) -> RequestHead:
 
 
 def _map(message: bytes) -> list[tuple[str, str]]:
-    """A HeaderMap{headers = 1}. Read in place: it is the longest part of what Envoy sends."""
+    """A HeaderMap{headers = 1}. Decoded in place, because it is the longest part of a message."""
     entries = []
     known = _entries.get
     position, end = 0, len(message)
@@ -98,22 +99,22 @@ def _map(message: bytes) -> list[tuple[str, str]]:
             entries.append(entry)
             position = behind
     except IndexError:
-        raise InvalidMessage("a header is cut off") from None
+        raise InvalidMessage("truncated header") from None
     return entries
 
 
 _entries: dict[bytes, tuple[str, str]] = {}
-"""By the whole field, with tag and size."""
+"""Decoded entries by the bytes of the field, tag and size included."""
 
 
 def _entry(message: bytes, position: int) -> tuple[tuple[str, str], int]:
     """A HeaderValue{key = 1, value = 2, raw_value = 3} of a map, and the position behind it."""
     if message[position] != 0x0A:
-        raise InvalidMessage("a header map holds nothing but headers")
+        raise InvalidMessage("unexpected field in a header map")
     size, start = _varint(message, position + 1)
     behind = start + size
     if behind > len(message):
-        raise InvalidMessage("a header is longer than the map")
+        raise InvalidMessage("header exceeds the header map")
     fields = _fields(message[start:behind])
     name = fields.get(1, b"").decode("latin-1")
     entry = (name, (fields.get(3) or fields.get(2, b"")).decode("latin-1"))
@@ -123,7 +124,7 @@ def _entry(message: bytes, position: int) -> tuple[tuple[str, str], int]:
 
 
 def _fields(message: bytes) -> dict[int, bytes]:
-    """The fields of a message by number, the last of each: of a varint its bytes, of fixed ones nothing."""
+    """The last occurrence of each field, by number. Varints are bytes; fixed-size fields are skipped."""
     fields = {}
     position, end = 0, len(message)
     try:
@@ -148,14 +149,14 @@ def _fields(message: bytes) -> dict[int, bytes]:
             else:
                 raise InvalidMessage(f"wire type {wire}")
     except IndexError:
-        raise InvalidMessage("a field is cut off") from None
+        raise InvalidMessage("truncated field") from None
     if position > end:
-        raise InvalidMessage("a field is longer than its message")
+        raise InvalidMessage("field exceeds its message")
     return fields
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, and the position behind it. Raises IndexError if it is cut off."""
+    """The number at a position, and the position behind it. Raises IndexError if it is truncated."""
     value = shift = 0
     while True:
         byte = message[position]
@@ -165,17 +166,17 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
             return value, position
         shift += 7
         if shift > 63:
-            raise InvalidMessage("a number of more than 64 bits")
+            raise InvalidMessage("varint exceeds 64 bits")
 
 
 # Writing.
 
 
 def continue_request(decision: Route, on_headers: bool) -> bytes:
-    """The ProcessingResponse that sends a call to its upstream.
+    """The ProcessingResponse that forwards a call to its upstream.
 
     Args:
-        on_headers: it answers a headers message (the request has no body), not a body message.
+        on_headers: whether it answers a headers message (a request without a body) or a body message.
     """
     body = decision.body
     if body is None:
@@ -188,7 +189,7 @@ def continue_request(decision: Route, on_headers: bool) -> bytes:
 
 
 def discard(path: str, header: str, value: str, removed: Iterable[str]) -> bytes:
-    """The ProcessingResponse to a headers message that sends the body here, with one header."""
+    """The ProcessingResponse that sends the body back to this process, with one header."""
     headers = {":path": path, CLUSTER_HEADER: DECISION_CLUSTER, header: value}
     parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]
     parts += [_bytes(2, name.encode()) for name in removed]
@@ -196,7 +197,7 @@ def discard(path: str, header: str, value: str, removed: Iterable[str]) -> bytes
 
 
 def immediate_response(decision: ImmediateResponse) -> bytes:
-    """The ProcessingResponse that answers a call here."""
+    """The ProcessingResponse that answers a call directly."""
     mutation = b"".join(_bytes(1, _set_header(name, value)) for name, value in decision.headers.items())
     immediate = _bytes(1, b"\x08" + _number(decision.status)) + _bytes(2, mutation)
     return _bytes(7, immediate + _bytes(3, decision.body) + _bytes(5, REFUSED.encode()))
@@ -208,7 +209,7 @@ _mutations: dict[tuple[object, ...], bytes] = {}
 def _mutation(decision: Route) -> bytes:
     """HeaderMutation{set_headers = 1, remove_headers = 2}, without content-length.
 
-    Calls of one service differ in nothing here, so it is made once.
+    Cached, because the calls of a service have the same mutation.
     """
     key = (
         *(decision.path, decision.upstream, decision.tls, decision.redaction),
@@ -225,11 +226,11 @@ def _mutation(decision: Route) -> bytes:
         CLUSTER_HEADER: TLS_CLUSTER if decision.tls else PLAIN_CLUSTER,
     }
     if decision.redaction:
-        headers[HIDING_HEADER] = decision.redaction
+        headers[REDACTION_HEADER] = decision.redaction
     parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]
     parts += [_bytes(2, name.encode()) for name in (*_ALWAYS_REMOVED, *decision.remove_headers)]
     if len(_mutations) >= _MAX_MUTATIONS:
-        _mutations.clear()  # providers' tokens change, and clients choose what is removed
+        _mutations.clear()  # tokens of providers change, and clients choose the removed headers
     made = _mutations[key] = b"".join(parts)
     return made
 
@@ -246,7 +247,7 @@ def _set_header(name: str, value: str) -> bytes:
 
 
 def _labels(labels: Mapping[str, str]) -> bytes:
-    """Struct{farebox: Struct{labels: a string}}: in one piece, which costs Envoy less than a struct would.
+    """Struct{farebox: Struct{labels: a JSON string}}: a string costs Envoy less than a struct.
 
     Struct{fields = 1: map of string to Value{string_value = 3, struct_value = 5}}.
     """
@@ -256,7 +257,7 @@ def _labels(labels: Mapping[str, str]) -> bytes:
 
 
 def _bytes(number: int, content: bytes) -> bytes:
-    """A field with a length."""
+    """A length-delimited field."""
     size = len(content)
     if size < 0x80:
         return b"%c%c%b" % (number << 3 | 2, size, content)

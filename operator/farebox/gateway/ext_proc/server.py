@@ -1,8 +1,8 @@
-"""Serves Envoy's questions on a Unix socket: HTTP/2, gRPC's framing, one exchange for each call.
+"""Envoy's ext_proc service on a Unix socket: HTTP/2, gRPC framing, and one stream per call.
 
-It asks the handler and passes on what it says: by the head alone first, so that nobody holds the body of a
-call that is refused whatever is in it (`draining`). It never decides by itself but for two things: a body
-over the limit is refused, and a handler that raises is an error for the client, never an open door.
+It passes each call to the handler, first the head alone, so that the body of a refused call is never buffered
+(`discard`). It makes two decisions itself: a body over the limit is refused, and if the handler raises, the
+call fails with an error and is not forwarded.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from farebox.metrics import GATEWAY_DECISION_SECONDS
 
 PATH: Final = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 CLOSE_SECONDS: Final = 5.0
-"""Decisions under way get so long when the server is closed."""
+"""The time that running decisions have when the server closes."""
 _HEAD_ROOM: Final = 256 * 1024
-"""What a message may have beside a body of the greatest size."""
-_KEPT: Final = ("host", "content-length", "x-forwarded-proto", "x-request-id")
-"""Headers of a refused call that Envoy needs to send its body on; nothing else goes along."""
+"""Bytes of a message beyond the body."""
+_FORWARDED_HEADERS: Final = ("host", "content-length", "x-forwarded-proto", "x-request-id")
+"""The headers of a refused call that Envoy needs to stream its body; all others are removed."""
 _RESPONSE: Final = literal_block([(b":status", b"200"), (b"content-type", b"application/grpc")])
 _OK: Final = literal_block([(b"grpc-status", b"0")])
 _CANCELLED: Final = literal_block([(b"grpc-status", b"1")])
@@ -51,14 +51,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Decisions:
-    """What all exchanges share: the handler, the limit, and the decisions under way."""
+    """Shared by all streams: the handler, the limit of bodies, and the running decisions."""
 
-    def __init__(self, handler: HeadHandler, max_body_bytes: int, unread: OnAbandoned) -> None:
+    def __init__(self, handler: HeadHandler, max_body_bytes: int, on_abandoned: OnAbandoned) -> None:
         self.handler = handler
-        self.unread = unread
+        self.on_abandoned = on_abandoned
         self.max_body_bytes = max_body_bytes
         self.tasks: set[asyncio.Task[None]] = set()
-        self.drains = BodyDiscarder()
+        self.discarder = BodyDiscarder()
         self._loop = asyncio.get_running_loop()
 
     def accept(self, stream: Stream, headers: Headers) -> Receiver:
@@ -67,35 +67,35 @@ class Decisions:
             return ProcessingStream(self, stream)
         if (b":path", discard.PATH) in headers:
             with suppress(InvalidMessage):
-                return self.drains.accept(stream, headers)
+                return self.discarder.accept(stream, headers)
         return Unimplemented(stream)
 
-    def begin(self, exchange: "ProcessingStream", body: bytes | None) -> asyncio.Task[None]:
+    def begin(self, stream: "ProcessingStream", body: bytes | None) -> asyncio.Task[None]:
         """Decide in a task of its own."""
-        task = self._loop.create_task(exchange.decide(body))
+        task = self._loop.create_task(stream.decide(body))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
 
 class Unimplemented:
-    """A call of another method."""
+    """A stream of another gRPC method."""
 
     def __init__(self, stream: Stream) -> None:
         stream.finish(_UNIMPLEMENTED)
 
     def data(self, chunk: bytes) -> None:
-        """Not read."""
+        """See Receiver. Ignored."""
 
     def ended(self) -> None:
-        """Nothing to do."""
+        """See Receiver. Ignored."""
 
     def gone(self) -> None:
-        """Nothing to do."""
+        """See Receiver. Ignored."""
 
 
 class ProcessingStream:
-    """One call: its head comes, then its body if there is one; a decision goes back and ends the stream."""
+    """One call: its head, its body if it has one, and the decision, which ends the stream."""
 
     __slots__ = ("_buffer", "_decide", "_decisions", "_head", "_stream", "_task")
 
@@ -108,7 +108,7 @@ class ProcessingStream:
         self._task: asyncio.Task[None] | None = None
 
     def data(self, chunk: bytes) -> None:
-        """See Receiver: the messages in what came."""
+        """See Receiver. Handles the messages that are complete."""
         buffer = self._buffer
         try:
             if not buffer and len(chunk) >= 5 and len(chunk) == 5 + int.from_bytes(chunk[1:5], "big"):
@@ -125,22 +125,22 @@ class ProcessingStream:
                 del buffer[: 5 + size]
                 self._message(message)
         except InvalidMessage as error:
-            _log.warning("ext_proc message cannot be read", error=str(error))
+            _log.warning("ext_proc.invalid_message", error=str(error))
             self._fail(_INVALID)
 
     def ended(self) -> None:
-        """See Receiver. Envoy closes its side when the call is over, or when it has the answer."""
+        """See Receiver. Envoy ends its side when the call is over, or when it has the decision."""
         if self._task is None:
             self._fail(_CANCELLED)
 
     def gone(self) -> None:
-        """See Receiver: the client has left, so nobody needs the decision."""
+        """See Receiver. The client has left, so the decision is not needed."""
         if self._task is not None:
             self._task.cancel()
-            self._task = None  # it keeps where it was cancelled, which is here
+            self._task = None  # its traceback would keep this object alive
 
     async def decide(self, body: bytes | None) -> None:
-        """Ask who decides with the body, and answer."""
+        """Decide the call with its body, and answer."""
         assert self._decide is not None
         began = perf_counter()
         try:
@@ -152,12 +152,12 @@ class ProcessingStream:
 
     def _check(self, compressed: int, size: int) -> None:
         if compressed or size > self._decisions.max_body_bytes + _HEAD_ROOM:
-            raise InvalidMessage("a message is compressed, or larger than a body may be")
+            raise InvalidMessage("message is compressed or too large")
 
     def _message(self, message: bytes) -> None:
         request = messages.read_request(message)
         if self._task is not None:
-            raise InvalidMessage("a message after the last")
+            raise InvalidMessage("message after the last one")
         if isinstance(request, HeadersMessage):
             self._on_headers(request)
         else:
@@ -165,7 +165,7 @@ class ProcessingStream:
 
     def _on_headers(self, message: HeadersMessage) -> None:
         if self._head is not None:
-            raise InvalidMessage("headers twice")
+            raise InvalidMessage("repeated headers")
         self._head = message.head
         self._stream.start(_RESPONSE)
         began = perf_counter()
@@ -179,7 +179,7 @@ class ProcessingStream:
             self._refuse(first, message)
             return
         self._decide = first
-        # CONNECT has none, and no end either: what follows would be the tunnel.
+        # CONNECT has no body; what follows would be the tunnel.
         if not message.has_body or message.head.method == "CONNECT":
             self._task = self._decisions.begin(self, None)
         elif _announced(message.head) > self._decisions.max_body_bytes:
@@ -187,19 +187,23 @@ class ProcessingStream:
         else:
             self._send(messages.CONTINUE)
 
-    def _refuse(self, refusal: ImmediateResponse, message: HeadersMessage) -> None:
-        """Answer a call by its head. A large body that comes is read first, so that its client listens."""
+    def _refuse(self, response: ImmediateResponse, message: HeadersMessage) -> None:
+        """Answer a call by its head; a large body is discarded first, so that the client reads the answer."""
         large = message.has_body and _announced(message.head, discard.SMALL_BYTES + 1) > discard.SMALL_BYTES
-        if not large or message.head.method == "CONNECT" or self._decisions.drains.full:
-            self._answer(refusal, on_headers=True)
+        if not large or message.head.method == "CONNECT" or self._decisions.discarder.full:
+            self._answer(response, on_headers=True)
             return
-        removed = [name for name in message.head.headers if name not in _KEPT]
-        self._send(messages.discard(discard.PATH.decode(), discard.HEADER, discard.written(refusal), removed))
+        removed = [name for name in message.head.headers if name not in _FORWARDED_HEADERS]
+        self._send(
+            messages.discard(
+                discard.PATH.decode(), discard.HEADER, discard.encode_response(response), removed
+            )
+        )
         self._stream.finish(_OK)
 
     def _on_body(self, body: bytes) -> None:
         if self._head is None or self._decide is None:
-            raise InvalidMessage("a body that was not asked for")
+            raise InvalidMessage("unexpected body")
         if len(body) > self._decisions.max_body_bytes:
             self._answer(self._too_large(self._head), on_headers=False)
         else:
@@ -214,49 +218,50 @@ class ProcessingStream:
             self._stream.finish(_OK)
         else:
             self._send(messages.continue_request(decision, on_headers))
-            self._stream.finish(_OK, self._unread)
+            self._stream.finish(_OK, self._abandoned)
 
-    def _unread(self) -> None:
-        """The client of the call left while it was decided: Envoy may not have sent it on, nor log it."""
+    def _abandoned(self) -> None:
+        """The client left during the decision, so Envoy may neither have forwarded the call nor log it."""
         assert self._head is not None
-        self._decisions.unread(self._head.request_id)
+        self._decisions.on_abandoned(self._head.request_id)
 
     def _send(self, message: bytes) -> None:
         self._stream.send(b"\x00" + len(message).to_bytes(4, "big") + message)
 
     def _fault(self) -> None:
         """The handler raised."""
-        _log.exception("the handler failed", request_id=self._head.request_id if self._head else "")
+        _log.exception("handler.failed", request_id=self._head.request_id if self._head else "")
         self._fail(_INTERNAL)
 
     def _fail(self, trailers: bytes) -> None:
-        """End the exchange without a decision: Envoy answers with its own error."""
+        """End the stream without a decision; Envoy answers with an error of its own."""
         if self._head is None:
             self._stream.start(_RESPONSE)
         self._stream.finish(trailers)
 
 
-def _announced(head: RequestHead, unsaid: int = 0) -> int:
-    """The Content-Length, or `unsaid` without one. Envoy has checked that it is a number."""
+def _announced(head: RequestHead, default: int = 0) -> int:
+    """The Content-Length, or `default`. Envoy has checked that it is a number."""
     value = head.headers.get("content-length", "")
-    return int(value) if value.isdecimal() else unsaid
+    return int(value) if value.isdecimal() else default
 
 
 @asynccontextmanager
 async def listening(
-    path: Path, handler: HeadHandler, max_body_bytes: int, unread: OnAbandoned = lambda _: None
+    path: Path, handler: HeadHandler, max_body_bytes: int, on_abandoned: OnAbandoned = lambda _: None
 ) -> AsyncIterator[None]:
-    """Answer Envoys on this socket inside the `async with`.
+    """Serve Envoys on this socket inside the `async with`.
 
-    `unread` hears of calls of which it is not known whether they went on their way.
+    The socket is accessible to the user and the group of this process. The socket of a dead process is
+    replaced. At the end, running decisions get CLOSE_SECONDS.
 
-    The socket is for the user and the group of this process. One that a dead process left is replaced. At
-    the end, decisions under way get CLOSE_SECONDS.
+    Args:
+        on_abandoned: receives calls whose client left during the decision.
 
     Raises:
-        OSError: the socket cannot be made.
+        OSError: the socket cannot be created.
     """
-    decisions = Decisions(handler, max_body_bytes, unread)
+    decisions = Decisions(handler, max_body_bytes, on_abandoned)
     connections: set[Connection] = set()
     loop = asyncio.get_running_loop()
     server = await loop.create_unix_server(lambda: Connection(decisions.accept, connections), str(path))

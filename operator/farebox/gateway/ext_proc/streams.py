@@ -1,4 +1,4 @@
-"""The streams of the HTTP/2 server: what the application holds of one, and what it has to be for it."""
+"""Streams of the HTTP/2 server, and the interfaces of the connection and the application to them."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -8,36 +8,36 @@ from farebox.gateway.ext_proc.frames import END_HEADERS
 
 
 class Output(Protocol):
-    """The connection, as its streams use it."""
+    """The connection, as its streams see it."""
 
     def write(self, data: bytes) -> None:
-        """Send whole frames, in this order."""
+        """Send complete frames in order."""
 
-    def takes(self, stream: "Stream", size: int) -> bool:
-        """Whether a frame of this size can go now; its bytes are then taken from the windows."""
+    def reserve(self, stream: "Stream", size: int) -> bool:
+        """Whether a DATA frame of this size may be sent now; if so, it is deducted from the windows."""
 
     def flush(self, stream: "Stream") -> None:
-        """Send what the windows allow of what waits, and the trailers when nothing waits any more."""
+        """Send waiting data as the windows allow, and then the trailers."""
 
     def forget(self, stream: "Stream") -> None:
-        """The stream is over."""
+        """Remove a stream that is over."""
 
 
 class Receiver(Protocol):
     """The application's end of a stream."""
 
     def data(self, chunk: bytes) -> None:
-        """Some bytes came."""
+        """Receive bytes."""
 
     def ended(self) -> None:
-        """The client will send no more; it still listens."""
+        """The client has finished sending, and still reads."""
 
     def gone(self) -> None:
-        """The stream was reset, or the connection is lost: nobody listens."""
+        """The stream was reset, or the connection was lost."""
 
 
 class Stream:
-    """The server's end of a stream: `start`, then `send` as often as need be, then `finish`."""
+    """The server's side of a stream: `start`, then any number of `send`, then `finish`."""
 
     __slots__ = (
         "_connection",
@@ -65,25 +65,25 @@ class Stream:
         self.closed = False
 
     def start(self, block: bytes) -> None:
-        """The response's header block."""
+        """Send the header block of the response."""
         if not self.closed:
             self._connection.write(frames.frame(frames.HEADERS, END_HEADERS, self.id, block))
 
     def send(self, data: bytes) -> None:
-        """Some of the response; it waits here while the client's windows are closed."""
+        """Send data of the response. It waits while the client's windows are closed."""
         if self.closed:
             return
-        if not self.waiting and self._connection.takes(self, len(data)):
+        if not self.waiting and self._connection.reserve(self, len(data)):
             self._connection.write(frames.frame(frames.DATA, 0, self.id, data))
             return
         self.waiting += data
         self._connection.flush(self)
 
     def finish(self, block: bytes, unread: Callable[[], None] | None = None) -> None:
-        """The trailers, after all that was sent.
+        """Send the trailers after the data.
 
         Args:
-            unread: is called if the client may not have read them: it has ended its side, or is lost.
+            unread: called if the client may not have read them, because it ended its side or is lost.
         """
         if self.closed:
             return
@@ -91,7 +91,7 @@ class Stream:
         self._connection.flush(self)
 
     def abort(self, code: int) -> None:
-        """End it without a response."""
+        """Reset the stream."""
         if not self.closed:
             self._connection.write(frames.reset(self.id, code))
             self._connection.forget(self)

@@ -1,8 +1,8 @@
-"""What accounts can still spend, as this replica knows it: the meter's word, less what it admitted since.
+"""The spend tracker: what accounts can still spend, by the ledger's figures less this replica's own calls.
 
-A call's commitment counts from its admission until the ledger's own figures have its charge in them. So a
-charge is never missing in between; for a moment it may count twice. What Hard accounts must have in full is
-held elsewhere, in `leases.py`. No I/O: `feed.py` tells it what the meter says, the handler what is admitted.
+An authorization counts from the admission of a call until the ledger's figures include its charge. So a
+charge is never missing in between, and may briefly count twice. `credit_leases` holds the maximum cost for
+Hard accounts. No I/O: `feed` reports the ledger's figures, the handler and the settlement report calls.
 """
 
 import time
@@ -21,12 +21,12 @@ from farebox.domain.keys import ObjectKey
 from farebox.meterapi.types import AccountBalance, QuotaBalance
 
 LOST_SECONDS: Final = 300.0
-"""A call that has told no usage so long after `call_seconds`, the most that a call may take, is lost, as its
-Envoy was killed, say. What was kept for it must not stay for ever."""
+"""A call without usage is lost this long after `call_seconds`, the maximum duration of a call, for example
+because its Envoy was killed. Its reservations are then released."""
 
 K = TypeVar("K")
 _Pool = tuple[ObjectKey, str]
-"""An account's free tokens for a model."""
+"""An account and a model: the key of a free quota."""
 
 
 class _Authorization(Struct):
@@ -40,12 +40,12 @@ class _Authorization(Struct):
 
 @dataclass
 class SpendTracker:
-    """Balances and free quotas, with what is committed of them.
+    """Balances and free quotas, and the authorizations that the ledger's figures do not include yet.
 
     Args:
-        max_age: seconds of silence after which nothing may be spent on the meter's word any more.
+        max_age: seconds after which the ledger's last figures are too old to spend on.
         clock: monotonic seconds.
-        call_seconds: no call takes longer.
+        call_seconds: the maximum duration of a call.
     """
 
     max_age: float
@@ -61,21 +61,21 @@ class SpendTracker:
     _tokens: dict[_Pool, int] = field(default_factory=dict)
     _acknowledged: deque[tuple[float, str]] = field(default_factory=deque)
     _charged: deque[tuple[int, str]] = field(default_factory=deque)
-    _read_to: int = 0
+    _sequence: int = 0
     on_acknowledged: Callable[[], None] = lambda: None
 
     @property
     def lost_after(self) -> float:
-        """Seconds after which a call that told nothing of its end is lost."""
+        """Seconds after which a call without usage is lost."""
         return self.call_seconds + LOST_SECONDS
 
     @property
     def fresh(self) -> bool:
-        """Whether the feed was read to its end once, and heard recently enough."""
+        """Whether the feed was read completely once, and responded recently enough."""
         return self.complete and self.updated_at is not None and self.clock() - self.updated_at < self.max_age
 
     def available(self, account: ObjectKey) -> Nano | Unknown:
-        """What the account can spend."""
+        """The money that the account can spend."""
         balance = self._balances.get(account)
         if balance is None:
             return UNKNOWN
@@ -83,62 +83,67 @@ class SpendTracker:
         return Nano(left)
 
     def free_tokens(self, account: ObjectKey, model: str) -> FreeTokens | Unknown:
-        """What is left of the account's free quota for a model."""
+        """The rest of the account's free quota for a model."""
         quota = self._quotas.get((account, model))
         if quota is None:
             return UNKNOWN
         return FreeTokens(quota.total - quota.used - self._tokens.get((account, model), 0), quota.expires_at)
 
     def authorize(self, call: str, account: ObjectKey, amount: int, model: str, tokens: int) -> None:
-        """Count money and free tokens as spent by a call that is on its way."""
-        assert call not in self._running, "each call has an id of its own"
+        """Count money and free tokens as spent by an admitted call."""
+        assert call not in self._running, "ids of calls are unique"
         self._running[call] = _Authorization(account, amount, model, tokens, self.clock())
         self._count(account, amount, model, tokens)
 
     def void(self, call: str) -> None:
-        """The call is not made, or used nothing. One that is not known is fine."""
-        commitment = self._running.pop(call, None) or self._ended.pop(call, None)
-        if commitment is not None:
-            self._count(commitment.account, -commitment.amount, commitment.model, -commitment.tokens)
+        """Drop the authorization of a call that is not made or costs nothing. Unknown ids are ignored."""
+        authorization = self._running.pop(call, None) or self._ended.pop(call, None)
+        if authorization is not None:
+            self._count(
+                authorization.account, -authorization.amount, authorization.model, -authorization.tokens
+            )
 
     def is_authorized(self, call: str) -> bool:
-        """Whether it was committed, and nothing was heard of its end."""
+        """Whether the call is authorized and its end is not reported yet."""
         return call in self._running
 
     def capture(self, call: str, amount: int, tokens: int) -> None:
-        """The call has ended: the ledger is going to charge it so much, however long it is away.
+        """Replace the authorization of an ended call by its actual charge until the ledger reports it.
 
-        Its tokens count on the free quota if it was to be paid by that.
+        Its tokens count against the free quota if that was authorized to pay for it.
         """
-        commitment = self._running.pop(call, None)
-        if commitment is None:
+        authorization = self._running.pop(call, None)
+        if authorization is None:
             return
-        tokens = tokens if commitment.tokens else 0
+        tokens = tokens if authorization.tokens else 0
         self._count(
-            commitment.account, amount - commitment.amount, commitment.model, tokens - commitment.tokens
+            authorization.account,
+            amount - authorization.amount,
+            authorization.model,
+            tokens - authorization.tokens,
         )
-        commitment.amount, commitment.tokens = amount, tokens
+        authorization.amount, authorization.tokens = amount, tokens
         if amount or tokens:
-            self._ended[call] = commitment
+            self._ended[call] = authorization
 
     def acknowledge(self, calls: Iterable[str], sequence: int = 0) -> None:
-        """The ledger has committed the usage of these calls.
+        """The ledger has charged these calls.
 
         Args:
-            sequence: their charges are in the feed when it was read so far; 0: nobody said, and what is asked
-                for from now on has them.
+            sequence: the sequence of the feed that includes the charges; 0: unknown, so every page requested
+                from now on includes them.
         """
         now = self.clock()
         for call in calls:
-            commitment = self._ended.get(call) or self._running.get(call)
-            if commitment is None or commitment.acknowledged:
+            authorization = self._ended.get(call) or self._running.get(call)
+            if authorization is None or authorization.acknowledged:
                 continue
-            commitment.acknowledged = True
+            authorization.acknowledged = True
             if sequence:
                 self._charged.append((sequence, call))
             else:
                 self._acknowledged.append((now, call))
-        self._let_go_of_charged()
+        self._release_included()
         if self._acknowledged or self._charged:
             self.on_acknowledged()
 
@@ -150,11 +155,11 @@ class SpendTracker:
         asked_at: float,
         sequence: int = 0,
     ) -> None:
-        """Take in a page of the feed.
+        """Apply a page of the feed.
 
         Args:
-            asked_at: when it was asked for, by `clock`.
-            sequence: the feed is read so far with it.
+            asked_at: the time of the request, by `clock`.
+            sequence: the sequence up to which the feed is read with this page.
         """
         self.updated_at = self.clock()
         for balance in balances:
@@ -166,28 +171,28 @@ class SpendTracker:
             if pool not in self._quotas or quota.sequence >= self._quotas[pool].sequence:
                 self._quotas[pool] = quota
         self.complete = self.complete or complete
-        self._read_to = max(self._read_to, sequence)
-        self._let_go_of_charged()
+        self._sequence = max(self._sequence, sequence)
+        self._release_included()
         if complete:
-            self._let_go(asked_at)
+            self._release_older(asked_at)
 
     def forget(self) -> None:
-        """The ledger is another one, or an older one: nothing of what it said counts. Commitments stay."""
+        """Drop all figures, because the ledger was replaced or restored. Authorizations stay."""
         self._balances.clear()
         self._quotas.clear()
         self.complete = False
-        self._read_to = 0
-        # The numbers under which calls were charged mean nothing now; the figures asked for next have them.
+        self._sequence = 0
+        # The sequences of the old ledger have no meaning; pages requested from now on include the charges.
         self._acknowledged.extend((self.clock(), call) for _, call in self._charged)
         self._charged.clear()
 
-    def _let_go_of_charged(self) -> None:
-        """Drop what the figures that were heard have in them: from the same moment on, so it counts once."""
-        while self._charged and self._charged[0][0] <= self._read_to:
+    def _release_included(self) -> None:
+        """Release authorizations that the reported figures already include."""
+        while self._charged and self._charged[0][0] <= self._sequence:
             self.void(self._charged.popleft()[1])
 
-    def _let_go(self, asked_at: float) -> None:
-        """Drop what the ledger's figures have in them by now, and calls that will never be heard of again."""
+    def _release_older(self, asked_at: float) -> None:
+        """Release authorizations acknowledged before `asked_at`, and those of lost calls."""
         while self._acknowledged and self._acknowledged[0][0] < asked_at:
             self.void(self._acknowledged.popleft()[1])
         lost_since = asked_at - self.lost_after
@@ -202,7 +207,7 @@ class SpendTracker:
 
 
 def _add(counts: dict[K, int], key: K, change: int) -> None:
-    """Change a count; those that are zero are not kept."""
+    """Change a count; zero counts are removed."""
     if total := counts.get(key, 0) + change:
         counts[key] = total
     else:
