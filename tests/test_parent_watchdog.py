@@ -1,4 +1,4 @@
-"""A child process ends with the one which started it, however that ended, on every system."""
+"""A child process ends with its parent, however the parent ends, on every system."""
 
 import signal
 import subprocess
@@ -11,8 +11,10 @@ import pytest
 import farebox.parent_watchdog
 
 DIRECTORY = str(Path(farebox.parent_watchdog.__file__).parent)
-LINUX = "import os, sys, leash; leash._become(os.getppid(), sys.argv[1:])"
-ELSEWHERE = "import os, sys, leash; sys.exit(leash._stand_between(os.getppid(), sys.argv[1:]))"
+LINUX = "import os, sys, parent_watchdog; parent_watchdog._become(os.getppid(), sys.argv[1:])"
+ELSEWHERE = (
+    "import os, sys, parent_watchdog; sys.exit(parent_watchdog._supervise(os.getppid(), sys.argv[1:]))"
+)
 OWNER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
 PROGRAM = ("/bin/sh", "-c", "echo here; exec sleep 1000")
 
@@ -25,7 +27,7 @@ def started(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("way", [LINUX, ELSEWHERE], ids=["Linux", "elsewhere"])
-def test_it_ends_when_its_owner_is_killed(way: str) -> None:
+def test_a_child_ends_when_its_parent_is_killed(way: str) -> None:
     owner = started(OWNER, sys.executable, "-c", way, *PROGRAM)
     assert owner.stdout is not None
     with owner, owner.stdout as output:
@@ -35,7 +37,7 @@ def test_it_ends_when_its_owner_is_killed(way: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_who_stands_between_passes_on_that_it_is_to_end(number: signal.Signals, code: int) -> None:
+def test_the_supervisor_passes_signals_on(number: signal.Signals, code: int) -> None:
     between = started(ELSEWHERE, *PROGRAM)
     assert between.stdout is not None
     with between, between.stdout as output:
@@ -45,6 +47,6 @@ def test_who_stands_between_passes_on_that_it_is_to_end(number: signal.Signals, 
         assert between.wait() == code
 
 
-def test_who_stands_between_ends_as_the_program_did() -> None:
+def test_the_supervisor_exits_with_the_programs_code() -> None:
     with started(ELSEWHERE, "sh", "-c", "exit 3") as between:
         assert between.wait() == 3

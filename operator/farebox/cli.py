@@ -1,6 +1,6 @@
-"""The command line of all processes (`farebox --help` lists them). Parses, wires, nothing else.
+"""The command line of all processes (`farebox --help` lists them). It parses and wires, nothing else.
 
-Each command imports what it runs only when it runs: `farebox crds` need not load a web server.
+Each command imports its modules when it runs, so that `farebox crds` does not load a web server.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ cli.add_command(reports.usage)
 
 
 def main() -> None:
-    """The entry point: errors that Farebox raises on purpose are one line, not a traceback."""
+    """The entry point. A FareboxError is printed as one line, without a traceback."""
     try:
         cli()
     except FareboxError as error:
@@ -73,10 +73,10 @@ def meter() -> None:
 
 
 @cli.command()
-@click.option("--write-envoy-config", is_flag=True, help="Write Envoy's configuration and end.")
-@click.option("--parent", default=0, help="End when this process is not the parent any more; 0: do not look.")
+@click.option("--write-envoy-config", is_flag=True, help="Write Envoy's configuration and exit.")
+@click.option("--parent", default=0, help="Process ID of the parent; exit when it is gone. 0: do not check.")
 def gateway(write_envoy_config: bool, parent: int) -> None:
-    """Decide each call that Envoy asks about, and report its usage. Settings: FAREBOX_* variables."""
+    """Decide each call for Envoy, and report its usage. Settings: FAREBOX_* variables."""
     from farebox.gateway import process
     from farebox.logs import configure
     from farebox.settings import GatewaySettings
@@ -92,7 +92,7 @@ def gateway(write_envoy_config: bool, parent: int) -> None:
 @cli.command()
 @click.option("--concurrency", default=2, show_default=True, help="Worker threads.")
 def envoy(concurrency: int) -> None:
-    """Become the Envoy of the gateway in FAREBOX_GATEWAY_DIRECTORY, whose configuration was written there."""
+    """Run Envoy in place of this process, with the configuration in FAREBOX_GATEWAY_DIRECTORY."""
     import os
 
     from farebox.gateway import process
@@ -106,7 +106,7 @@ def envoy(concurrency: int) -> None:
 
 @cli.command()
 def up() -> None:
-    """All of Farebox on a laptop: your kubeconfig, an SQLite file, loopback; calls if there is an Envoy."""
+    """Run all of Farebox on a laptop: your kubeconfig, an SQLite file, loopback. Calls need an Envoy."""
     from farebox.logs import configure
     from farebox.up import UpSettings, run
 
@@ -118,11 +118,11 @@ def up() -> None:
 @cli.command()
 @click.option("--host", default="0.0.0.0", show_default=True)
 @click.option("--port", default=8000, show_default=True)
-@click.option("--model", default="simulated", show_default=True, help="The model to play; * for any.")
+@click.option("--model", default="simulated", show_default=True, help="The model's name; * accepts any.")
 @click.option("--ttft-ms", default=20.0, show_default=True, help="Milliseconds to the first token.")
-@click.option("--tokens-per-second", default=200.0, show_default=True, help="0: as fast as it can.")
+@click.option("--tokens-per-second", default=200.0, show_default=True, help="0: no limit.")
 def simulator(host: str, port: int, model: str, ttft_ms: float, tokens_per_second: float) -> None:
-    """Stand in for a model server: OpenAI-compatible, with honest usage, without a GPU."""
+    """Stand in for a model server: OpenAI-compatible, with real token counts, without a GPU."""
     from farebox.logs import configure
     from farebox.simulator import run
 
@@ -143,7 +143,7 @@ def simulator(host: str, port: int, model: str, ttft_ms: float, tokens_per_secon
 
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path), required=False)
-@click.option("--check", is_flag=True, help="Change nothing; fail when the files differ.")
+@click.option("--check", is_flag=True, help="Change nothing; fail if the files differ.")
 def crds(directory: Path | None, check: bool) -> None:
     """Print the CustomResourceDefinitions, or write them to DIRECTORY."""
     from farebox.api import schema
@@ -152,7 +152,7 @@ def crds(directory: Path | None, check: bool) -> None:
         click.echo("".join(schema.render_all().values()), nl=False)
     elif check:
         if differences := schema.check(directory):
-            raise FareboxError("; ".join(differences) + f"; run: farebox crds {directory}")
+            raise FareboxError("; ".join(differences) + f". Run: farebox crds {directory}")
     else:
         schema.write(directory)
 
@@ -168,7 +168,7 @@ def ledger() -> None:
     "--url", envvar="FAREBOX_LEDGER_URL", default="sqlite:////var/lib/farebox/ledger.db", show_default=True
 )
 def backup(destination: Path, url: str) -> None:
-    """Copy an SQLite ledger to the new file DESTINATION while a meter writes to it, and verify the copy."""
+    """Copy an SQLite ledger to the new file DESTINATION and verify the copy. A meter may run meanwhile."""
     from farebox.ledger.audit.backup import backup as run_backup
 
     report = run_backup(url, destination)
@@ -182,7 +182,7 @@ def backup(destination: Path, url: str) -> None:
     "--url", envvar="FAREBOX_LEDGER_URL", default="sqlite:////var/lib/farebox/ledger.db", show_default=True
 )
 def verify(url: str) -> None:
-    """Recompute every balance from the first entry; fail on any difference."""
+    """Recompute every balance from the first entry. Fails on any difference."""
     from farebox.ledger.audit.verify import verify as run_verify
 
     report = run_verify(url)
@@ -201,7 +201,7 @@ def _run(main_coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 async def _until_signal(serve: Any, parent: int = 0) -> None:
-    """Run a server until SIGTERM or SIGINT, or until `parent` is gone; it then finishes what runs."""
+    """Run a server until SIGTERM, SIGINT, or the end of process `parent`. It then finishes running work."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

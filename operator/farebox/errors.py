@@ -1,23 +1,23 @@
 """Every error that Farebox raises on purpose, in one place.
 
     FareboxError
-    |-- ConfigurationError      a setting or command-line argument cannot work
-    |-- InvalidAmount           a decimal string is not money, or does not fit
+    |-- ConfigurationError      a setting or command-line argument is invalid
+    |-- InvalidAmount           a decimal string is not an amount, or does not fit into 64 bits
     |-- Denied                  a call to the gateway is refused (domain/admission/types.py: status and code)
-    |-- CountersUnavailable     the server that counts for all gateways does not answer
-    |-- NotLeading              the Lease is not held for sure: nothing may be written, another may act
+    |-- CountersUnavailable     the server that counts limits for all gateways does not answer
+    |-- NotLeading              the Lease may be lost: nothing may be written, another operator may act
     |-- KubeError               the API server answered with an error (carries the HTTP status)
-    |   |-- Conflict            409: somebody wrote first; read again and decide again
+    |   |-- Conflict            409: another writer was first; read again and decide again
     |   |-- NotFound            404
-    |   |-- Invalid             422: the object is refused; the message names the field
+    |   |-- Invalid             400, 422: the object is rejected; the message names the field
     |   |-- Forbidden           401, 403
     |   `-- TooManyRequests     429
-    |-- KubeUnreachable         no answer at all: connection refused, reset, timed out
+    |-- KubeUnreachable         no answer from the API server: connection refused, reset, timed out
     `-- LedgerError
-        |-- LedgerRefused       the ledger understood the request and says no (carries a reason)
-        `-- LedgerUnavailable   no answer, or not now: the caller tries again, and knows nothing meanwhile
+        |-- LedgerRefused       the ledger understood the request and refuses it (carries a reason)
+        `-- LedgerUnavailable   no answer, or unavailable: the outcome is unknown, and the caller retries
 
-Messages are for the person who has to act: they name the object, the field, and what to do.
+Messages are for the person who has to act. They name the object and the field, and say what to do.
 """
 
 
@@ -26,19 +26,19 @@ class FareboxError(Exception):
 
 
 class ConfigurationError(FareboxError):
-    """A setting or command-line argument cannot work."""
+    """A setting or command-line argument is invalid."""
 
 
 class InvalidAmount(FareboxError, ValueError):
-    """A decimal string is not an amount of money, or does not fit into 64-bit nano-units."""
+    """A decimal string is not an amount of money, or does not fit into 64 bits of nano-units."""
 
 
 class CountersUnavailable(FareboxError):
-    """The server that counts for all gateways does not answer; whether it counted a call is not known."""
+    """The server that counts limits for all gateways does not answer. Whether it counted is unknown."""
 
 
 class NotLeading(FareboxError):
-    """The Lease is not held for sure any more: nothing may be written (B21)."""
+    """The Lease may be lost: nothing may be written (B21)."""
 
 
 class KubeError(FareboxError):
@@ -47,7 +47,7 @@ class KubeError(FareboxError):
     Args:
         status: the HTTP status code.
         reason: the machine-readable reason of the Status object ("Invalid", "Conflict", ...).
-        message: the API server's own sentence; for Invalid it names the field.
+        message: the API server's message; for Invalid it names the field.
     """
 
     def __init__(self, status: int, reason: str, message: str) -> None:
@@ -58,7 +58,7 @@ class KubeError(FareboxError):
 
 
 class Conflict(KubeError):
-    """409: somebody else wrote first. Read again and decide again."""
+    """409: another writer was first. Read again and decide again."""
 
 
 class NotFound(KubeError):
@@ -66,7 +66,7 @@ class NotFound(KubeError):
 
 
 class Invalid(KubeError):
-    """422 or 400: the object is refused. The message names the field."""
+    """422 or 400: the object is rejected. The message names the field."""
 
 
 class Forbidden(KubeError):
@@ -74,7 +74,7 @@ class Forbidden(KubeError):
 
 
 class TooManyRequests(KubeError):
-    """429: the API server asks to slow down."""
+    """429: the API server limits the rate of requests."""
 
 
 class KubeUnreachable(FareboxError):
@@ -86,11 +86,11 @@ class LedgerError(FareboxError):
 
 
 class LedgerRefused(LedgerError):
-    """The ledger understood the request and refuses it; trying again will not help.
+    """The ledger understood the request and refuses it; a retry does not help.
 
     Args:
         reason: CamelCase word for machines ("CurrencyMismatch", "ReferenceConflict", ...).
-        message: a sentence for people.
+        message: what is wrong and what to do, for people.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -100,4 +100,4 @@ class LedgerRefused(LedgerError):
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger cannot be reached, or cannot answer now. What it would have said stays unknown."""
+    """The ledger is unreachable or cannot answer now. The outcome of the request is unknown."""

@@ -1,4 +1,4 @@
-"""Structured logs on stderr: one JSON object a line, or coloured lines for people. Never a secret."""
+"""Structured logs on stderr: one JSON object per line, or coloured lines for people. Never secrets."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import structlog
 
 
 def configure(level: str, fmt: str) -> None:
-    """Send structlog's and the standard library's records (Kopf's, aiohttp's) the same way.
+    """Format records of structlog and of the standard library (Kopf, aiohttp) in the same way.
 
     Args:
         level: DEBUG, INFO, WARNING or ERROR; libraries stay at WARNING unless it is DEBUG.

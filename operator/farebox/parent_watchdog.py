@@ -1,14 +1,14 @@
-"""Child processes that do not outlive the one which started them, however that ended.
+"""Ends child processes when their parent ends, however it ends.
 
-A program of Farebox's own looks itself whether its parent is still there, and ends in order. Another's, such
-as Envoy, is ended by Linux, even after a SIGKILL. Linux binds that to the thread which forks: it has to be
-one that lives as long as the process, such as the main thread. Elsewhere a process stands between the two,
-and ends the other program within half a second, unless it is killed itself.
+A Farebox process polls for its parent (`until_orphaned`) and shuts down in order. Another program, such as
+Envoy, is killed by Linux (PR_SET_PDEATHSIG), even after a SIGKILL of the parent. Linux binds this to the
+forking thread, which must live as long as the process, as the main thread does. On other systems a
+supervisor process runs between the two and kills the program within half a second.
 
-Run as a program this file binds itself to its parent and becomes the other program, or stands between. It
-needs nothing but the standard library, and no preexec_fn, which may deadlock in a process with threads.
+Run as a program, this file sets the signal and becomes the other program, or supervises it. It needs only the
+standard library, and no preexec_fn, which may deadlock in a process with threads.
 
-    usage: leash.py PARENT_PID PROGRAM [ARGUMENT ...]
+    usage: parent_watchdog.py PARENT_PID PROGRAM [ARGUMENT ...]
 """
 
 import os
@@ -20,16 +20,16 @@ _POLL_SECONDS = 0.5
 
 
 async def until_orphaned(parent: int) -> None:
-    """Wait until this process is not a child of `parent` any more."""
+    """Wait until this process is no longer a child of `parent`."""
     import asyncio
 
-    while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells of it that every system has
+    while os.getppid() == parent:  # noqa: ASYNC110 - no event for it exists on every system
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def leashed(arguments: list[str]) -> list[str]:
-    """A command that runs the given one, and ends with this process."""
-    # -I -S: nothing of the caller's environment, no site-packages; it is done in 20 ms.
+def watched(arguments: list[str]) -> list[str]:
+    """A command line that runs `arguments` and ends with this process."""
+    # -I -S: no environment variables, no site-packages. It starts in 20 ms.
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *arguments]
 
 
@@ -39,28 +39,28 @@ def _become(parent: int, arguments: list[str]) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
-        sys.exit("the process that started this one is gone already")
+        sys.exit("The parent process has already ended")
     os.execv(arguments[0], arguments)
 
 
-def _stand_between(parent: int, arguments: list[str]) -> int:
-    """Run the program, tell it when this process is told to end, and end it when the parent is gone.
+def _supervise(parent: int, arguments: list[str]) -> int:
+    """Run the program, pass signals on to it, and kill it when the parent is gone.
 
-    Returns its exit code, as a shell has it.
+    Returns its exit code by the convention of shells (128 + signal).
     """
     import subprocess
 
-    told: list[int] = []
+    received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: told.append(number))
+        signal.signal(number, lambda number, _: received.append(number))
     child = subprocess.Popen(arguments)
     while True:
         try:
             code = child.wait(_POLL_SECONDS)
             return code if code >= 0 else 128 - code
         except subprocess.TimeoutExpired:
-            while told:
-                child.send_signal(told.pop())
+            while received:
+                child.send_signal(received.pop())
             if os.getppid() != parent:
                 child.kill()
 
@@ -69,4 +69,4 @@ if __name__ == "__main__":
     if sys.platform == "linux":
         _become(int(sys.argv[1]), sys.argv[2:])
     else:
-        sys.exit(_stand_between(int(sys.argv[1]), sys.argv[2:]))
+        sys.exit(_supervise(int(sys.argv[1]), sys.argv[2:]))

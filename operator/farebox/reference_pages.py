@@ -1,9 +1,9 @@
-"""Keeps docs/reference up to date: the tables in its pages come from the code.
+"""Generates the tables in docs/reference from the code.
 
-The pages are written by people; what stands between `<!-- generated: ... -->` and `<!-- end -->` is not:
+People write the pages, except what is between `<!-- generated: ... -->` and `<!-- end -->`:
 
-    python -m farebox.reference_pages docs/reference            writes it
-    python -m farebox.reference_pages docs/reference --check    fails where it is not up to date
+    python -m farebox.reference_pages docs/reference            writes the tables
+    python -m farebox.reference_pages docs/reference --check    fails if a table is stale
 """
 
 import argparse
@@ -29,12 +29,12 @@ SETTINGS: Final[Mapping[str, type[CommonSettings]]] = {
     "gateway": GatewaySettings,
     "up": UpSettings,
 }
-"""The settings of each process, by the table in settings.md that tells them."""
+"""The settings of each process, by the name of their table in settings.md."""
 _BLOCK: Final = re.compile(r"<!-- generated: (?P<table>[a-z]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def pages(directory: Path) -> dict[Path, str]:
-    """All pages with their tables as the code has them now."""
+    """The text of all pages with current tables."""
     made = {f"{info.singular}.md": tables(info) for info in KINDS.values()}
     made["settings.md"] = {name: partial(_settings_table, cls) for name, cls in SETTINGS.items()}
     return {
@@ -46,14 +46,14 @@ def pages(directory: Path) -> dict[Path, str]:
 def check(directory: Path) -> list[str]:
     """The pages whose tables differ from the code."""
     return [
-        f"{path}: differs from the code: run `python -m farebox.reference_pages {directory}`"
+        f"{path}: differs from the code. Run `python -m farebox.reference_pages {directory}`"
         for path, text in pages(directory).items()
         if path.read_text(encoding="utf-8") != text
     ]
 
 
 def _fill(text: str, page: Mapping[str, Table]) -> str:
-    """A page with its tables made anew."""
+    """A page with its tables replaced."""
 
     def table(match: re.Match[str]) -> str:
         name = match["table"]
@@ -63,29 +63,30 @@ def _fill(text: str, page: Mapping[str, Table]) -> str:
 
 
 def _settings_table(cls: type[CommonSettings]) -> str:
-    """The settings of a process, without those that it has from all processes."""
+    """The settings of a process, without the common ones."""
     prefix = str(cls.model_config.get("env_prefix", ""))
     return table_of(
         ("variable", "default", "meaning"),
-        ((f"`{prefix}{name.upper()}`", *_told(field)) for name, field in _own(cls)),
+        ((f"`{prefix}{name.upper()}`", *_row(field)) for name, field in _own(cls)),
     )
 
 
 def _own(cls: type[CommonSettings]) -> Iterator[tuple[str, FieldInfo]]:
-    """What differs from the settings that it stands on, whose table comes before."""
+    """The settings that are new, or differ from the base class, which has a table of its own."""
     (base,) = cls.__bases__
     for name, field in cls.model_fields.items():
         inherited = getattr(base, "model_fields", {}).get(name)
-        if inherited is None or _told(inherited) != _told(field):
+        if inherited is None or _row(inherited) != _row(field):
             yield name, field
 
 
-def _told(field: FieldInfo) -> tuple[str, str]:
+def _row(field: FieldInfo) -> tuple[str, str]:
+    """Default and meaning of a setting."""
     return _default(field), field.description or ""
 
 
 def _default(field: FieldInfo) -> str:
-    """As one would write it into a manifest. One that depends on the machine is told by the meaning."""
+    """The default as it is written in a manifest, or "" if it depends on the machine."""
     value = field.get_default()
     if value in (None, "", PydanticUndefined):
         return ""

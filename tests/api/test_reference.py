@@ -23,12 +23,12 @@ def test_tables_are_those_of_the_models() -> None:
     assert reference_pages.check(PAGES) == []
 
 
-def test_a_table_edited_by_hand_is_told_and_made_anew(tmp_path: Path) -> None:
+def test_a_table_edited_by_hand_is_reported_and_rewritten(tmp_path: Path) -> None:
     for path in PAGES.glob("*.md"):
         text = path.read_text().replace("Cannot be changed. |", "Can be changed. |")
         (tmp_path / path.name).write_text(text)
-    told = [problem.partition(":")[0] for problem in reference_pages.check(tmp_path)]
-    assert str(tmp_path / "inferenceservice.md") in told
+    reported = [problem.partition(":")[0] for problem in reference_pages.check(tmp_path)]
+    assert str(tmp_path / "inferenceservice.md") in reported
     for path, text in reference_pages.pages(tmp_path).items():
         assert text == (PAGES / path.name).read_text()
 

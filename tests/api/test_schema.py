@@ -66,7 +66,7 @@ class TestFiles:
         assert schema.check(tmp_path) == []
         assert schema.write(tmp_path) == []
 
-    def test_missing_stale_and_extra_files_are_told_and_put_right(self, tmp_path: Path) -> None:
+    def test_missing_stale_and_extra_files_are_reported_and_fixed(self, tmp_path: Path) -> None:
         schema.write(tmp_path)
         missing, stale, extra = (
             tmp_path / name
@@ -79,7 +79,7 @@ class TestFiles:
         problems = schema.check(tmp_path)
         assert [problem.partition(": ")[0] for problem in problems] == [str(extra), str(missing), str(stale)]
         assert [problem.split(": ")[1] for problem in problems] == [
-            "not made from the models",
+            "not generated from the models",
             "missing",
             "differs from the models",
         ]
@@ -128,8 +128,8 @@ class TestSchema:
             assert not re.search(r"\bB\d", text), path
 
     def test_descriptions_tell_the_default(self) -> None:
-        told = [path for path, node in all_nodes() if "default" in node]
-        assert "InferenceService.spec.replicas" in told
+        described = [path for path, node in all_nodes() if "default" in node]
+        assert "InferenceService.spec.replicas" in described
         for path, node in all_nodes():
             if "default" in node:
                 assert " Default: " in node["description"], path

@@ -1,4 +1,4 @@
-"""The kinds of the group farebox.dev as typed values. They hold data; they decide nothing and do no I/O."""
+"""The kinds of the group farebox.dev as typed values. They decide nothing and do no I/O."""
 
 from farebox.api.apikey import (
     SECRET_KEY,

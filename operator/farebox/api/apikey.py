@@ -1,4 +1,4 @@
-"""APIKey: the right to call services of its namespace. The key itself is in a Secret, its hash in status."""
+"""APIKey: permission to call services of its namespace. The key is in a Secret, its hash in the status."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
@@ -11,11 +11,11 @@ from farebox.api.fields import Cidr, ObjectName, OpenAPI, Rule, Time, WrittenTim
 SECRET_TYPE = "farebox.dev/api-key"
 """The type of the Secret with a key."""
 SECRET_KEY = "api-key"
-"""Where in the Secret's data the key is."""
+"""The entry of the Secret's data that has the key."""
 
 
 class QuotaPeriod(StrEnum):
-    """After which time a key's quota is whole again."""
+    """When a key's quota starts again."""
 
     DAY = "Day"
     MONTH = "Month"
@@ -46,7 +46,7 @@ class KeyServices(APIPart):
 
     all: bool | None = Field(
         None,
-        description="true: every InferenceService of the key's namespace, those of later days too.",
+        description="true: every InferenceService of the key's namespace, present and future.",
     )
     names: Annotated[tuple[ObjectName, ...] | None, OpenAPI({"x-kubernetes-list-type": "set"})] = Field(
         None,
@@ -62,7 +62,8 @@ class KeyQuota(APIPart):
         ge=1, le=2**53, description="Tokens, input and output together, of all services that the key calls."
     )
     period: QuotaPeriod = Field(
-        description="Day or Month (of the calendar, UTC), after which the quota is whole again; or Lifetime."
+        description="Day or Month: the quota starts again with each calendar day or month (UTC). Lifetime:"
+        " never."
     )
 
 
@@ -74,14 +75,14 @@ class APIKeySpec(APIPart):
         (),
         alias="allowedCIDRs",
         max_length=64,
-        description="Address ranges (IPv4 or IPv6) from which calls with the key are taken, besides those of"
-        " the service. Empty: from everywhere.",
+        description="Address ranges (IPv4 or IPv6) from which calls with the key are accepted, in addition to"
+        " the check of the service. Empty: from everywhere.",
     )
     expires_at: WrittenTime | None = Field(
-        None, description="From when on the key is refused. Without it: never."
+        None, description="Time from which on the key is refused. Without it: never."
     )
     disabled: bool = Field(
-        False, description="Refuses all calls with the key, until it is false again. Acts within a second."
+        False, description="Refuses all calls with the key while it is true. Takes effect within a second."
     )
     quota: KeyQuota | None = Field(None, description="How much the key may use. Without it: no limit.")
 
@@ -92,7 +93,7 @@ class APIKeyStatus(Status):
     key_hash: str | None = Field(
         None,
         max_length=64,
-        description="SHA-256 of the key, in lower-case hex. The key itself is kept in the Secret alone.",
+        description="SHA-256 of the key, in lower-case hex. Only the Secret has the key itself.",
     )
     prefix: str | None = Field(
         None, max_length=8, description="The first 8 characters of the key, to tell keys apart."
@@ -100,17 +101,17 @@ class APIKeyStatus(Status):
     secret_name: str | None = Field(
         None,
         max_length=253,
-        description="The Secret that has the key, under api-key. Absent until it is there.",
+        description="The Secret that has the key, under api-key. Absent until the Secret exists.",
     )
     created_at: Time | None = Field(
         None,
-        description="When the API server took the Secret from the operator. Absent where the operator did not"
-        " hear its answer and found the Secret there later.",
+        description="When the API server confirmed the creation of the Secret. Absent if the operator was"
+        " interrupted and found the Secret later.",
     )
 
 
 class APIKey(APIObject):
-    """The right to call services of a namespace. The key is in the Secret of the same name."""
+    """Permission to call services of a namespace. The key is in the Secret of the same name."""
 
     KIND: ClassVar[str] = "APIKey"
 
@@ -121,5 +122,5 @@ class APIKey(APIObject):
     )
 
     def allows(self, service: str) -> bool:
-        """Whether the key is bound to a service of its namespace (B14)."""
+        """Whether the key may call this service of its namespace (B14)."""
         return self.spec.services.names is None or service in self.spec.services.names

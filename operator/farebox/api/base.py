@@ -1,4 +1,4 @@
-"""What all kinds share: metadata, conditions, and how objects are read and written as JSON.
+"""What all kinds share: metadata, conditions, reading and writing JSON.
 
 Objects are values: frozen, compared by content. This module never talks to a cluster.
 """
@@ -22,17 +22,17 @@ NEVER_CREATED = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class APIPart(BaseModel):
-    """A part of an object: snake_case in Python, camelCase in JSON; unknown fields are ignored on reading."""
+    """A part of an object: snake_case in Python, camelCase in JSON. Reading ignores unknown fields."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The part as the API server takes it: camelCase, without absent fields."""
+        """The part as JSON for the API server: camelCase, without absent fields."""
         return self.model_dump(by_alias=True, exclude_none=True, mode="json")
 
 
 class OwnerReference(APIPart):
-    """Who an object belongs to; Kubernetes deletes it with its owner."""
+    """The owner of an object. Kubernetes deletes the object with its owner."""
 
     api_version: str
     kind: str
@@ -82,7 +82,7 @@ class Condition(APIPart):
         description="One CamelCase word for machines: why it has this status.",
     )
     message: str = Field(
-        "", max_length=32768, description="A sentence for people: what holds, and what to do about it."
+        "", max_length=32768, description="Text for people: what is wrong or right, and what to do about it."
     )
     last_transition_time: Time = Field(description="When the status changed last.")
     observed_generation: Count64 | None = Field(
@@ -115,10 +115,10 @@ StatusT = TypeVar("StatusT", bound=Status)
 
 
 def _read_leniently(value: Any, read: ModelWrapValidatorHandler[StatusT]) -> StatusT:
-    """A status, without the fields that this version cannot read.
+    """Read a status and drop the top-level fields that this version cannot read (docs/decisions/205).
 
-    A newer operator may have written values that this one does not know. A status is derived anyway: what
-    cannot be read counts as not reported yet, and does not make the object unreadable (B23).
+    A newer operator may have written values that this version does not know. A status is derived, so such a
+    field counts as not reported, and the object stays readable (B23).
     """
     try:
         return read(value)
@@ -130,14 +130,14 @@ def _read_leniently(value: Any, read: ModelWrapValidatorHandler[StatusT]) -> Sta
 
 
 Lenient = WrapValidator(_read_leniently)
-"""Marks a kind's `status` field; see _forgive."""
+"""Annotation of a kind's `status` field; see `_read_leniently`."""
 
 
 class APIObject(APIPart):
     """An object of one of Farebox's kinds. Subclasses add `spec` and `status`.
 
-    `Kind.model_validate(obj)` reads what the API server sent and raises pydantic.ValidationError if the
-    spec is not one that the CRD lets in.
+    `Kind.model_validate(obj)` reads an object from the API server. It raises pydantic.ValidationError if the
+    CRD would reject the spec.
     """
 
     KIND: ClassVar[str]
@@ -157,7 +157,7 @@ class APIObject(APIPart):
         return self.metadata.namespace
 
     def manifest(self) -> dict[str, Any]:
-        """The object as a body for creating or applying it: no status, and only spec fields that were set."""
+        """The object as a body to create or apply: no status, and only the spec fields that were set."""
         metadata = self.metadata.model_dump(
             by_alias=True,
             mode="json",

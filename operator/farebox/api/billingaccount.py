@@ -1,4 +1,4 @@
-"""BillingAccount: what services are paid from."""
+"""BillingAccount: the account that pays for services."""
 
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,7 +11,7 @@ from farebox.api.selectors import LabelSelector
 
 
 class Enforcement(StrEnum):
-    """What happens to calls that begin while there is still balance (B17)."""
+    """How an account limits calls while its balance runs out (B17)."""
 
     SOFT = "Soft"
     HARD = "Hard"
@@ -79,7 +79,7 @@ class DefaultServices(APIPart):
 
 
 class BillingAccountSpec(APIPart):
-    """What an account's owner says."""
+    """The spec of an account."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(immutable("currency", "create another account in the other currency"))
@@ -146,7 +146,7 @@ class BillingAccountStatus(Status):
 
 
 class BillingAccount(APIObject):
-    """What services are paid from: a prepaid balance, with a credit limit if one is granted."""
+    """Pays for services: a prepaid balance, with a credit limit if one is granted."""
 
     KIND: ClassVar[str] = "BillingAccount"
 

@@ -1,6 +1,6 @@
-"""The types of conditions. What their reasons mean is in docs/reference.
+"""The types of conditions. docs/reference explains their reasons.
 
-The names are read by GitOps tools, alerts and people's scripts: they are never changed, only added to.
+GitOps tools, alerts and scripts read these names. Names may be added but never changed.
 """
 
 from enum import StrEnum
@@ -10,14 +10,14 @@ class ConditionType(StrEnum):
     """Types of conditions. Ready, Reconciling and Stalled follow the kstatus rules."""
 
     READY = "Ready"
-    """The cluster is as the spec asks."""
+    """The cluster matches the spec."""
     SERVING = "Serving"
     """InferenceService: calls are accepted."""
     RECONCILING = "Reconciling"
-    """The operator, or the cluster, is on its way to what the spec asks."""
+    """The operator, or the cluster, is working towards the spec."""
     STALLED = "Stalled"
-    """Nothing will get better until somebody acts."""
+    """A person has to act."""
     DEFAULT_SERVICES = "DefaultServices"
-    """BillingAccount: its Default services exist, all that it selects."""
+    """BillingAccount: all Default services that it selects exist."""
     LOW_BALANCE = "LowBalance"
     """BillingAccount: less is available than spec.lowBalance."""

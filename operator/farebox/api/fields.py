@@ -1,7 +1,7 @@
-"""Types of fields that say to readers of Python and to the CRD's schema alike what a value may be.
+"""Types of fields, with their constraints for Python and for the CRD's schema.
 
-A field's constraints live here and in the kinds' modules only; `schema.py` carries them into the CRDs.
-This module never checks anything across objects.
+Constraints are only here and in the kinds' modules; `schema.py` carries them into the CRDs. This module never
+checks anything across objects.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from pydantic_core import CoreSchema
 
 @dataclass(frozen=True, eq=False)
 class OpenAPI:
-    """Adds keys to a type's OpenAPI schema; it checks nothing when objects are read.
+    """Adds keys to a type's OpenAPI schema. It checks nothing when objects are read.
 
-    For what pydantic has no word for ("format", "x-kubernetes-..."), and for what only the API server
-    should check, because an object that is stored already must stay readable.
+    For keys that pydantic cannot express ("format", "x-kubernetes-..."), and for checks that only the API
+    server may do, because an object that is already stored must stay readable.
     """
 
     extra: Mapping[str, Any]
@@ -34,13 +34,13 @@ class OpenAPI:
 
 @dataclass(frozen=True)
 class Rule:
-    """A CEL rule of the API server, with the sentence that a user reads when it is broken (B8, B23).
+    """A CEL rule of the API server, with the message that a user reads when it fails (B8, B23).
 
     Args:
-        cel: true when all is well. `oldSelf` makes it a rule about changes.
+        cel: true for a valid object. `oldSelf` makes it a rule about changes.
         message: what is wrong and what to do instead.
         at: the field that the error names, such as ".modelRef"; default: where the rule stands.
-        reason: how the API server classes the error.
+        reason: the API server's class of the error.
     """
 
     cel: str
@@ -66,8 +66,9 @@ def rules(*entries: Rule) -> dict[str, Any]:
 def immutable(field: str, instead: str) -> Rule:
     """A rule for the parent of a required or defaulted field: its value may not change (B8).
 
-    It stands on the parent, because a rule on the field itself is not asked when the field comes or goes.
-    An optional field needs has() on both sides beside it: see the reservation of InferenceService.
+    It stands on the parent, because the API server does not evaluate a rule on the field itself when the
+    field is added or removed (docs/decisions/201). An optional field also needs has() on both sides: see the
+    reservation of InferenceService.
     """
     return Rule(
         f"self.{field} == oldSelf.{field}",
@@ -78,7 +79,7 @@ def immutable(field: str, instead: str) -> Rule:
 
 
 def _whole_seconds(value: datetime) -> datetime:
-    """UTC without fractions, as Kubernetes writes times: what is read back equals what was written."""
+    """UTC without fractions, as Kubernetes writes times, so that what is read equals what was written."""
     return value.astimezone(UTC).replace(microsecond=0)
 
 
@@ -95,8 +96,8 @@ WrittenTime = Annotated[
         }
     ),
 ]
-"""A moment that a user writes. The pattern refuses what the API server's `date-time` lets in and no reader
-takes, such as an offset of 99 hours."""
+"""A moment that a user writes. The pattern rejects values that the API server's `date-time` accepts but no
+parser reads, such as an offset of 99 hours."""
 
 Count32 = Annotated[int, Field(ge=0, le=2**31 - 1), OpenAPI({"format": "int32"})]
 Count64 = Annotated[int, Field(ge=0, le=2**53), OpenAPI({"format": "int64"})]
@@ -114,7 +115,7 @@ _PRICE = r"^[0-9]{1,6}(\.[0-9]{1,3})?$"
 
 
 def _decimal(pattern: str, message: str) -> OpenAPI:
-    """The sentence beside a pattern: the API server's own only repeats the regular expression."""
+    """A message for a pattern. The API server's own only repeats the regular expression."""
     return OpenAPI(rules(Rule(f"self.matches(r'{pattern}')", message)))
 
 
@@ -172,4 +173,4 @@ Cidr = Annotated[
         )
     ),
 ]
-"""A range of IPv4 or IPv6 addresses. No `format: cidr`: its error would hide all sentences of rules."""
+"""A range of IPv4 or IPv6 addresses. Not `format: cidr`, whose error would hide all messages of rules."""

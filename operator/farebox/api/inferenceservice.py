@@ -22,7 +22,7 @@ from farebox.api.model import MAX_TERM_DAYS
 
 
 class ServiceType(StrEnum):
-    """Who made a service."""
+    """Who created a service."""
 
     DEFAULT = "Default"
     """The operator, one for each account and model (B1)."""
@@ -51,8 +51,8 @@ class BillingMode(StrEnum):
 class StopReason(StrEnum):
     """Why a service is stopped. Reasons form a set; each clears only itself.
 
-    They are reported in the order in which they stand here: the owner's wish, then what no money can put
-    right, then money. So the first is the one to look at first.
+    They are reported in this order: the owner's choice, then what money cannot fix, then money. So the first
+    reported reason is the one to fix first.
     """
 
     POSTPAID_DISABLED = "PostpaidDisabled"
@@ -146,7 +146,7 @@ class Access(APIPart):
         (),
         alias="allowedCIDRs",
         max_length=64,
-        description="Address ranges (IPv4 or IPv6) from which calls are taken. Empty: from everywhere.",
+        description="Address ranges (IPv4 or IPv6) from which calls are accepted. Empty: from everywhere.",
     )
 
 
@@ -205,14 +205,14 @@ _SPEC_RULES = rules(
 
 
 class InferenceServiceSpec(APIPart):
-    """What a team wants."""
+    """The spec of a service."""
 
     model_config = ConfigDict(json_schema_extra=_SPEC_RULES)
 
     type: ServiceType = Field(
         ServiceType.CUSTOM,
-        description="Custom, or Default for the services that the operator makes for each account and model."
-        " Cannot be changed.",
+        description="Custom, or Default for the services that the operator creates for each account and"
+        " model. Cannot be changed.",
     )
     model_ref: ModelRef = Field(description="The Model that the service offers. Cannot be changed.")
     billing_account_ref: BillingAccountRef = Field(
@@ -245,7 +245,7 @@ class InferenceServiceSpec(APIPart):
     )
     limits: ServiceLimits = Field(
         ServiceLimits(),
-        description="Limits of this service, at most the model's ceilings. Without it only those hold.",
+        description="Limits of this service, at most the model's ceilings. Without it only these apply.",
     )
     access: Access = Field(Access(), description="Who may call the service. Without it: every valid key.")
 
@@ -274,8 +274,8 @@ class InferenceServiceStatus(Status):
 
     phase: Phase | None = Field(
         None,
-        description="NotEnabled (never switched on), Stopped (see stopReasons), Creating (wanted, never"
-        " ready before) or Running (has been ready; see conditions for how it is now).",
+        description="NotEnabled (never enabled), Stopped (see stopReasons), Creating (should run, never ready"
+        " before) or Running (has been ready; see conditions for the current state).",
     )
     billing_mode: BillingMode | None = Field(
         None, description="What pays: TPMReservation, PayAsYouGo, FreeQuota or None."
@@ -283,17 +283,17 @@ class InferenceServiceStatus(Status):
     stop_reasons: Annotated[tuple[StopReason, ...], OpenAPI({"x-kubernetes-list-type": "set"})] = Field(
         (),
         max_length=16,
-        description="Why the service is stopped, all reasons that hold. Each clears by itself.",
+        description="All reasons why the service is stopped. Each clears independently of the others.",
     )
     replicas: Count32 = Field(
         0,
-        description="Pods of the backend that takes the service's calls: its own, or the model's shared one;"
+        description="Pods of the backend that serves the calls: the service's own, or the model's shared one;"
         " 0 while the service is stopped.",
     )
-    ready_replicas: Count32 = Field(0, description="Those of the replicas that are ready.")
+    ready_replicas: Count32 = Field(0, description="Replicas that are ready.")
     selector: str | None = Field(None, description="Label selector of these pods, for the scale subresource.")
     endpoint: str | None = Field(None, description="Where the service is called.")
-    enabled_at: Time | None = Field(None, description="When the service was switched on for the first time.")
+    enabled_at: Time | None = Field(None, description="When the service was enabled for the first time.")
     first_running_at: Time | None = Field(None, description="When the service was ready for the first time.")
     last_transition_time: Time | None = Field(None, description="When the phase changed last.")
     free_quota: FreeQuotaStatus | None = Field(
@@ -303,7 +303,7 @@ class InferenceServiceStatus(Status):
 
 
 class InferenceService(APIObject):
-    """A team's access to a model: switched on and off, limited, metered, and paid by one account."""
+    """A team's access to a model: enabled or disabled, limited, metered, and paid by one account."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -319,7 +319,7 @@ class InferenceService(APIObject):
     KIND: ClassVar[str] = "InferenceService"
 
     kind: Literal["InferenceService"] = "InferenceService"
-    spec: InferenceServiceSpec = Field(description="What the team wants.")
+    spec: InferenceServiceSpec = Field(description="The service as the team wants it.")
     status: Annotated[InferenceServiceStatus, Lenient] = Field(
         InferenceServiceStatus(), description="What the operator reports of the service."
     )
@@ -341,5 +341,5 @@ class InferenceService(APIObject):
 
     @property
     def is_default(self) -> bool:
-        """Whether the service is one of those that the operator makes (B1)."""
+        """Whether the service is a Default service, which the operator creates (B1)."""
         return self.spec.type is ServiceType.DEFAULT

@@ -1,4 +1,4 @@
-"""The list of kinds: what each is called in URLs, on the command line and in Python."""
+"""The list of kinds: their names in URLs, on the command line and in Python."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Model: an entry of the gallery, written by cluster admins."""
+"""Model: a published model, written by cluster admins."""
 
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
@@ -49,8 +49,8 @@ POD_TEMPLATE = {
         },
         "spec": {
             "type": "object",
-            "description": "As in a Deployment. Only its skeleton is checked here; the rest is kept as it"
-            " is.",
+            "description": "As in a Deployment. Only its skeleton is validated here; the rest is kept as"
+            " written.",
             "required": ["containers"],
             "properties": {
                 "containers": {
@@ -67,7 +67,7 @@ POD_TEMPLATE = {
                     "type": "integer",
                     "format": "int64",
                     "minimum": 0,
-                    "description": "Seconds between the request to end and the kill; at least drainSeconds.",
+                    "description": "Seconds between SIGTERM and SIGKILL; at least drainSeconds.",
                 },
             },
             "x-kubernetes-preserve-unknown-fields": True,
@@ -77,22 +77,23 @@ POD_TEMPLATE = {
 }
 """The schema of a pod template: a checked skeleton, everything else preserved.
 
-The full schema would be half a megabyte in each CRD, and would age with the cluster's version.
+The full schema would be half a megabyte in each CRD, and would age with the cluster's version
+(docs/decisions/204).
 """
 
 
 class StreamUsage(StrEnum):
-    """When a stream tells the tokens that it used. It is asked for them in any case (B16)."""
+    """When a stream reports its usage. The gateway requests it in any case (B16)."""
 
     EACH_EVENT = "EachEvent"
     LAST_EVENT = "LastEvent"
 
 
 _STREAM_USAGE = (
-    "When streams of the {server} can tell their usage. EachEvent: with each event, as vLLM and SGLang do"
+    "When streams of the {server} report their usage. EachEvent: with each event, as vLLM and SGLang do"
     " (stream_options.continuous_usage_stats), so that a call whose client leaves midway is charged exactly."
-    " LastEvent: at the end alone, as OpenAI does; such a call is charged by an estimate. Callers see what"
-    " they asked for themselves."
+    " LastEvent: only at the end, as OpenAI does; such a call is charged by an estimate. Callers see only the"
+    " usage that they requested."
 )
 
 
@@ -114,19 +115,22 @@ class DeploymentServing(APIPart):
 
     replicas: Count32 = Field(
         1,
-        description="Pods of the model's shared backend while any service on it is wanted; without one it is"
-        " at zero. Target of the scale subresource. Services with a dedicated backend have replicas of their"
-        " own.",
+        description="Pods of the model's shared backend while any service on it should run; otherwise it is"
+        " at zero. Target of the scale subresource. Services with a dedicated backend have their own"
+        " replicas.",
     )
     port: Annotated[int, OpenAPI({"format": "int32"})] = Field(
-        8000, ge=1, le=65535, description="Port on which the model server takes OpenAI-compatible HTTP calls."
+        8000,
+        ge=1,
+        le=65535,
+        description="Port on which the model server accepts OpenAI-compatible HTTP calls.",
     )
     drain_seconds: Annotated[int, OpenAPI({"format": "int32"})] = Field(
         30,
         ge=0,
         le=3600,
         description="Seconds that running calls get to finish before a pod ends, after new ones are refused."
-        " Becomes a preStop sleep, unless the template has a preStop hook of its own.",
+        " Becomes a preStop sleep, unless the template has its own preStop hook.",
     )
     stream_usage: StreamUsage = Field(
         StreamUsage.EACH_EVENT, description=_STREAM_USAGE.format(server="model server")
@@ -145,7 +149,7 @@ class SecretKeyRef(APIPart):
 
 
 class ExternalServing(APIPart):
-    """A provider's API somewhere else."""
+    """An external provider's API."""
 
     base_url: Annotated[
         str,
@@ -197,7 +201,7 @@ class Serving(APIPart):
         None, description="A backend on this cluster. Exactly one of deployment and external is set."
     )
     external: ExternalServing | None = Field(
-        None, description="A provider's API somewhere else. Exactly one of deployment and external is set."
+        None, description="An external provider's API. Exactly one of deployment and external is set."
     )
 
 
@@ -208,8 +212,8 @@ class PriceTier(APIPart):
         None,
         ge=1,
         le=2**53,
-        description="The tier prices calls with at most so many input tokens (cached ones included). Only"
-        " the last tier is without it: it prices all calls that are larger.",
+        description="The tier prices calls with at most this many input tokens (cached ones included). Only"
+        " the last tier omits it: that one prices all larger calls.",
     )
     input: Price = Field(
         description="Price of a million input tokens that were not cached, in the model's currency."
@@ -288,7 +292,7 @@ class ReservationOffer(APIPart):
 
 
 class FreeQuotaOffer(APIPart):
-    """Tokens that every account gets for nothing."""
+    """Tokens that every account gets for free."""
 
     tokens: Annotated[int, OpenAPI({"format": "int64"})] = Field(
         ge=1,
@@ -299,8 +303,8 @@ class FreeQuotaOffer(APIPart):
     valid_days: Annotated[int, OpenAPI({"format": "int32"})] = Field(
         ge=1,
         le=3650,
-        description="Days for which the quota is good, from the account's first service on this model. What"
-        " is left then is void.",
+        description="Days for which the quota is valid, from the account's first service on this model. The"
+        " rest is then void.",
     )
 
 
@@ -311,15 +315,15 @@ class ModelLimits(APIPart):
     tpm: Count64 = Field(0, description="Tokens per minute, input and output together. 0: no ceiling.")
     context_tokens: Count64 = Field(
         0,
-        description="Largest input and output of a call together, in tokens. 0: as the model server has it.",
+        description="Largest input and output of a call together, in tokens. 0: the model server decides.",
     )
     max_output_tokens: Count64 = Field(
-        0, description="Largest output of a call, in tokens. 0: as the model server has it."
+        0, description="Largest output of a call, in tokens. 0: the model server decides."
     )
 
 
 class ModelSpec(APIPart):
-    """What a cluster admin says about a model."""
+    """The spec of a model."""
 
     display_name: str = Field("", max_length=256, description="Name for people. Default: the object's name.")
     served_name: str | None = Field(
@@ -334,7 +338,7 @@ class ModelSpec(APIPart):
         None, description="Throughput that services can reserve in advance. Without it the model offers none."
     )
     free_quota: FreeQuotaOffer | None = Field(
-        None, description="Tokens that each account gets for nothing. Without it the model has no free quota."
+        None, description="Tokens that each account gets for free. Without it the model has no free quota."
     )
     limits: ModelLimits = Field(
         ModelLimits(), description="Ceilings for every service on the model. Without it there are none."
@@ -358,7 +362,7 @@ class ModelStatus(Status):
 
 
 class Model(APIObject):
-    """An entry of the gallery: how a model runs, what it costs, and what its services may use at most.
+    """A published model: how it runs, what it costs, and the ceilings of its services.
 
     Written by cluster admins. Each account gets a Default inference service for it (B1).
     """

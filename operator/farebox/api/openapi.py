@@ -1,7 +1,7 @@
 """Structural OpenAPI schemas, as CRDs must have them, from the pydantic models of the kinds.
 
-Pydantic's JSON schema says the same with references, titles and unions with null; the API server takes
-none of these. This module only rewrites; what a field may be is said in the kinds' modules.
+Pydantic's JSON schema has references, titles and unions with null, which the API server does not accept. This
+module only rewrites; the constraints of fields are in the kinds' modules (docs/decisions/200).
 """
 
 import json
@@ -17,7 +17,7 @@ _DROPPED = frozenset({"title", "const", "$defs"})
 _BEHAVIOUR_NUMBERS = re.compile(r" \(B\d+(?:, B\d+)*\)")
 
 _ORDER = ("description", "type", "format", "enum", "default", "required", "properties", "items")
-"""How the keys of a schema are written, so that people can read the CRDs; others follow by name."""
+"""The order of keys in a schema, for people who read the CRDs. Other keys follow by name."""
 
 _TYPE_META: Schema = {
     "apiVersion": {"type": "string", "description": "The group and version of the kind."},
@@ -29,7 +29,7 @@ _TYPE_META: Schema = {
 def object_schema(cls: type[APIObject]) -> Schema:
     """The schema of a kind's objects.
 
-    Defaults are kept in the spec only: what the operator has not reported must stay absent in a status.
+    Only the spec keeps defaults: a value that the operator has not reported must stay absent in a status.
     """
     document = cls.model_json_schema(by_alias=True, mode="validation")
     root = _rewrite(document, document.get("$defs", {}))
@@ -43,7 +43,7 @@ def object_schema(cls: type[APIObject]) -> Schema:
 
 
 def _rewrite(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """A structural schema that lets in what `node` lets in, except explicit nulls."""
+    """A structural schema that accepts what `node` accepts, except explicit nulls."""
     node = _resolved(node, definitions)
     result: Schema = {}
     for key, value in node.items():
@@ -55,7 +55,7 @@ def _rewrite(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
             case "additionalProperties" if isinstance(value, Mapping):
                 result[key] = _rewrite(dict(value), definitions)
             case "additionalProperties":
-                pass  # "any object" in pydantic's words; here it is x-kubernetes-preserve-unknown-fields
+                pass  # pydantic's "any object"; in a CRD it is x-kubernetes-preserve-unknown-fields
             case "description":
                 result[key] = _one_line(value)
             case "default" if _absence_means_default(value):
@@ -71,9 +71,9 @@ def _place(item: tuple[str, Any]) -> tuple[int, str]:
 
 
 def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """`node` with its reference followed and its union with null taken apart. Its own keys win.
+    """`node` with its reference resolved and null removed from its union. Its own keys win.
 
-    "T or null" in Python says that a field may be absent; the API server says that with `required`.
+    "T or null" in Python means that a field may be absent; a CRD expresses that with `required`.
     """
     while "$ref" in node or "anyOf" in node:
         own = {key: value for key, value in node.items() if key not in ("$ref", "anyOf")}
@@ -89,21 +89,21 @@ def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
 
 
 def _absence_means_default(default: Any) -> bool:
-    """Whether an absent field means the same as this default, so that nothing need be stored.
+    """Whether an absent field means the same as this default, so that the default is not stored.
 
-    Objects are never filled in: each of their fields has a default of its own, which is filled in where
-    the object is there.
+    Objects are never filled in (docs/decisions/206). Each of their fields has its own default, which is
+    filled in if the object is present.
     """
     return default is None or isinstance(default, Mapping) or default in ("", [])
 
 
 def _one_line(text: str) -> str:
-    """A docstring as kubectl explain shows it: one paragraph, without numbers of behaviours."""
+    """A docstring for kubectl explain: one paragraph, without behaviour numbers."""
     return " ".join(_BEHAVIOUR_NUMBERS.sub("", text).split())
 
 
 def _everywhere(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
-    """`schema` with itself and every schema within it changed."""
+    """`schema` with `change` applied to it and to every schema in it."""
     result = change(schema)
     if "properties" in result:
         properties = result["properties"]
@@ -119,7 +119,7 @@ def _no_default(schema: Schema) -> Schema:
 
 
 def _describe_default(schema: Schema) -> Schema:
-    """The default at the end of the description as well: kubectl explain shows none by itself."""
+    """Append the default to the description, because kubectl explain does not show defaults."""
     if "default" not in schema:
         return dict(schema)
     default = schema["default"]

@@ -1,4 +1,4 @@
-"""Tables of a kind's page, from its schema: fields, refusals, columns. `reference_pages` places them."""
+"""Tables of a kind's page, from its schema: fields, rules, columns. `reference_pages` inserts them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -8,15 +8,15 @@ from farebox.api.openapi import Schema, object_schema
 from farebox.api.schema import COLUMNS
 
 Table = Callable[[], str]
-"""Makes a table in Markdown."""
+"""Renders a table in Markdown."""
 
 _RULES = "x-kubernetes-validations"
-# Looking into a pod template, or once more into a condition or a selector, helps nobody.
+# Fields of pod templates, conditions and selectors would only repeat what Kubernetes documents.
 _CLOSED = frozenset({"conditions", "selector", "template"})
 
 
 def tables(info: KindInfo) -> dict[str, Table]:
-    """The tables of a kind's page, by the names that the page calls them by."""
+    """The tables of a kind's page, by their names in the page."""
     return {
         "spec": partial(_fields_table, info, "spec"),
         "status": partial(_fields_table, info, "status"),
@@ -26,7 +26,7 @@ def tables(info: KindInfo) -> dict[str, Table]:
 
 
 def table_of(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown; its cells may hold anything but line breaks."""
+    """A table in Markdown. Cells may contain anything except line breaks."""
     head = list(columns)
     body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
     body.insert(1, "|" + "---|" * len(head))
@@ -45,7 +45,7 @@ def _fields_table(info: KindInfo, part: str) -> str:
 
 
 def _fields(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema, bool]]:
-    """Every field below a schema: its path, its schema, and whether its parent must have it."""
+    """Every field below a schema: its path, its schema, and whether it is required."""
     for name, field in schema.get("properties", {}).items():
         path = f"{prefix}{name}"
         yield path, field, name in schema.get("required", ())
@@ -71,11 +71,9 @@ def _type(schema: Schema) -> str:
 
 
 def _refusals_table(info: KindInfo) -> str:
-    """What the rules refuse, by the field that the error names."""
+    """The messages of CEL rules, by the field that the error names."""
     rules = _rules(object_schema(info.cls))
-    return table_of(
-        ("field", "when broken, the error says"), ((f"`{path}`", rule["message"]) for path, rule in rules)
-    )
+    return table_of(("field", "error message"), ((f"`{path}`", rule["message"]) for path, rule in rules))
 
 
 def _rules(schema: Schema, path: str = "") -> Iterator[tuple[str, dict[str, str]]]:

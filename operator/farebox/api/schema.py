@@ -1,4 +1,4 @@
-"""The CRDs, made from the models: names, scope, columns, subresources, and the files in crds/.
+"""The CRDs from the models: names, scope, columns, subresources, and the files in crds/.
 
 `farebox crds` prints them, `make verify` compares crds/ with them. Nothing here talks to a cluster.
 """
@@ -32,8 +32,8 @@ COLUMNS: dict[str, list[Schema]] = {
         _column("Display", ".spec.displayName", "Name for people."),
         _column("Replicas", ".status.replicas", "Pods of the shared backend.", "integer"),
         _column("Services", ".status.services", "Inference services on the model.", "integer"),
-        _column("Ready", f"{_READY}.status", "Whether the cluster is as the spec asks."),
-        _column("Retired", ".spec.retired", "Whether it is out of service.", "boolean", priority=1),
+        _column("Ready", f"{_READY}.status", "Whether the cluster matches the spec."),
+        _column("Retired", ".spec.retired", "Whether it is retired.", "boolean", priority=1),
         _column("Message", f"{_READY}.message", "What holds, and what to do.", priority=1),
         _AGE,
     ],
@@ -45,12 +45,12 @@ COLUMNS: dict[str, list[Schema]] = {
         _column(
             "Reason",
             ".status.stopReasons[0]",
-            "The first of the reasons why it is stopped; all are in column Reasons of -o wide.",
+            "The first stop reason; -o wide has all of them in the column Reasons.",
         ),
         _column("Replicas", ".status.replicas", "Pods of its backend.", "integer"),
         _column("Account", ".spec.billingAccountRef.name", "The account that pays.", priority=1),
-        _column("Reasons", ".status.stopReasons", "All reasons why it is stopped.", priority=1),
-        _column("Endpoint", ".status.endpoint", "Where it is called.", priority=1),
+        _column("Reasons", ".status.stopReasons", "All stop reasons.", priority=1),
+        _column("Endpoint", ".status.endpoint", "The URL of the service.", priority=1),
         _column("Message", f"{_READY}.message", "What holds, and what to do.", priority=1),
         _AGE,
     ],
@@ -69,9 +69,9 @@ COLUMNS: dict[str, list[Schema]] = {
         _column("Amount", ".spec.amount", "Amount in the account's currency."),
         _column("Kind", ".spec.kind", "Payment or Adjustment."),
         _column("Phase", ".status.phase", "Posted or Rejected."),
-        _column("Balance-After", ".status.balanceAfter", "The account's balance after it was booked."),
+        _column("Balance-After", ".status.balanceAfter", "The account's balance after it was posted."),
         _column("Reference", ".spec.reference", "The payment's own number.", priority=1),
-        _column("Message", ".status.message", "Why it was rejected, or what is missing.", priority=1),
+        _column("Message", ".status.message", "Why it was rejected, or how much is missing.", priority=1),
         _AGE,
     ],
     "APIKey": [
@@ -79,7 +79,7 @@ COLUMNS: dict[str, list[Schema]] = {
         _column("Services", ".spec.services", "The services that it may call."),
         _column("State", f"{_READY}.reason", "Active, Disabled, Expired, or why there is no key."),
         # As text: kubectl shows a date as the time since then, and this one is mostly ahead.
-        _column("Expires", ".spec.expiresAt", "From when on it is refused."),
+        _column("Expires", ".spec.expiresAt", "Time from which on it is refused."),
         _column("Secret", ".status.secretName", "The Secret that has the key.", priority=1),
         _column("Message", f"{_READY}.message", "What holds, and what to do.", priority=1),
         _AGE,
@@ -148,7 +148,7 @@ def crd(info: KindInfo) -> Schema:
 
 
 def render_all() -> dict[str, str]:
-    """All files of crds/: their names and their text. The same models give the same bytes."""
+    """All files of crds/, text by name. The same models give the same bytes."""
     files = {f"{GROUP}_{info.plural}.yaml": _yaml(crd(info)) for info in KINDS.values()}
     files[KUSTOMIZATION] = _yaml(
         {
@@ -161,7 +161,7 @@ def render_all() -> dict[str, str]:
 
 
 def write(directory: Path) -> list[Path]:
-    """Write all files into `directory`, remove YAML files that are no longer made, and say what changed."""
+    """Write all files into `directory`, remove other YAML files, and return the changed paths."""
     files = render_all()
     directory.mkdir(parents=True, exist_ok=True)
     changed = []
@@ -178,10 +178,10 @@ def write(directory: Path) -> list[Path]:
 
 
 def check(directory: Path) -> list[str]:
-    """How `directory` differs from what the models give; empty when it does not."""
+    """The differences between `directory` and the models; empty if there are none."""
     files = render_all()
     problems = [
-        f"{path}: not made from the models" for path in _yaml_files(directory) if path.name not in files
+        f"{path}: not generated from the models" for path in _yaml_files(directory) if path.name not in files
     ]
     for name, text in files.items():
         path = directory / name
@@ -197,7 +197,7 @@ def _yaml_files(directory: Path) -> list[Path]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists are indented, as kubectl and yamllint have them; nothing is written as an alias."""
+    """Indents lists, as kubectl and yamllint do, and writes no aliases."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)

@@ -1,4 +1,4 @@
-"""TopUp: money booked to an account, once for each reference (B10)."""
+"""TopUp: money posted to an account, once for each reference (B10)."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
@@ -10,14 +10,14 @@ from farebox.api.fields import ObjectName, OpenAPI, Rule, SignedAmount, Time, ru
 
 
 class TopUpKind(StrEnum):
-    """Why money is booked."""
+    """Why money is posted."""
 
     PAYMENT = "Payment"
     ADJUSTMENT = "Adjustment"
 
 
 class TopUpPhase(StrEnum):
-    """What became of a TopUp."""
+    """The result of a TopUp."""
 
     POSTED = "Posted"
     REJECTED = "Rejected"
@@ -37,7 +37,7 @@ Reference = Annotated[
         )
     ),
 ]
-"""A payment's own number."""
+"""The payment's number in another system."""
 
 
 class TopUpAccountRef(APIPart):
@@ -47,7 +47,7 @@ class TopUpAccountRef(APIPart):
 
 
 class TopUpSpec(APIPart):
-    """What is booked."""
+    """The spec of a TopUp."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -86,14 +86,14 @@ class TopUpSpec(APIPart):
 
 
 class TopUpStatus(Status):
-    """What became of it."""
+    """The result of a TopUp."""
 
     phase: TopUpPhase | None = Field(
-        None, description="Posted, or Rejected (see message). Absent until the ledger answered."
+        None, description="Posted, or Rejected (see message). Absent until the ledger has answered."
     )
-    posted_at: Time | None = Field(None, description="When the ledger booked the amount.")
+    posted_at: Time | None = Field(None, description="When the ledger posted the amount.")
     balance_after: str | None = Field(
-        None, description="The account's balance just after this was booked, as a decimal string."
+        None, description="The account's balance just after the posting, as a decimal string."
     )
     message: str | None = Field(
         None, max_length=32768, description="Why it was rejected, or how much is still missing."
@@ -101,13 +101,13 @@ class TopUpStatus(Status):
 
 
 class TopUp(APIObject):
-    """Money booked to an account. It counts once for each reference; deleting it takes nothing back."""
+    """Money posted to an account. It counts once for each reference; deleting it takes nothing back."""
 
     KIND: ClassVar[str] = "TopUp"
 
     kind: Literal["TopUp"] = "TopUp"
-    spec: TopUpSpec = Field(description="What is booked. Cannot be changed.")
-    status: Annotated[TopUpStatus, Lenient] = Field(TopUpStatus(), description="What became of it.")
+    spec: TopUpSpec = Field(description="The amount and its reference. Cannot be changed.")
+    status: Annotated[TopUpStatus, Lenient] = Field(TopUpStatus(), description="The result.")
 
     @property
     def billing_account_name(self) -> str:

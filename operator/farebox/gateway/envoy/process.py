@@ -18,7 +18,7 @@ import structlog
 from farebox.errors import ConfigurationError
 from farebox.gateway.envoy.admin import Admin
 from farebox.gateway.envoy.bootstrap import EnvoySettings, command, render
-from farebox.parent_watchdog import leashed
+from farebox.parent_watchdog import watched
 from farebox.ports import check_free
 
 READY_SECONDS: Final = 15.0
@@ -102,7 +102,7 @@ class EnvoyProcess:
         while not self._stopping:
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *leashed(self._arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    *watched(self._arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             self.starts += 1
             code = await self._process.wait()
