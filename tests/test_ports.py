@@ -62,7 +62,7 @@ def test_b23_a_port_that_is_taken_is_named_with_its_setting(
         [sys.executable, "-m", "farebox", command],
         env=os.environ | ours | {setting: taken}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
-    sentence = f"port {taken} on 127.0.0.1 cannot be had: address already in use; it is set by {setting}"
+    sentence = f"port {taken} on 127.0.0.1 cannot be used: address already in use; it is set by {setting}"
     assert (run.returncode, run.stderr.splitlines()[-1]) == (1, f"farebox: {sentence}")
     assert "Traceback" not in run.stderr
 
@@ -77,7 +77,7 @@ def test_b23_the_simulator_names_its_option(taken: str) -> None:
 
 
 def test_a_host_that_is_none_is_named() -> None:
-    with pytest.raises(ConfigurationError, match="port 1234 on no host cannot be had"):
+    with pytest.raises(ConfigurationError, match="port 1234 on no host cannot be used"):
         check_free("no host", 1234, "FAREBOX_LISTEN_PORT")
 
 

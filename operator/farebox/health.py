@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics of operator and gateway. They tell the truth: a deaf watch is unhealthy."""
+"""/healthz, /readyz and /metrics of operator and gateway."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,21 @@ from farebox.errors import ConfigurationError
 from farebox.ports import listen
 
 Problems = Callable[[], list[str]]
-"""Returns sentences about what is wrong now; none when all is well."""
+"""Returns a sentence for each current problem."""
 
 
 async def serve_health(
     host: str, port: int, setting: str, unhealthy: Problems, unready: Problems
 ) -> web.AppRunner:
-    """Start the server; the caller cleans the runner up. `setting` is what sets the port.
+    """Start the server; the caller must clean up the runner.
 
-    /healthz answers 503 with what is wrong when only a restart helps, /readyz while the replica could not
-    take over at once. Raises ConfigurationError when the port cannot be had.
+    Args:
+        setting: the name of the setting for the port. unhealthy: problems that only a restart repairs:
+        /healthz answers 503 with them. unready: problems because of which the replica cannot take over at
+        once: /readyz answers 503 with them.
+
+    Raises:
+        ConfigurationError: the port cannot be used.
     """
 
     def answer(problems: list[str]) -> web.Response:

@@ -1,4 +1,4 @@
-"""Ports that processes listen at. One that cannot be had is a sentence for who started the process."""
+"""Ports that processes listen on. A port that cannot be used is a ConfigurationError, not a traceback."""
 
 import os
 import socket
@@ -12,10 +12,10 @@ async def listen(runner: web.AppRunner, host: str, port: int, setting: str) -> N
     """Serve at this address.
 
     Args:
-        setting: what sets the port, as its user writes it.
+        setting: the name of the setting for the port.
 
     Raises:
-        ConfigurationError: it cannot be had.
+        ConfigurationError: the port cannot be used.
     """
     try:
         await web.TCPSite(runner, host, port).start()
@@ -24,10 +24,10 @@ async def listen(runner: web.AppRunner, host: str, port: int, setting: str) -> N
 
 
 def check_free(host: str, port: int, setting: str) -> None:
-    """For an Envoy that is about to listen there: it would share a port with another without a word.
+    """Check a port before an Envoy listens on it: Envoy would silently share it with another process.
 
     Raises:
-        ConfigurationError: it cannot be had.
+        ConfigurationError: the port cannot be used.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -39,7 +39,7 @@ def check_free(host: str, port: int, setting: str) -> None:
 
 
 def _refusal(error: OSError, host: str, port: int, setting: str) -> ConfigurationError:
-    """The system's own words: what asyncio says repeats the address."""
+    """Build the error with the text of the operating system; that of asyncio repeats the address."""
     known = error.errno is not None and error.errno > 0
     reason = os.strerror(error.errno).lower() if known else str(error)  # type: ignore[arg-type]
-    return ConfigurationError(f"port {port} on {host} cannot be had: {reason}; it is set by {setting}")
+    return ConfigurationError(f"port {port} on {host} cannot be used: {reason}; it is set by {setting}")

@@ -1,9 +1,9 @@
-"""Connections to other processes, whose sockets close nothing but themselves.
+"""Sockets that never close a file descriptor that is not theirs.
 
-uvloop takes over a socket's file descriptor, closes it, and forgets to tell the socket if the other side
-reset the connection in the same turn of the loop in which it was made, as happens when an API server is
-killed (0.23; its issues 645 and 738 are about the like of it). The garbage collector closes the socket once
-more, minutes later, by a number that by then is another connection, a file or the ledger.
+uvloop takes over the file descriptor of a socket and closes it. If the peer resets the connection in the same
+iteration of the event loop in which it was opened, as when an API server is killed, the socket object does
+not learn that (uvloop 0.23; issues 645 and 738 are similar). Minutes later the garbage collector closes the
+number again, which by then may be another connection, a file or the ledger.
 """
 
 import os
@@ -15,14 +15,14 @@ from aiohttp.connector import AddrInfoType
 
 
 class OwnSocket(socket.socket):
-    """A socket that lets its file descriptor alone when that is another one's by now."""
+    """A socket that closes its file descriptor only if the number still refers to the same socket."""
 
     def __init__(self, family: int, type: int, proto: int) -> None:
         super().__init__(family, type, proto)
         self._identity = _identity(self.fileno())
 
     def close(self) -> None:
-        """Close it, if it is there still."""
+        """Close the socket, if it still exists."""
         if self._is_own():
             super().close()
         else:
@@ -38,12 +38,12 @@ class OwnSocket(socket.socket):
         try:
             return self.fileno() >= 0 and _identity(self.fileno()) == self._identity
         except (OSError, AttributeError):
-            # It is closed already, or was never made.
+            # It is closed already, or was never opened.
             return False
 
 
 def connector(**options: Any) -> aiohttp.TCPConnector:
-    """aiohttp's connections over such sockets; options as TCPConnector takes them."""
+    """Return an aiohttp connector that opens such sockets; the options are those of TCPConnector."""
     return aiohttp.TCPConnector(socket_factory=_own_socket, **options)
 
 
@@ -53,6 +53,6 @@ def _own_socket(address: AddrInfoType) -> socket.socket:
 
 
 def _identity(number: int) -> tuple[int, int]:
-    """What a file descriptor stands for: the kernel gives no two sockets the same."""
+    """Return the device and inode behind a file descriptor, unique for each socket."""
     found = os.fstat(number)
     return found.st_dev, found.st_ino

@@ -103,7 +103,7 @@ class Operator:
             self.dispatcher.on_reservation,
             self.dispatcher.on_balances_known,
             self.dispatcher.on_ledger_reset,
-            self.workers.ledger_back,
+            self.workers.retry_ledger,
             wait_seconds=min(_FEED_WAIT_SECONDS, settings.balance_max_age_seconds / 3),
         )
         self.resync = Resync(client, self.cache, settings.backend_namespace, self.dispatcher.on_change)

@@ -1,7 +1,7 @@
 """The work queue: every key at most once, never two workers on one key, single edits before bulk work.
 
-It holds keys, not changes: whoever takes a key reads the newest facts, so ten changes cost one pass. A key
-that is added while a worker has it comes again afterwards. The design is that of client-go's workqueue.
+It holds keys, not changes: a worker reads the newest facts, so ten changes cost one reconcile. A key that is
+added while a worker has it is queued again afterwards. The design is that of client-go's workqueue.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Key(NamedTuple):
 
     @property
     def object(self) -> ObjectKey:
-        """Where it lives."""
+        """Its namespace and name."""
         return ObjectKey(self.namespace, self.name)
 
     def __str__(self) -> str:
@@ -46,32 +46,32 @@ class Key(NamedTuple):
 
 
 def service_key(service: ObjectKey) -> Key:
-    """The queue's key of an InferenceService."""
+    """Return the queue's key of an InferenceService."""
     return Key(Kind.SERVICE, service.namespace, service.name)
 
 
 def account_key(account: ObjectKey) -> Key:
-    """The queue's key of a BillingAccount."""
+    """Return the queue's key of a BillingAccount."""
     return Key(Kind.ACCOUNT, account.namespace, account.name)
 
 
 def topup_key(topup: ObjectKey) -> Key:
-    """The queue's key of a TopUp."""
+    """Return the queue's key of a TopUp."""
     return Key(Kind.TOPUP, topup.namespace, topup.name)
 
 
 def apikey_key(apikey: ObjectKey) -> Key:
-    """The queue's key of an APIKey."""
+    """Return the queue's key of an APIKey."""
     return Key(Kind.APIKEY, apikey.namespace, apikey.name)
 
 
 def model_key(name: str) -> Key:
-    """The queue's key of a Model."""
+    """Return the queue's key of a Model."""
     return Key(Kind.MODEL, "", name)
 
 
 class Priority(IntEnum):
-    """The small number is served first."""
+    """Single edits are HIGH, bulk work is LOW. The smaller number is served first."""
 
     HIGH = 0
     LOW = 1
@@ -95,7 +95,7 @@ class WorkQueue:
         self._ready: tuple[deque[Key], deque[Key]] = (deque(), deque())
         self._queued: dict[Key, tuple[Priority, float]] = {}
         self._working: dict[Key, Priority] = {}
-        self._again: dict[Key, Priority] = {}
+        self._requeued: dict[Key, Priority] = {}
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, tuple[float, asyncio.TimerHandle]] = {}
         self._waiters: tuple[deque[asyncio.Future[None]], deque[asyncio.Future[None]]] = (deque(), deque())
@@ -104,33 +104,33 @@ class WorkQueue:
         self._max_delay = max_delay
         self._jitter = jitter
         for kind in Kind:
-            # Counted from 0 on: a counter that comes into being with its first retry shows no increase.
+            # The counter starts at 0: one that appears with its first retry shows no increase.
             QUEUE_RETRIES.labels(kind)
 
     def __len__(self) -> int:
         return len(self._queued)
 
     def idle(self) -> bool:
-        """Nothing waits and nothing is being worked on; delayed keys do not count."""
+        """Return whether nothing waits and no worker has a key; delayed keys do not count."""
         return not self._queued and not self._working
 
     def add(self, key: Key, priority: Priority = Priority.HIGH) -> None:
-        """Ask for a pass over the key; one that already waits in a slower priority overtakes."""
+        """Queue a key; one that already waits in the low priority moves to the high one."""
         QUEUE_ADDS.labels(key.kind).inc()
         if key in self._working:
-            self._again[key] = min(priority, self._again.get(key, priority))
+            self._requeued[key] = min(priority, self._requeued.get(key, priority))
             return
         waiting = self._queued.get(key)
         if waiting is not None and waiting[0] <= priority:
             return
-        # A key that moves to the fast priority leaves its old place behind; `_next` skips it there.
+        # A key that moves to the high priority stays in its old deque; `_next` skips it there.
         self._queued[key] = (priority, waiting[1] if waiting else time.monotonic())
         self._ready[priority].append(key)
         QUEUE_DEPTH.set(len(self._queued))
         self._wake(priority)
 
     def add_after(self, key: Key, seconds: float, priority: Priority = Priority.LOW) -> None:
-        """Ask for a pass in a while; of several such requests for a key the earliest counts."""
+        """Queue a key after some seconds; of several delays of one key the earliest counts."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         pending = self._timers.get(key)
@@ -141,7 +141,7 @@ class WorkQueue:
         self._timers[key] = (due, loop.call_at(due, self._due, key, priority))
 
     def retry(self, key: Key, priority: Priority) -> float:
-        """Ask for a pass after the key's next backoff; returns the seconds until then."""
+        """Queue a key after its next backoff; returns the seconds until then."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         QUEUE_RETRIES.labels(key.kind).inc()
@@ -151,15 +151,15 @@ class WorkQueue:
         return delay
 
     def forget(self, key: Key) -> None:
-        """The key was reconciled: its next failure starts with the shortest backoff."""
+        """Reset the backoff of a key that was reconciled."""
         self._failures.pop(key, None)
 
     async def get(self, slowest: Priority = Priority.LOW) -> tuple[Key, Priority]:
         """Wait for a key of a priority up to `slowest`; the caller must call `done` with it.
 
-        Others get their turn first: passes that find nothing to write never wait for anything, and thousands
-        of them in a row (a start, a sweep) would hold up watches, probes and the Lease for seconds. Workers
-        of a priority come one at a time, or a single edit would wait for a pass of each at each of its steps.
+        The event loop runs other tasks first: a reconcile without a write never waits, and thousands of them
+        in a row (a start, a resync) would delay watches, probes and the Lease for seconds. Workers of one
+        priority take turns, or a single edit would wait for a reconcile of each at each of its steps.
         """
         async with self._turns[slowest]:
             await asyncio.sleep(0)
@@ -172,15 +172,15 @@ class WorkQueue:
             try:
                 await waiter
             except asyncio.CancelledError:
-                # A wake-up that this waiter can no longer use must not be lost.
+                # Another waiter must get the wake-up that this one cannot use.
                 if waiter.done() and not waiter.cancelled():
                     self._wake(slowest)
                 raise
 
     def done(self, key: Key) -> None:
-        """The worker is through with the key."""
+        """Record that the worker has finished with the key."""
         del self._working[key]
-        priority = self._again.pop(key, None)
+        priority = self._requeued.pop(key, None)
         if priority is not None:
             self.add(key, priority)
 
@@ -206,7 +206,7 @@ class WorkQueue:
         return None
 
     def _wake(self, priority: Priority) -> None:
-        """Wake one worker that may take the priority; those that may take only the fast one come first."""
+        """Wake one worker that may take the priority, preferably one for the high priority alone."""
         for slowest in Priority:
             if slowest < priority:
                 continue
@@ -219,7 +219,7 @@ class WorkQueue:
 
 
 class TokenBucket:
-    """At most `rate` tokens a second on average, `burst` at once. Waiters are served in order."""
+    """A rate limit: `rate` tokens a second on average, `burst` at once. Waiters are served in order."""
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -229,12 +229,12 @@ class TokenBucket:
         self._at = clock()
 
     async def take(self) -> None:
-        """Take a token, waiting until there is one: debts are paid by those who come later."""
+        """Take a token. Waits if there is none; later callers wait longer."""
         if (debt := self._spend()) > 0:
             await asyncio.sleep(debt / self._rate)
 
     def try_take(self) -> bool:
-        """Take a token if there is one now."""
+        """Take a token if there is one; returns whether there was."""
         self._refill()
         if self._tokens < 1:
             return False

@@ -1,4 +1,4 @@
-"""The workers: each takes a key and makes one pass over the object; what failed comes again."""
+"""The workers: each takes a key and reconciles the object. Only here failures are retried."""
 
 import asyncio
 from typing import Any
@@ -28,48 +28,48 @@ _FAST_WORKERS = 8
 
 
 class Workers:
-    """Makes passes; all retries are decided here."""
+    """Reconcile queued keys."""
 
     def __init__(self, context: Context) -> None:
-        self.need_ledger: set[Key] = set()
-        """Keys whose last pass failed for want of the ledger."""
+        self.waiting_for_ledger: set[Key] = set()
+        """Keys whose last reconcile failed because the ledger was unreachable or refused."""
         self._context = context
         self._queue = context.queue
 
     def start(self, bulk: int) -> list[asyncio.Task[Any]]:
-        """Some workers for single edits alone, and so many for everything."""
+        """Start the workers: some for single edits alone, and `bulk` for all keys."""
         priorities = [Priority.HIGH] * _FAST_WORKERS + [Priority.LOW] * bulk
         return [
             asyncio.create_task(self.work(priority), name=f"worker {priority.name}")
             for priority in priorities
         ]
 
-    def ledger_back(self) -> None:
-        """It was away: what failed for want of it is tried now, and not after a backoff of up to a minute."""
-        for key in self.need_ledger:
+    def retry_ledger(self) -> None:
+        """Retry now what failed while the ledger was unreachable, not after a backoff of up to a minute."""
+        for key in self.waiting_for_ledger:
             self._queue.forget(key)
             self._queue.add(key, Priority.LOW)
-        self.need_ledger.clear()
+        self.waiting_for_ledger.clear()
 
     async def work(self, slowest: Priority) -> None:
-        """Take keys of the priorities up to `slowest`, for ever."""
+        """Reconcile keys of the priorities up to `slowest`. Never returns."""
         while True:
             key, priority = await self._queue.get(slowest)
             try:
                 with QUEUE_WORK.labels(key.kind).time():
                     await _RECONCILERS[key.kind](self._context, key, priority)
                 self._queue.forget(key)
-                self.need_ledger.discard(key)
+                self.waiting_for_ledger.discard(key)
             except NotLeading:
-                # A Lease that is lost for good ends the process. One that is only renewed late does not, and
-                # then nobody else would do this.
+                # A lost Lease ends the process. A Lease that was renewed late does not, and no other replica
+                # reconciles this key then.
                 delay = self._queue.retry(key, priority)
                 log.warning("write.not_leading", object=str(key), retry_seconds=round(delay, 3))
             except Conflict:
                 self._queue.retry(key, priority)
             except (KubeError, KubeUnreachable, LedgerError) as error:
                 if isinstance(error, LedgerError):
-                    self.need_ledger.add(key)
+                    self.waiting_for_ledger.add(key)
                 delay = self._queue.retry(key, Priority.LOW)
                 log.warning(
                     "reconcile.failed", object=str(key), error=str(error), retry_seconds=round(delay, 3)

@@ -1,9 +1,9 @@
 """Requests to the API server: credentials and TLS from the `kubernetes` package, one aiohttp session.
 
-It speaks JSON dictionaries, not typed objects: a typed call costs three times the CPU of a bare request
-(docs/decisions/003), and the operator's hot path is made of such calls. Pydantic's JSON is twice as fast as
-the standard library's, and more than that on the way out. It never retries: the queue does.
-(aiohttp repeats a PUT or DELETE once when its connection was reset; those carry a resourceVersion or a uid.)
+It takes and returns JSON dictionaries: a typed call costs three times the CPU of a bare request
+(docs/decisions/003), and the operator mostly makes such calls. Pydantic reads and writes JSON at least twice
+as fast as the standard library. The client never retries, because the work queue does. aiohttp itself repeats
+a PUT or DELETE once after a connection reset, which is safe: those carry a resourceVersion or a uid.
 """
 
 import ssl
@@ -43,13 +43,13 @@ _ERRORS: dict[int, type[KubeError]] = {
     429: TooManyRequests,
 }
 _PAGE = 500
-"""Objects in a page of a list; a page is in memory whole."""
+"""Objects in a page of a list; the whole page is in memory."""
 _SILENCE_SECONDS = 90.0
 """The API server sends a bookmark about once a minute."""
 
 
 class KubeClient:
-    """One connection pool to one API server. Make it with `connect`, inside a running event loop."""
+    """One connection pool to one API server. Create it with `connect`, inside a running event loop."""
 
     def __init__(self, configuration: Configuration, connections: int = 100) -> None:
         self.configuration = configuration
@@ -57,13 +57,13 @@ class KubeClient:
             base_url=configuration.host,
             connector=connector(ssl=tls_context(configuration), limit=connections, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=30, sock_connect=10),
-            # Compressed lists would cost both sides more CPU than a cluster's network is worth.
+            # Inside a cluster, compression costs both sides more CPU than it saves in traffic.
             headers={"User-Agent": "farebox", "Accept": "application/json", "Accept-Encoding": "identity"},
         )
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None = None) -> "KubeClient":
-        """A client by the given kubeconfig; without one the pod's ServiceAccount, then the user's own.
+        """Connect by the given kubeconfig, or as the pod's ServiceAccount, or by the user's kubeconfig.
 
         Raises:
             ConfigurationError: there are no usable credentials.
@@ -97,7 +97,7 @@ class KubeClient:
 
         Raises:
             KubeError: the API server answered with an error; see its subclasses in `farebox.errors`.
-            KubeUnreachable: there was no answer, so the outcome of a write is not known.
+            KubeUnreachable: there was no answer, so the outcome of a write is unknown.
         """
         headers = {"Content-Type": content_type}
         if token := await self.configuration.get_api_key_with_prefix("BearerToken"):
@@ -122,15 +122,15 @@ class KubeClient:
         return await self.request("GET", path)
 
     async def create(self, path: str, body: JSONObject) -> JSONObject:
-        """Create an object in the collection at `path`."""
+        """Create an object in the collection at `path`; returns it."""
         return await self.request("POST", path, body=body)
 
     async def merge_patch(self, path: str, body: JSONObject) -> JSONObject:
-        """Apply a JSON merge patch: lists are replaced whole, null removes a field."""
+        """Apply a JSON merge patch: it replaces whole lists, and null removes a field."""
         return await self.request("PATCH", path, body=body, content_type=MERGE_PATCH)
 
     async def delete(self, path: str, uid: str) -> None:
-        """Delete the object if it still is the one with this uid; one that is gone is fine."""
+        """Delete the object, if it exists and is still the one with this uid."""
         try:
             await self.request("DELETE", path, body={"preconditions": {"uid": uid}})
         except (NotFound, Conflict):
@@ -143,19 +143,19 @@ class KubeClient:
                 yield item
 
     async def listed(self, path: str, take: Callable[[JSONObject], object]) -> tuple[set[ObjectKey], str]:
-        """Give every object of a collection to `take`; the keys of those that are there, as of which version.
+        """Pass every object of a collection to `take`; returns the keys and the list's resourceVersion.
 
-        A list that had to begin anew (see `pages`) gives objects twice, perhaps newer ones, and what only the
-        first attempt had may be gone by now: it is not among the keys.
+        A list that had to start again (see `pages`) passes objects twice. The keys are those of the last
+        attempt, because an object in the first one alone may have been deleted since.
 
         Raises:
-            KubeError, KubeUnreachable: it cannot be listed; what was given so far has been.
+            KubeError, KubeUnreachable: the list failed, perhaps after some objects were passed on.
         """
         keys: set[ObjectKey] = set()
         version = ""
         async for page in self.pages(path):
-            if (begun := str(page["metadata"]["resourceVersion"])) != version:
-                version = begun
+            if (current := str(page["metadata"]["resourceVersion"])) != version:
+                version = current
                 keys.clear()
             for raw in page["items"]:
                 keys.add(key_of(raw))
@@ -163,10 +163,10 @@ class KubeClient:
         return keys, version
 
     async def pages(self, path: str) -> AsyncIterator[JSONObject]:
-        """The lists that a collection comes in, as of one moment: `items` and `metadata.resourceVersion`.
+        """Yield the pages of a list: `items`, and `metadata.resourceVersion`, the same in all pages.
 
-        A continue token that expired on the way starts the list again, so objects may come twice; each
-        carries its resourceVersion for the reader to tell. The pages of one list have the same version.
+        If the continue token expires meanwhile, the list starts again with another version, so objects may
+        come twice.
         """
         token = ""
         while True:
@@ -186,18 +186,18 @@ class KubeClient:
     async def watch(
         self, path: str, version: str, seconds: float, accepted: Callable[[], None] = lambda: None
     ) -> AsyncIterator[JSONObject]:
-        """Changes of a collection after a resourceVersion, as they come, with bookmarks in between.
+        """Yield the changes of a collection after a resourceVersion, and bookmarks, as they arrive.
 
-        Ends when the server ends it, after `seconds` at the latest. A connection on which nothing comes for
-        longer than bookmarks are apart counts as dead.
+        The API server ends the watch after `seconds` at the latest. A connection that is silent for longer
+        than the interval of bookmarks counts as dead.
 
         Args:
             accepted: called when the API server has accepted the watch.
 
         Raises:
             KubeError: the API server answered with an error, before or within the stream; 410: the version
-                is too old, list again.
-            KubeUnreachable: the connection failed, or what came was not an event.
+                is too old, so list again.
+            KubeUnreachable: the connection failed, or a line was not an event.
         """
         params = {
             "watch": "1",
@@ -225,7 +225,7 @@ class KubeClient:
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Lines of any length: those of aiohttp end at 128 KiB."""
+    """Yield lines of any length; aiohttp limits lines to 128 KiB."""
     parts: list[bytes] = []
     async for chunk in stream.iter_any():
         *ended, rest = chunk.split(b"\n")
@@ -237,10 +237,10 @@ async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 
 def tls_context(configuration: Configuration) -> ssl.SSLContext:
-    """The TLS settings of a kubeconfig.
+    """Return the TLS settings of a kubeconfig.
 
-    Strict X.509 checks (Python 3.13's default) are off, as in kubectl: the authorities of many clusters
-    lack the extensions that they ask for.
+    Strict X.509 checks (Python 3.13's default) are off, as in kubectl: the certificate authorities of many
+    clusters lack the required extensions.
     """
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -253,7 +253,7 @@ def tls_context(configuration: Configuration) -> ssl.SSLContext:
 
 
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
-    """Credentials and TLS settings: the given kubeconfig, or in-cluster, or the user's default.
+    """Load credentials and TLS settings: the given kubeconfig, or in-cluster, or the user's default.
 
     Raises:
         ConfigurationError: there are none, or they cannot be read.

@@ -1,9 +1,9 @@
 """Leader election by a Lease (B21): one replica acts, the others wait.
 
-An elector of its own because the one of the `kubernetes` package keeps leading after it lost the lease
-(docs/decisions/004). The rules: a holder that could not renew for `renew_deadline` seconds of its own clock
-stops acting before anybody may take over; nobody trusts another machine's clock, only how long the record
-has not changed here; every write carries the resourceVersion it is based on; every error is a failure.
+The elector of the `kubernetes` package keeps leading after it lost the Lease (docs/decisions/004). The rules
+of this one: a holder that could not renew for `renew_deadline` seconds of its own clock stops acting before
+another replica may take over. A replica trusts no other machine's clock, only for how long it saw the Lease
+unchanged. Every write carries the resourceVersion that it is based on. Every error counts as a failure.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 class _TakenByAnother(Exception):
-    """The lease that this replica held has another holder."""
+    """The Lease that this replica held has another holder."""
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Elector:
     """Takes and keeps a Lease for `identity`.
 
     Args:
-        duration: seconds without a renewal after which others may take the lease.
-        clock: monotonic seconds; tests drive it.
+        duration: seconds without a renewal after which others may take the Lease.
+        clock: monotonic seconds.
         bookmark: returns what the holder stores in the Lease for its successors; None: keep what is stored.
         inherited_bookmark: what the last holder had stored when this one took the Lease; "" for nothing.
     """
@@ -52,7 +52,7 @@ class Elector:
 
     @property
     def renew_deadline(self) -> float:
-        """A holder that could not renew for so long has lost: a third of the duration is the margin."""
+        """Seconds without a renewal after which a holder has lost: a third of the duration is the margin."""
         return self.duration * 2 / 3
 
     @property
@@ -61,17 +61,20 @@ class Elector:
         return self.duration / 6
 
     def healthy(self) -> bool:
-        """Whether the last renewal is recent enough to act on; a standby is healthy, who lost it is not."""
+        """Return whether the last renewal is recent enough to act; False for a replica that lost the Lease.
+
+        A standby is healthy.
+        """
         if not self.leading.is_set():
             return not self._lost
         return self.clock() - self._renewed < self.renew_deadline
 
     async def run(self) -> None:
-        """Take the lease, set `leading`, keep renewing; return when the lease is lost.
+        """Take the Lease, set `leading`, keep renewing; return when the Lease is lost.
 
         The caller must stop acting at once: the process exits and starts again as a standby.
         """
-        while not await self._attempt():  # noqa: ASYNC110 - the lease is in the cluster, no local event tells of it
+        while not await self._attempt():  # noqa: ASYNC110 - the Lease is in the cluster, there is no local event
             await asyncio.sleep(self.period)
         log.info("lease.acquired", lease=self.name, identity=self.identity)
         self.leading.set()
@@ -95,7 +98,7 @@ class Elector:
         return _bookmark(lease)
 
     async def release(self) -> None:
-        """Give the lease back so that a standby need not wait for it to run out."""
+        """Give the Lease back, so that a standby need not wait until it expires."""
         if not self.leading.is_set() or self._lease is None:
             return
         self.leading.clear()
@@ -105,7 +108,7 @@ class Elector:
             log.warning("lease.release_failed", error=str(error))
 
     async def _attempt(self) -> bool:
-        """One try to take or renew; True when this replica holds the lease for sure."""
+        """Try to take or renew the Lease; returns whether this replica certainly holds it."""
         started = self.clock()
         try:
             held = await self._take_or_renew()
@@ -115,7 +118,7 @@ class Elector:
             self._lease = None
             return False
         if held:
-            # Counted from before the request: the record cannot be older than this.
+            # Measured before the request: the renewal cannot be older.
             self._renewed = started
         return held
 
@@ -131,7 +134,7 @@ class Elector:
             return True
         holder = lease["spec"].get("holderIdentity") or ""
         if holder != self.identity and self.leading.is_set():
-            # Somebody acted in between: it must not be taken back as if nothing had happened.
+            # Another replica led in between, so this one must not continue.
             raise _TakenByAnother
         if holder and holder != self.identity and not self._expired(lease):
             return False
@@ -142,7 +145,7 @@ class Elector:
         return True
 
     def _expired(self, lease: JSONObject) -> bool:
-        """Whether the record has not changed here for the duration that its holder promised."""
+        """Return whether the Lease was unchanged here for the duration that its holder promised."""
         version = lease["metadata"]["resourceVersion"]
         if self._observed is None or self._observed[0] != version:
             self._observed = (version, self.clock())

@@ -1,7 +1,7 @@
-"""Paths, keys, labels and derived names: where objects live and what Farebox's own are called.
+"""API paths, labels, and the names of the objects that Farebox creates.
 
-Names of services and models may have dots and 253 characters; those of Services and label values may not.
-Every derived name goes through `dns_label` or `label_value`, which are the identity where they can be.
+Names of InferenceServices and Models may have dots and 253 characters; names of Services and label values may
+not. `dns_label` and `label_value` derive valid ones, and return valid input unchanged.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ _HASH = 8
 
 
 def key_of(raw: dict[str, Any]) -> ObjectKey:
-    """The key of an object as the API server has it."""
+    """Return the key of an object as the API server sends it."""
     metadata = raw["metadata"]
     return ObjectKey(metadata.get("namespace", ""), metadata["name"])
 
 
 def dns_label(text: str) -> str:
-    """A valid RFC 1035 label that is `text` where it can be, and its readable part and a hash where not."""
+    """Return a valid RFC 1035 label: `text` if it is one, otherwise its readable part and a hash."""
     if _DNS_LABEL.fullmatch(text):
         return text
     return _shortened(re.sub(r"[^a-z0-9-]+", "-", text.lower()), text)
 
 
 def label_value(text: str) -> str:
-    """A valid label value, made in the same way."""
+    """Return a valid label value, derived in the same way."""
     if _LABEL_VALUE.fullmatch(text):
         return text
     return _shortened(re.sub(r"[^A-Za-z0-9_.-]+", "-", text), text)
@@ -56,41 +56,41 @@ def _shortened(readable: str, text: str) -> str:
 
 
 def shared_backend_name(model: str) -> str:
-    """The Deployment and Service that all shared services on a model use."""
+    """Return the name of the Deployment and Service that all shared services on a model use."""
     return dns_label(f"m-{model}")
 
 
 @lru_cache(maxsize=16384)
 def dedicated_backend_name(service: ObjectKey) -> str:
-    """The Deployment and Service of one dedicated service.
+    """Return the name of the Deployment and Service of one dedicated service.
 
-    The parts are joined by a sign that no name has and always hashed, or "a/b-c" and "a-b/c" would meet.
+    The hash of "namespace/name" is always part of it: "a/b-c" and "a-b/c" must not get the same name.
     """
     return _shortened(re.sub(r"[^a-z0-9-]+", "-", f"s-{service.namespace}-{service.name}"), str(service))
 
 
 def resource_path(kind: str, namespace: str = "", name: str = "", subresource: str = "") -> str:
-    """The API path of an object of one of Farebox's kinds, or of the collection."""
+    """Return the API path of an object of one of Farebox's kinds, or of the collection."""
     return _path(f"/apis/{GROUP}/{VERSION}", KINDS[kind].plural, namespace, name, subresource)
 
 
 def deployment_path(namespace: str, name: str = "", subresource: str = "") -> str:
-    """The API path of a Deployment, or of the collection."""
+    """Return the API path of a Deployment, or of the collection."""
     return _path("/apis/apps/v1", "deployments", namespace, name, subresource)
 
 
 def core_path(plural: str, namespace: str = "", name: str = "") -> str:
-    """The API path of a core kind (services, namespaces)."""
+    """Return the API path of a core kind (services, namespaces)."""
     return _path("/api/v1", plural, namespace, name, "")
 
 
 def event_path(namespace: str) -> str:
-    """The API path of the Events of a namespace."""
+    """Return the API path of the Events of a namespace."""
     return _path("/apis/events.k8s.io/v1", "events", namespace, "", "")
 
 
 def lease_path(namespace: str, name: str = "") -> str:
-    """The API path of a Lease, or of the collection."""
+    """Return the API path of a Lease, or of the collection."""
     return _path("/apis/coordination.k8s.io/v1", "leases", namespace, name, "")
 
 

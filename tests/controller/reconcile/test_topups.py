@@ -140,7 +140,7 @@ async def test_a_top_up_that_came_while_the_ledger_was_away_is_booked_as_soon_as
         try:
             async with asyncio.timeout(60):
                 operator.queue.add(key)
-                while key not in operator.workers.need_ledger:  # noqa: ASYNC110
+                while key not in operator.workers.waiting_for_ledger:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
                 tasks.append(asyncio.create_task(operator.feed.run()))
                 while not operator.feed.failing:  # noqa: ASYNC110

@@ -1,6 +1,6 @@
-"""Which keys have to be looked at again after a change. Reads the cache, touches nothing.
+"""Maps a change to the keys that have to be reconciled. Reads the cache, changes nothing.
 
-A change that concerns many objects puts them into the bulk priority, so that it never delays a single edit.
+A change that concerns many objects gives them the low priority, so that it never delays a single edit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,12 +23,12 @@ from farebox.kube.names import MODEL_LABEL
 from farebox.kube.store import Change
 
 FEW = 32
-"""So many keys at once still count as a single edit."""
-_COUNTS_REST_SECONDS = 1.0
+"""Up to this many keys at once count as a single edit."""
+_COUNTS_DELAY_SECONDS = 1.0
 
 
 class Request(NamedTuple):
-    """A key to look at again, and after how many seconds."""
+    """A key to reconcile, and after how many seconds."""
 
     key: Key
     priority: Priority
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 
 def requests_for(cache: Cache, change: Change[Any]) -> Iterator[Request]:
-    """The keys that a change concerns, each with its priority."""
+    """Yield the keys that a change concerns."""
     match change.kind:
         case Kind.SERVICE:
             yield from _after_service(cache, change)
@@ -57,7 +57,7 @@ def requests_for(cache: Cache, change: Change[Any]) -> Iterator[Request]:
 
 
 def requests_for_all(cache: Cache, reserved: Iterable[ObjectKey]) -> Iterator[Request]:
-    """All that there is to look at, with the services that ever `reserved`; all of it bulk work."""
+    """Yield every key as bulk work, with the services that have ever `reserved`."""
     for name in cache.models:
         yield Request(model_key(name.name), Priority.LOW)
     for key in cache.accounts:
@@ -70,28 +70,28 @@ def requests_for_all(cache: Cache, reserved: Iterable[ObjectKey]) -> Iterator[Re
     for key in cache.services:
         yield Request(service_key(key), Priority.LOW)
     for key in reserved:
-        # A reservation whose service is gone: the pass over the missing owner ends it.
+        # If the service is deleted, reconciling its key ends the reservation.
         yield Request(service_key(key), Priority.LOW)
-    # Backends whose service or model is gone: the pass over the missing owner deletes them.
+    # If the service or model of a backend is deleted, reconciling its key deletes the backend.
     for backend in cache.backends.values():
         yield from orphans(cache, backend)
-    # A Service may be left without its Deployment: whoever deleted that one did not know of it yet.
+    # A Service can be left without its Deployment, if it was created while the Deployment was deleted.
     for endpoint in cache.endpoints.values():
         yield from orphans(cache, endpoint)
 
 
 def requests_for_balance(cache: Cache, account: ObjectKey) -> Iterator[Request]:
-    """The account's services, after its state or what is known of it changed."""
+    """Yield an account and its services, after its state changed or became known."""
     yield Request(account_key(account), Priority.HIGH)
     yield from _prioritized(service_key(key) for key in cache.services_of_account.of(account))
 
 
-def requests_for_quota(cache: Cache, account: ObjectKey, model: str, rest: float) -> Iterator[Request]:
-    """The account's services on a model, after its free quota moved; figures alone can `rest` a while."""
+def requests_for_quota(cache: Cache, account: ObjectKey, model: str, delay: float) -> Iterator[Request]:
+    """Yield the account's services on a model, after its free quota changed; with a delay as bulk work."""
     on_model = cache.services_of_model.of(ObjectKey("", model))
     of_account = cache.services_of_account.of(account)
-    for work in _prioritized(service_key(key) for key in of_account if key in on_model):
-        yield Request(work.key, Priority.LOW if rest else work.priority, rest)
+    for request in _prioritized(service_key(key) for key in of_account if key in on_model):
+        yield Request(request.key, Priority.LOW if delay else request.priority, delay)
 
 
 def _prioritized(keys: Iterable[Key]) -> Iterator[Request]:
@@ -103,38 +103,38 @@ def _prioritized(keys: Iterable[Key]) -> Iterator[Request]:
 
 def _after_service(cache: Cache, change: Change[InferenceService]) -> Iterator[Request]:
     old, new = change.old, change.new
-    # A status write of the operator's own comes back here; it concerns nobody but the counts.
+    # A status write of the operator arrives here too; it concerns the counts of the account alone.
     if was_edited(old, new):
         yield Request(service_key(change.key), Priority.HIGH)
-    made_or_gone = _another(old, new)
-    there = [service for service in (old, new) if service is not None]
-    moved = len({service.status.phase for service in there}) > 1
-    for service in there:
-        if made_or_gone or moved:
-            # The counts in the account's status: thousands of services that move at once make one pass.
+    recreated = _is_other(old, new)
+    versions = [service for service in (old, new) if service is not None]
+    moved = len({service.status.phase for service in versions}) > 1
+    for service in versions:
+        if recreated or moved:
+            # The counts in the account's status: thousands of changes at once are one reconcile.
             yield Request(
-                account_key(account_of(service)), Priority.LOW, 0.0 if made_or_gone else _COUNTS_REST_SECONDS
+                account_key(account_of(service)), Priority.LOW, 0.0 if recreated else _COUNTS_DELAY_SECONDS
             )
-    if made_or_gone:
-        for service in there:
+    if recreated:
+        for service in versions:
             yield Request(model_key(service.model_name), Priority.LOW)
-        # A name that is free, or taken, matters to every account that wants a Default service there.
+        # A name that is free or taken concerns every account with Default services in the namespace.
         for account in cache.accounts_in_namespace.of(ObjectKey("", change.key.namespace)):
             yield Request(account_key(account), Priority.LOW)
 
 
-Seen = InferenceService | Model | BillingAccount | APIKey
+Watched = InferenceService | Model | BillingAccount | APIKey
 
 
-def _another(old: Seen | None, new: Seen | None) -> bool:
-    """Whether the object was made, or is gone, or both: a watch that began anew tells that as one change."""
+def _is_other(old: Watched | None, new: Watched | None) -> bool:
+    """Return whether an object was created, deleted, or both (one change, if a watch missed the deletion)."""
     return old is None or new is None or old.metadata.uid != new.metadata.uid
 
 
-def was_edited(old: Seen | None, new: Seen | None) -> bool:
-    """Whether more than the status was written: the spec, the labels, or the object was made or deleted.
+def was_edited(old: Watched | None, new: Watched | None) -> bool:
+    """Return whether more than the status changed: metadata or spec, or it was created or deleted.
 
-    A status that somebody else wrote over is found by comparing it, which the sweep's pass does.
+    A status that another client overwrote is found when the object is reconciled after the next resync.
     """
     if old is None or new is None:
         return True
@@ -153,7 +153,7 @@ def _after_model(cache: Cache, change: Change[Model]) -> Iterator[Request]:
         return
     yield Request(model_key(change.key.name), Priority.HIGH)
     yield from _prioritized(service_key(key) for key in cache.services_of_model.of(change.key))
-    # Every account may get, or lose, a Default service for it.
+    # Every account may gain or lose a Default service on the model.
     yield from _prioritized(account_key(key) for key in cache.accounts)
 
 
@@ -164,10 +164,10 @@ def _after_account(cache: Cache, change: Change[BillingAccount]) -> Iterator[Req
     yield Request(account_key(change.key), Priority.HIGH)
     yield from _prioritized(service_key(key) for key in cache.services_of_account.of(change.key))
     yield from _prioritized(topup_key(key) for key in cache.topups_of_account.of(change.key))
-    if _another(old, new):
-        # Which account of a namespace is the oldest decides about its Default services.
-        neighbours = cache.accounts_in_namespace.of(ObjectKey("", change.key.namespace))
-        yield from _prioritized(account_key(key) for key in neighbours if key != change.key)
+    if _is_other(old, new):
+        # The oldest account of a namespace gets its Default services.
+        siblings = cache.accounts_in_namespace.of(ObjectKey("", change.key.namespace))
+        yield from _prioritized(account_key(key) for key in siblings if key != change.key)
 
 
 def _after_topup(change: Change[TopUp]) -> Iterator[Request]:
@@ -198,7 +198,7 @@ def _after_backend(cache: Cache, change: Change[Backend]) -> Iterator[Request]:
         if backend is None:
             continue
         if backend.service is not None:
-            # Not the fast priority: thousands of Deployments that move at once must not delay a single edit.
+            # Bulk work: thousands of Deployments that change at once must not delay a single edit.
             yield Request(service_key(backend.service), Priority.LOW)
         elif model := backend.annotations.get(MODEL_LABEL):
             yield Request(model_key(model), Priority.HIGH)
@@ -218,7 +218,7 @@ def _after_endpoint(cache: Cache, change: Change[BackendService]) -> Iterator[Re
 
 
 def orphans(cache: Cache, found: Backend | BackendService) -> Iterator[Request]:
-    """The pass over the service or model that is gone, which deletes what is left of its backend."""
+    """Yield the key of a deleted service or model, so that what is left of its backend is deleted."""
     if found.service is not None:
         if found.service not in cache.services:
             yield Request(service_key(found.service), Priority.LOW)

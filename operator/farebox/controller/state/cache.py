@@ -28,9 +28,9 @@ JSONObject = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A Deployment of Farebox's, as far as it matters.
+    """What the operator uses of a backend's Deployment.
 
-    `template` is as the server has it; equal pod specs are one object, which nobody may change.
+    `template` is as the server has it; equal pod specs are one shared object, and must not be changed.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Backend:
     """The dedicated service it belongs to; None for a model's shared backend."""
 
     def same(self, other: "Backend") -> bool:
-        """Whether nothing that matters differs: only the times of its conditions moved, or the like."""
+        """Return whether all that the operator uses is equal."""
         return (
             self.facts == other.facts
             and self.labels == other.labels
@@ -54,13 +54,13 @@ class Backend:
         )
 
     def scaled(self, replicas: int, version: str) -> "Backend":
-        """As it is right after a scale write, before its controller has looked at it."""
+        """Return the backend right after a scale write, before the Deployment controller has acted."""
         return replace(self, version=version, facts=replace(self.facts, desired=replicas, current=False))
 
 
 @dataclass(frozen=True, slots=True)
 class BackendService:
-    """The Service in front of a backend, as far as it matters."""
+    """What the operator uses of the Service in front of a backend."""
 
     name: str
     uid: str
@@ -68,14 +68,14 @@ class BackendService:
     service: ObjectKey | None
     """The dedicated service it belongs to; None for a model's shared backend."""
     port: int
-    """The port by which it leads to the same one of its backend's pods; 0: it leads elsewhere."""
+    """The port that leads to the same port of the backend's pods; 0: the Service leads elsewhere."""
 
 
 def service_behind(name: str, annotations: dict[str, str]) -> ObjectKey | None:
-    """The dedicated service that a backend of this name belongs to.
+    """Return the dedicated service that a backend of this name belongs to.
 
-    The annotations must agree with the name, or an edit of them would make it somebody else's, to be
-    deleted.
+    The annotations must agree with the name: otherwise an edit of them could let Farebox delete the backend
+    of another service.
     """
     service = ObjectKey(annotations.get(SERVICE_NAMESPACE_LABEL, ""), annotations.get(SERVICE_NAME_LABEL, ""))
     return service if dedicated_backend_name(service) == name else None
@@ -83,7 +83,7 @@ def service_behind(name: str, annotations: dict[str, str]) -> ObjectKey | None:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """An object of which only the labels and the identity matter: a Namespace."""
+    """What the operator uses of a Namespace: its identity and its labels."""
 
     uid: str
     labels: dict[str, str]
@@ -93,7 +93,7 @@ ObjectT = TypeVar("ObjectT", bound=APIObject)
 
 
 class Cache:
-    """All stores, and the indexes from accounts and models to what refers to them."""
+    """The stores of all kinds, and indexes from accounts, models and services to what refers to them."""
 
     def __init__(self) -> None:
         self.services = Store(Kind.SERVICE, _reader(InferenceService), self._index_service)
@@ -114,7 +114,7 @@ class Cache:
         self.endpoints_of_service = Index()
 
     def store(self, kind: Kind) -> "Store[Any]":
-        """The store of a kind."""
+        """Return the store of a kind."""
         stores: dict[Kind, Store[Any]] = {
             Kind.SERVICE: self.services,
             Kind.MODEL: self.models,
@@ -175,11 +175,11 @@ class Index:
             del self._keys[owner]
 
     def of(self, owner: ObjectKey) -> frozenset[ObjectKey]:
-        """The keys of an owner, as they are now."""
+        """Return a copy of the keys of an owner."""
         return frozenset(self._keys.get(owner, ()))
 
     def count(self, owner: ObjectKey) -> int:
-        """How many keys an owner has."""
+        """Return the number of keys of an owner."""
         return len(self._keys.get(owner, ()))
 
 
@@ -212,18 +212,18 @@ def _share_field_sets(value: Any) -> None:
 
 
 def account_of(service: InferenceService) -> ObjectKey:
-    """The account that pays for a service; its namespace defaults to the service's own."""
+    """Return the account that pays for a service; its namespace defaults to the service's own."""
     ref = service.spec.billing_account_ref
     return ObjectKey(ref.namespace or service.metadata.namespace or "", ref.name)
 
 
 def model_of(service: InferenceService) -> ObjectKey:
-    """The model of a service, as the key of a cluster-scoped object."""
+    """Return the model of a service, as the key of a cluster-scoped object."""
     return ObjectKey("", service.spec.model_ref.name)
 
 
 def parse_endpoint(raw: JSONObject) -> BackendService:
-    """A Service as the endpoint of a backend."""
+    """Parse a Service."""
     metadata = raw["metadata"]
     name, annotations = metadata["name"], metadata.get("annotations") or {}
     return BackendService(
@@ -232,7 +232,7 @@ def parse_endpoint(raw: JSONObject) -> BackendService:
 
 
 def _port_of(name: str, spec: JSONObject) -> int:
-    """See Endpoint.port."""
+    """See BackendService.port."""
     ports: list[JSONObject] = spec.get("ports") or []
     if spec.get("selector") != {BACKEND_LABEL: name} or len(ports) != 1:
         return 0
@@ -241,23 +241,23 @@ def _port_of(name: str, spec: JSONObject) -> int:
 
 
 def parse_labels(raw: JSONObject) -> Labels:
-    """An object by its labels."""
+    """Parse a Namespace."""
     return Labels(raw["metadata"]["uid"], raw["metadata"].get("labels") or {})
 
 
 _FAILURES: Final = (("Progressing", "False"), ("ReplicaFailure", "True"))
-"""Conditions of a Deployment that is stuck: too late, or its pods are refused (quota, Pod Security)."""
+"""Conditions of a failing Deployment: its deadline passed, or its pods are refused (quota, Pod Security)."""
 
 
 @lru_cache(maxsize=1024)
 def _shared_spec(text: bytes) -> JSONObject:
-    """A pod spec: thousands of backends of one model have the same, and the cache holds it once."""
+    """Return a pod spec; equal ones, as thousands of backends of one model have, are one object."""
     spec: JSONObject = from_json(text)
     return spec
 
 
 def parse_backend(raw: JSONObject) -> Backend:
-    """A Deployment as a backend."""
+    """Parse a Deployment."""
     metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     failure = next(
         (
@@ -288,10 +288,10 @@ def parse_backend(raw: JSONObject) -> Backend:
 
 
 def is_farebox_backend(raw: JSONObject) -> bool:
-    """Whether a Deployment or Service in the backends' namespace is Farebox's own.
+    """Return whether Farebox created a Deployment or Service in the backends' namespace.
 
-    By its selector, which nobody can edit away from a Deployment: one that lost its labels is still ours to
-    put right. A Service whose selector was edited is known by its labels.
+    A Deployment is recognized by its immutable selector: one that lost its labels is repaired. A Service
+    whose selector was edited is recognized by its labels.
     """
     selector = raw["spec"].get("selector") or {}
     if "matchLabels" in selector or "matchExpressions" in selector:

@@ -1,6 +1,6 @@
-"""The operator's copy of the ledger's free quotas and reservations. No I/O: `feed.py` fills it.
+"""The operator's copy of the ledger's free quotas and reservations. No I/O: sources/ledger_feed.py fills it.
 
-They can be trusted exactly while balances can (balances.py): one feed carries all three.
+It can be trusted exactly while balances can (balances.py), because one feed carries all three.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,15 +19,15 @@ class Entitlements:
     _reservations: dict[ObjectKey, dict[str, ReservationBalance]] = field(default_factory=dict)
 
     def quota(self, account: ObjectKey, model: str) -> QuotaBalance | None:
-        """The account's free quota on a model, if it was granted one."""
+        """Return the account's free quota on a model, if the ledger granted one."""
         return self._quotas.get((account, model))
 
     def reservation(self, service: ObjectKey, uid: str) -> ReservationBalance | None:
-        """The reservation of a service with this uid, if the ledger has it."""
+        """Return the reservation of a service with this uid, if the ledger has one."""
         return self._reservations.get(service, {}).get(uid)
 
     def orphans(self, service: ObjectKey, uid: str = "") -> list[ReservationBalance]:
-        """Reservations under a service's name that still buy terms and are not those of this uid."""
+        """Return the reservations under a service's name that still buy terms and have another uid."""
         return [
             found
             for found in self._reservations.get(service, {}).values()
@@ -35,11 +35,11 @@ class Entitlements:
         ]
 
     def services(self) -> Iterator[ObjectKey]:
-        """Every service that ever reserved."""
+        """Iterate over every service that ever reserved."""
         return iter(list(self._reservations))
 
     def update_quotas(self, quotas: Iterable[QuotaBalance]) -> Iterator[tuple[QuotaBalance, bool]]:
-        """Take in a page's quotas; those that are news, and whether there is one now, or none left now."""
+        """Apply the quotas of a page; yields each newer one, and whether it began, ended or was renewed."""
         for quota in quotas:
             key = (quota.account, quota.model)
             known = self._quotas.get(key)
@@ -50,7 +50,7 @@ class Entitlements:
             yield quota, turned
 
     def update_reservations(self, reservations: Iterable[ReservationBalance]) -> Iterator[ObjectKey]:
-        """Take in a page's reservations; the services whose are news."""
+        """Apply the reservations of a page; yields the service of each newer one."""
         for reservation in reservations:
             of_service = self._reservations.setdefault(reservation.service, {})
             known = of_service.get(reservation.uid)
@@ -59,6 +59,6 @@ class Entitlements:
                 yield reservation.service
 
     def forget(self) -> None:
-        """The ledger is another one, or an older one: nothing of what was heard counts."""
+        """Drop everything: the ledger was replaced, or restored from an older copy."""
         self._quotas.clear()
         self._reservations.clear()

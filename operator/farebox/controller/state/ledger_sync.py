@@ -1,7 +1,7 @@
-"""What the ledger must know to charge usage: account terms, bindings, prices, reservations. Told in batches.
+"""Sends the ledger the records that it charges usage by: accounts, bindings, prices, reservations.
 
-Facts are offered at every pass and sent when they are new; the ledger drops what it has already. A ledger
-that is away delays nothing else: what waits here is sent when it is back.
+Every reconcile offers its records, and new ones are sent in batches. An unreachable ledger delays nothing
+else: records wait here until it answers.
 """
 
 import asyncio
@@ -28,91 +28,91 @@ from farebox.metrics import LEDGER_RECORDS_PENDING
 
 log = structlog.get_logger(__name__)
 _BATCH = 500
-_MAX_GONE: Final = 10_000
+_MAX_DELETED: Final = 10_000
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class _Slot(NamedTuple):
-    """What a fact is about: an object has one of each sort, a service a reservation for each of its uids."""
+    """Identifies a record: an object has one of each type, a service one reservation for each uid."""
 
     key: Key
-    sort: str
+    type: str
     uid: str
 
 
 @dataclass
 class LedgerSync:
-    """Facts on their way to the ledger, one of each sort for an object.
+    """Records on their way to the ledger, and its answers.
 
     Args:
-        on_answer: called with the key of an object whose fact was taken for the first time, or refused, or
-            is refused no more.
+        on_answer: called with the key of an object whose record was accepted for the first time or refused,
+            or whose refusal ended.
     """
 
     ledger: LedgerAPI
     on_answer: Callable[[Key], None]
     retry_seconds: float = 1.0
     _pending: dict[_Slot, Record] = field(default_factory=dict)
-    _taken: dict[Key, dict[_Slot, Record]] = field(default_factory=dict)
+    _accepted: dict[Key, dict[_Slot, Record]] = field(default_factory=dict)
     _refused: dict[Key, dict[_Slot, tuple[Record, RecordRefusal]]] = field(default_factory=dict)
-    _gone: OrderedDict[_Slot, datetime] = field(default_factory=OrderedDict)
-    """From when on the last facts of deleted objects held."""
+    _deleted_since: OrderedDict[_Slot, datetime] = field(default_factory=OrderedDict)
+    """Since when the last records of deleted objects were in effect."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def pending(self) -> int:
-        """How many facts the ledger has not answered yet."""
+        """The number of records that the ledger has not answered yet."""
         return len(self._pending)
 
     def upsert(self, key: Key, record: Record) -> None:
-        """Send a fact unless the ledger has it, refused the very same, or it is on its way."""
+        """Send a record, unless the ledger has accepted or refused an equal one, or one is on its way."""
         slot = _slot(key, record)
         refused = self._refused.get(key, {}).get(slot)
         if refused is not None and _same(refused[0], record):
             return
-        latest = self._pending.get(slot) or self._taken.get(key, {}).get(slot)
+        latest = self._pending.get(slot) or self._accepted.get(key, {}).get(slot)
         if latest is not None and _same(latest, record):
             if refused is not None:
-                # Its owner took back what was refused: the ledger has what is asked for now.
+                # The refused edit was reverted: the ledger has the current record.
                 del self._refused[key][slot]
                 self.on_answer(key)
             return
-        self._pending[slot] = _later(record, _since(latest) or self._gone.get(slot))
+        self._pending[slot] = _later(record, _effective_at(latest) or self._deleted_since.get(slot))
         LEDGER_RECORDS_PENDING.set(self.pending)
         self._wake.set()
 
     def forget(self, key: Key) -> None:
-        """The object is gone; the ledger keeps what it was told."""
-        for slot, record in self._taken.pop(key, {}).items():
-            if (since := _since(record)) is not None:
-                self._gone[slot] = since
-        while len(self._gone) > _MAX_GONE:
-            self._gone.popitem(last=False)
+        """Drop a deleted object; the ledger keeps its records."""
+        for slot, record in self._accepted.pop(key, {}).items():
+            if (at := _effective_at(record)) is not None:
+                self._deleted_since[slot] = at
+        while len(self._deleted_since) > _MAX_DELETED:
+            self._deleted_since.popitem(last=False)
         self._refused.pop(key, None)
 
     def forget_all(self) -> None:
-        """The ledger is another or an older one: everything has to be told again."""
-        for slots in self._taken.values():
+        """Send all records again: the ledger was replaced, or restored from an older copy."""
+        for slots in self._accepted.values():
             for slot, record in slots.items():
                 self._pending.setdefault(slot, record)
-        self._taken.clear()
+        self._accepted.clear()
         self._refused.clear()
         self._wake.set()
 
     def refusal(self, key: Key) -> RecordRefusal | None:
-        """Why the ledger did not take a fact of the object, if it refused one."""
+        """Return why the ledger refused a record of the object; None if it refused none."""
         return next((refusal for _, refusal in self._refused.get(key, {}).values()), None)
 
     def acknowledged(self, key: Key, record: Record) -> bool:
-        """Whether the ledger has taken or refused this very fact of the object."""
+        """Return whether the ledger has accepted or refused this very record of the object."""
         slot = _slot(key, record)
-        taken = self._taken.get(key, {}).get(slot)
+        accepted = self._accepted.get(key, {}).get(slot)
         refused = self._refused.get(key, {}).get(slot)
-        known = taken if refused is None else refused[0]
+        known = accepted if refused is None else refused[0]
         return known is not None and _same(known, record)
 
     async def run(self) -> None:
-        """Send what waits, for ever."""
+        """Send pending records. Never returns."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -124,7 +124,7 @@ class LedgerSync:
                     await asyncio.sleep(self.retry_seconds)
 
     async def _send_batch(self) -> None:
-        # Accounts and prices first: bindings may then be charged at once, and reservations bought.
+        # Accounts and prices first, so that bindings can be charged and reservations bought at once.
         batch = sorted(self._pending.items(), key=lambda item: _ORDER[type(item[1])])[:_BATCH]
         refusals = {refusal.index: refusal for refusal in await self.ledger.record([r for _, r in batch])}
         for index, (slot, record) in enumerate(batch):
@@ -141,9 +141,9 @@ class LedgerSync:
             log.error("record.refused", object=str(key), reason=refusal.reason, message=refusal.message)
             self.on_answer(key)
             return
-        taken = self._taken.setdefault(key, {})
-        first = slot not in taken
-        taken[slot] = record
+        accepted = self._accepted.setdefault(key, {})
+        first = slot not in accepted
+        accepted[slot] = record
         if was_refused or first:
             self.on_answer(key)
 
@@ -152,16 +152,16 @@ def _slot(key: Key, record: Record) -> _Slot:
     return _Slot(key, type(record).__name__, record.uid if isinstance(record, ReservationRecord) else "")
 
 
-def _since(record: Record | None) -> datetime | None:
-    """From when on a fact holds, if it is of a sort that has a time."""
+def _effective_at(record: Record | None) -> datetime | None:
+    """Return since when a record is in effect; None for a type without a time."""
     return record.effective_at if isinstance(record, Binding | PriceVersion) else None
 
 
 def _later(record: Record, before: datetime | None) -> Record:
-    """The fact, not before the last one of its object, whatever clocks say: what was told later holds.
+    """Return the record with a time after that of the previous one: the later record must win.
 
-    An object's creation is known to the second and by the API server's clock, an edit by this one's. So a
-    model that is edited, deleted and made again at once seems to be older than its edit.
+    The API server's clock dates a creation, to the second; this process's clock dates an edit. So a model
+    that is edited, deleted and recreated at once can seem older than its edit.
     """
     if not isinstance(record, Binding | PriceVersion) or before is None or record.effective_at > before:
         return record
@@ -172,7 +172,7 @@ _ORDER: Final = {AccountRecord: 0, PriceVersion: 0, Binding: 1, ReservationRecor
 
 
 def _same(known: Record, offered: Record) -> bool:
-    """Whether two records say the same; the time of prices and bindings is that of their first offer."""
+    """Return whether two records are equal, but for the time of prices and bindings, set by the first one."""
     match known, offered:
         case PriceVersion(), PriceVersion():
             return known.same_terms(offered)
