@@ -1,4 +1,4 @@
-"""`farebox statement` and `farebox usage`: what the meter says about money, as tables for people.
+"""`farebox statement` and `farebox usage`: reports of the meter as tables, JSON or CSV.
 
-It asks the meter over HTTP and never reads a ledger's database, so the rights of whoever asks hold.
+They use the meter's HTTP API and never the database, so the caller's rights apply.
 """

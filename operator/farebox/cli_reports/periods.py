@@ -1,4 +1,4 @@
-"""Times as people write them on a command line, all in UTC. Pure: the present is a parameter."""
+"""Parses times of the command line, all in UTC. Pure: the current time is a parameter."""
 
 import re
 from datetime import datetime, timedelta
@@ -15,17 +15,17 @@ _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class Period(NamedTuple):
-    """What a word means: a moment, or a day or month with a beginning and an end."""
+    """A moment, or a day or a month with its beginning and its end."""
 
     start: datetime
     end: datetime
 
 
 def period(text: str, now: datetime) -> Period:
-    """The period of a word: as a beginning its start counts, as an end its end, so `--to 2026-03` has March.
+    """Parse a time. `--from` uses the start of the period, `--to` its end, so `--to 2026-03` includes March.
 
     Raises:
-        ConfigurationError: it is none of FORMS.
+        ConfigurationError: the text has none of the FORMS.
     """
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     day = timedelta(days=1)
@@ -47,4 +47,4 @@ def period(text: str, now: datetime) -> Period:
         moment = parse_time(text)
         return Period(moment, moment)
     except (ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{text!r} is no time: write {FORMS}") from error
+        raise ConfigurationError(f"{text!r} is not a time: write {FORMS}") from error

@@ -1,4 +1,4 @@
-"""Statements and usage as aligned text, or usage as CSV. Pure: the meter's answers in, text out."""
+"""Formats statements and usage as aligned text, and usage as CSV. Pure: values in, text out."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -23,13 +23,13 @@ _GROUPS: Final = {
     Group.MODEL: ("MODEL", "model"),
     Group.API_KEY: ("API-KEY", "api_key"),
 }
-_STEPS: Final = {Bucket.MINUTE: 16, Bucket.HOUR: 16, Bucket.DAY: 10, Bucket.MONTH: 7}
-"""How much of a bucket's time is worth showing."""
+_TIME_WIDTHS: Final = {Bucket.MINUTE: 16, Bucket.HOUR: 16, Bucket.DAY: 10, Bucket.MONTH: 7}
+"""The characters of a bucket's time that are shown."""
 _NAMES: Final = {"Payment": "Payments", "Adjustment": "Adjustments", "ReservationTerm": "Reservations"}
 
 
 def usage_table(of: str, usage: UsageReport) -> str:
-    """The rows with totals, one for each currency."""
+    """The rows of usage with one total for each currency."""
     groups = [_GROUPS[group] for group in Group if group in usage.group_by]
     header = [*([] if usage.bucket is Bucket.NONE else [usage.bucket.upper()])]
     header += [title for title, _ in groups]
@@ -37,7 +37,7 @@ def usage_table(of: str, usage: UsageReport) -> str:
     header += [title for title, _ in _FIGURES] + ["CHARGE", ""]
     rows = [
         [
-            *([] if row.start is None else [_moment(row.start)[: _STEPS[usage.bucket]]]),
+            *([] if row.start is None else [_moment(row.start)[: _TIME_WIDTHS[usage.bucket]]]),
             *(getattr(row, name) or "-" for _, name in groups),
             *(f"{getattr(row, name):,}" for _, name in _FIGURES),
             format_amount(row.charge),
@@ -49,9 +49,9 @@ def usage_table(of: str, usage: UsageReport) -> str:
     if texts and rows:
         rows += [["TOTAL", *[""] * (texts - 1), *total] for total in totals]
     lines = [f"Usage of {of}, {_moment(usage.start)} to {_moment(usage.end)} UTC"]
-    lines += ["", *_aligned([header, *rows], texts)] if rows else ["nothing was used"]
+    lines += ["", *_aligned([header, *rows], texts)] if rows else ["no usage"]
     if usage.pending:
-        lines += ["", f"{usage.pending:,} calls more are stored and not charged yet"]
+        lines += ["", f"{usage.pending:,} more calls are stored and not charged yet"]
     return "\n".join(lines)
 
 
@@ -63,7 +63,7 @@ def _totals(rows: Sequence[UsageRow]) -> Iterable[list[str]]:
 
 
 def usage_csv(usage: UsageReport) -> str:
-    """The rows as CSV, with the names that the API has for them."""
+    """The rows as CSV, with the column names of the API."""
     groups = [group for group in Group if group in usage.group_by]
     shown = ["start"] * (usage.bucket is not Bucket.NONE) + [_GROUPS[group][1] for group in groups]
     figures = [name for _, name in _FIGURES]
@@ -84,12 +84,12 @@ def _cell(value: datetime | str | None) -> str:
 
 
 def statement_table(statement: Statement) -> str:
-    """Opening balance, lines, closing balance, and what the lines come to by kind."""
+    """Opening balance, lines, closing balance, and the totals of the lines by kind."""
     rows = [["DATE", "WHAT", "AMOUNT"]]
     rows.append([_moment(statement.start), "Opening balance", format_amount(statement.opening_balance)])
     for line in statement.lines:
         date = f"{line.time:%Y-%m-%d}" if line.kind == "Usage" else _moment(line.time)
-        rows.append([date, _what(line), format_amount(line.amount)])
+        rows.append([date, _description(line), format_amount(line.amount)])
     rows.append([_moment(statement.end), "Closing balance", format_amount(statement.closing_balance)])
     totals: dict[str, int] = {}
     for line in statement.lines:
@@ -103,7 +103,7 @@ def statement_table(statement: Statement) -> str:
     return "\n".join(lines)
 
 
-def _what(line: StatementLine) -> str:
+def _description(line: StatementLine) -> str:
     match line.kind:
         case "Usage":
             return f"Usage of {line.model}"
@@ -119,19 +119,19 @@ def _moment(moment: datetime) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], texts: int) -> list[str]:
-    """Columns two spaces apart: the first `texts` to the left, figures to the right, on their points."""
+    """Align columns two spaces apart: the first `texts` left, figures right and on their decimal points."""
     columns = []
     for number, column in enumerate(zip(*rows, strict=True)):
         if number < texts:
             cells = list(column)
         else:
             decimals = max(len(cell.partition(".")[2]) for cell in column[1:] or [""])
-            cells = [column[0], *(_pointed(cell, decimals) for cell in column[1:])]
+            cells = [column[0], *(_padded(cell, decimals) for cell in column[1:])]
         width = max(map(len, cells))
         columns.append([cell.ljust(width) if number < texts else cell.rjust(width) for cell in cells])
     return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
-def _pointed(cell: str, decimals: int) -> str:
+def _padded(cell: str, decimals: int) -> str:
     missing = decimals - len(cell.partition(".")[2])
     return cell + " " * missing if "." in cell else cell

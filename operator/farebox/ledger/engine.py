@@ -1,7 +1,7 @@
 """The ledger on a database: `LedgerAPI`, and what the meter needs beyond it.
 
-It joins the parts (writer, usage, top-ups, records, feed) and holds no rule of its own. One process writes
-to an SQLite file; on PostgreSQL several may.
+It joins the parts (writer, booking, feed, reports) and has no rules. One process writes to an SQLite file; on
+PostgreSQL there can be several writers.
 """
 
 import asyncio
@@ -47,13 +47,13 @@ from farebox.meterapi.types import (
 from farebox.meterapi.usage import IngestResult, PendingEvent, UsageEvent
 
 ADVANCE_SECONDS: Final = 5.0
-"""How often a meter looks at what time alone brings: the renewal and the end of reservations."""
+"""How often a meter processes what is due by time alone: renewals and ends of reservations."""
 _READERS: Final = 4
 _REPORTERS: Final = 2
 MAX_REPORTS: Final = 32
-"""Reports that run or wait; another one is told to come again."""
+"""The limit of reports that run or wait. One more gets 503."""
 REPORT_SECONDS: Final = 60.0
-"""What a statement of a report may take: it is one of a few at a time."""
+"""The timeout of a report's SQL statement."""
 T = TypeVar("T")
 Order = TypeVar("Order")
 _log = structlog.get_logger(__name__)
@@ -75,20 +75,20 @@ class _Records:
 
 
 @dataclass(frozen=True, slots=True)
-class _Claim:
+class _CreditLease:
     order: CreditLeaseRequest
 
 
 @dataclass(frozen=True, slots=True)
-class _Advance:
+class _Renewals:
     pass
 
 
 class Ledger:
-    """A ledger in a database whose schema is current. Make it with `open`, end it with `close`.
+    """A ledger in a database with the current schema. Create it with `open`, end it with `close`.
 
-    Every method raises LedgerUnavailable when the database fails; then nothing is known of the outcome,
-    and repeating is safe.
+    Every method raises LedgerUnavailable when the database fails. Then the outcome is unknown, and it is safe
+    to repeat the call.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Ledger:
         self._reports = 0
         self._notifier = Notifier()
         self._on_commit = on_commit
-        self._draining = False
+        self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._listener: CommitListener | None = None
         if self._write_engine.dialect.name == "postgresql":
@@ -121,32 +121,32 @@ class Ledger:
         on_commit: Callable[[float], None] = lambda seconds: None,
         advance_seconds: float | None = None,
     ) -> "Ledger":
-        """Bring the schema up to date and start to work.
+        """Upgrade the schema and start the writer.
 
         Args:
             url: SQLAlchemy URL, such as sqlite:////var/lib/farebox/ledger.db.
-            clock: the present, aware UTC.
-            on_commit: told the seconds of each write transaction, from the writer's thread.
-            advance_seconds: how often to `advance` by itself; None: only when asked.
+            clock: the current time, aware UTC.
+            on_commit: called in the writer's thread with the duration of each write transaction in seconds.
+            advance_seconds: the interval of `process_due_renewals`; None: only when it is called.
 
         Raises:
-            ConfigurationError: the URL cannot be a ledger's.
-            LedgerUnavailable: the database cannot be opened or brought up to date.
+            ConfigurationError: the URL is not one of a ledger.
+            LedgerUnavailable: the database cannot be opened or upgraded.
         """
         try:
             await asyncio.to_thread(upgrade, url)
         except SQLAlchemyError as error:
-            raise LedgerUnavailable(f"the ledger's database cannot be opened: {error}") from error
+            raise LedgerUnavailable(f"Cannot open the ledger's database: {error}") from error
         ledger = cls(url, clock=clock, on_commit=on_commit)
         ledger._writer.start()
         if ledger._listener is not None:
             ledger._tasks.append(asyncio.create_task(ledger._listener.listen()))
         if advance_seconds is not None:
-            ledger._tasks.append(asyncio.create_task(ledger._keep_advancing(advance_seconds)))
+            ledger._tasks.append(asyncio.create_task(ledger._renew_forever(advance_seconds)))
         return ledger
 
     async def close(self) -> None:
-        """Finish the work handed over, then close the database."""
+        """Finish the submitted work, then close the database."""
         self.end_waits()
         for task in self._tasks:
             task.cancel()
@@ -161,8 +161,8 @@ class Ledger:
         self._read_engine.dispose()
 
     def end_waits(self) -> None:
-        """Let nobody wait for changes any more: those who do get what there is."""
-        self._draining = True
+        """End all waits for changes, now and later: `changes` returns what there is."""
+        self._closing = True
         self._notifier.notify()
 
     def _committed(self, seconds: float) -> None:
@@ -170,7 +170,7 @@ class Ledger:
         self._notifier.notify()
 
     async def record(self, records: Sequence[Record]) -> Sequence[RecordRefusal]:
-        """See LedgerAPI. Usage that waited for the records is charged in the same transaction (B12)."""
+        """See LedgerAPI. The same transaction charges the pending usage that waited for the records (B12)."""
         return cast("Sequence[RecordRefusal]", await self._writer.run(_Records(records)))
 
     async def post_topup(self, order: TopUpOrder) -> TopUpReceipt:
@@ -178,30 +178,30 @@ class Ledger:
         return cast("TopUpReceipt", await self._writer.run(_TopUp(order)))
 
     async def ingest(self, events: Sequence[UsageEvent]) -> IngestResult:
-        """Store usage and charge it, each event once by (source, id) (B12). Durable when it returns."""
+        """Store usage events and charge each once by (source, id) (B12). Durable when it returns."""
         return cast("IngestResult", await self._writer.run(_Ingest(events)))
 
     async def lease_credit(self, order: CreditLeaseRequest) -> CreditLease:
-        """Set what a gateway may spend of an account, as far as there is (B17).
+        """Set the lease of a gateway to the requested amount, or to what is available (B17).
 
         Raises:
             LedgerRefused: AccountNotFound, AmountOutOfRange.
         """
-        return cast("CreditLease", await self._writer.run(_Claim(order)))
+        return cast("CreditLease", await self._writer.run(_CreditLease(order)))
 
     async def process_due_renewals(self) -> None:
-        """Do what time alone brings: renew reservations a day ahead, end those whose term is over (B9).
+        """Renew reservations a day ahead, and end those whose term is over (B9).
 
-        Several meters that do so buy each term once.
+        Several meters can do so: each term is bought once.
         """
-        await self._writer.run(_Advance())
+        await self._writer.run(_Renewals())
 
-    async def _keep_advancing(self, seconds: float) -> None:
+    async def _renew_forever(self, seconds: float) -> None:
         while True:
             try:
                 await self.process_due_renewals()
             except LedgerUnavailable as error:
-                _log.warning("reservations were not looked at; will try again", error=str(error))
+                _log.warning("renewals.failed", error=str(error), retry_seconds=seconds)
             await asyncio.sleep(seconds)
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
@@ -213,18 +213,18 @@ class Ledger:
             try:
                 page = await self._read(lambda connection: read_changes(connection, after, limit))
                 left = deadline - loop.time()
-                if page.head != after or left <= 0 or self._draining:
+                if page.head != after or left <= 0 or self._closing:
                     return page
                 await asyncio.wait((changed,), timeout=min(left, POLL_SECONDS))
             finally:
                 self._notifier.unsubscribe(changed)
 
     async def account(self, key: ObjectKey) -> AccountBalance | None:
-        """The account as it is now, or None if it was never recorded."""
+        """Read an account; None if it is not recorded."""
         return await self._read(lambda connection: read_account(connection, key))
 
     async def pending(self, after: int = 0, limit: int = 1000) -> Sequence[PendingEvent]:
-        """Events not charged yet, in the order of arrival, with a cursor above `after`."""
+        """List the events that are not charged yet, with a cursor above `after`, in the order of arrival."""
 
         def read(connection: Connection) -> list[PendingEvent]:
             rows = connection.execute(PENDING_LIST, {"after": after, "at_most": limit})
@@ -233,15 +233,15 @@ class Ledger:
         return await self._read(read)
 
     async def pending_count(self) -> int:
-        """How many events are not charged yet."""
+        """Count the events that are not charged yet."""
         return await self._read(lambda connection: connection.execute(_PENDING_COUNT).scalar_one())
 
     async def head(self) -> int:
-        """The last sequence number given out."""
+        """The last assigned sequence number."""
         return await self._read(lambda connection: connection.execute(_HEAD).scalar_one())
 
     async def ready(self) -> bool:
-        """Whether the database answers, can be written to, and its schema is the one of this code."""
+        """Whether the database answers, is writable, and has the schema of this code."""
 
         def writable(connection: Connection) -> bool:
             standby = connection.dialect.name == "postgresql" and connection.execute(_STANDBY).scalar_one()
@@ -253,10 +253,10 @@ class Ledger:
             return False
 
     async def report(self, read: Callable[[Connection], T]) -> T:
-        """What may read much, in one snapshot; aside from the reads that operators wait for.
+        """Read a report in one snapshot, in its own thread pool: it may take long.
 
         Raises:
-            LedgerRefused: what `read` refuses, and ReportTooLong.
+            LedgerRefused: as `read` raises it, and ReportTooLong.
         """
 
         def bounded(connection: Connection) -> T:
@@ -264,7 +264,7 @@ class Ledger:
                 return read(connection)
 
         if self._reports >= MAX_REPORTS:
-            raise LedgerUnavailable(f"{MAX_REPORTS} reports are under way already")
+            raise LedgerUnavailable(f"{MAX_REPORTS} reports are running already")
         self._reports += 1
         try:
             return await self._read(bounded, self._reporters)
@@ -279,15 +279,15 @@ class Ledger:
         try:
             return await asyncio.get_running_loop().run_in_executor(pool or self._readers, in_snapshot)
         except SQLAlchemyError as error:
-            raise LedgerUnavailable(f"the ledger's database failed: {error}") from error
+            raise LedgerUnavailable(f"The ledger's database failed: {error}") from error
         except RuntimeError as error:
-            if self._draining:
-                raise LedgerUnavailable("the ledger is shutting down") from error
+            if self._closing:
+                raise LedgerUnavailable("The ledger is shutting down") from error
             raise
 
 
 def _perform(journal: Journal, works: Sequence[Any]) -> Sequence[Any]:
-    """Do the work that shares a commit. All usage goes as one batch: it costs the same statements."""
+    """Perform the jobs of one commit. All usage is one batch: it needs the same SQL statements."""
     outcomes: list[Any] = [None] * len(works)
     ingests: list[int] = []
     for place, work in enumerate(works):
@@ -298,9 +298,9 @@ def _perform(journal: Journal, works: Sequence[Any]) -> Sequence[Any]:
                 outcomes[place] = record(journal, records)
             case _TopUp(order):
                 outcomes[place] = _refusable(journal, post_topup, order)
-            case _Claim(order):
+            case _CreditLease(order):
                 outcomes[place] = _refusable(journal, grant_lease, order)
-            case _Advance():
+            case _Renewals():
                 process_due_renewals(journal)
     if ingests:
         results = ingest(journal, [works[place].events for place in ingests])

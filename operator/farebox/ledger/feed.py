@@ -1,6 +1,6 @@
-"""The feed: what changed after a sequence number, and who waits to hear of the next change.
+"""The feed of changes after a sequence number, and the notification of readers that wait for the next one.
 
-It reads committed state only, and misses nothing: a waiter subscribes before it reads.
+It reads committed state only. Readers subscribe before they read, so they miss no change.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from farebox.ledger.db import tables
 from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance, ReservationBalance
 
 POLL_SECONDS: Final = 1.0
-"""Writes of other processes are found by asking so often; those of this one wake waiters at once."""
+"""The interval at which readers look for lost notifications of other processes."""
 
 
 def read_changes(connection: Connection, after: int, limit: int) -> ChangePage:
-    """One page of the feed, of the connection's snapshot.
+    """Read one page of the feed, from the connection's snapshot.
 
-    Each sort is read up to `limit`; the page ends before the first change that one of them cut off, so a
-    page is a whole range of numbers.
+    Accounts, quotas and reservations are each read up to `limit`. The page ends before the first change that
+    any of them cut off, so it covers a whole range of numbers.
     """
     ledger_id, head, *changed = connection.execute(_LEDGER, {"after": after}).one()
     found = [
-        connection.execute(statement, {"after": after, "at_most": limit + 1}).all() if has_news else ()
-        for statement, has_news in zip(_CHANGED, changed, strict=True)
+        connection.execute(statement, {"after": after, "at_most": limit + 1}).all() if has_changed else ()
+        for statement, has_changed in zip(_CHANGED, changed, strict=True)
     ]
     cut = min((rows[limit].sequence - 1 for rows in found if len(rows) > limit), default=head)
     accounts, quotas, reservations = ([row for row in rows if row.sequence <= cut] for rows in found)
@@ -51,13 +51,13 @@ def read_changes(connection: Connection, after: int, limit: int) -> ChangePage:
 
 
 def written_at(connection: Connection, sequences: Sequence[int]) -> Mapping[int, datetime]:
-    """When numbers were written; one that was not given out is left out."""
+    """When the ledger wrote these numbers. Unassigned numbers are left out."""
     rows = connection.execute(_WRITTEN, {"sequences": sequences})
     return {sequence: from_micros(recorded_at) for sequence, recorded_at in rows}
 
 
 def read_account(connection: Connection, key: ObjectKey) -> AccountBalance | None:
-    """One account, or None if it was never recorded."""
+    """Read an account; None if it is not recorded."""
     row = connection.execute(_ONE, {"of": str(key)}).one_or_none()
     return None if row is None else _balance(*row)
 
@@ -97,26 +97,26 @@ def _reservation(row: Row[*tuple[Any, ...]]) -> ReservationBalance:
 
 
 class Notifier:
-    """Wakes those who wait, from any thread, in whatever event loop they wait."""
+    """Wakes waiting readers from any thread, each in its event loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: set[asyncio.Future[None]] = set()
 
     def subscribe(self) -> "asyncio.Future[None]":
-        """A future that is done at the next `ring`. Pass it to `leave` at the end."""
+        """A future that is done at the next `notify`. Pass it to `unsubscribe` in the end."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._lock:
             self._waiting.add(future)
         return future
 
     def unsubscribe(self, future: "asyncio.Future[None]") -> None:
-        """Stop to wait."""
+        """End the wait."""
         with self._lock:
             self._waiting.discard(future)
 
     def notify(self) -> None:
-        """Wake everybody."""
+        """Wake all readers."""
         with self._lock:
             waiting, self._waiting = self._waiting, set()
         for future in waiting:
@@ -138,7 +138,7 @@ _LEDGER = select(
         for table in (tables.accounts, tables.quotas, tables.reservations)
     ),
 )
-"""Where the ledger is, and which sorts have news: most often one, and each query is a wait for the server."""
+"""The head, and which tables have changes: usually one, and each query costs a round trip to the server."""
 _WRITTEN = union_all(
     *(
         select(table.c.sequence, table.c.recorded_at).where(
@@ -147,7 +147,7 @@ _WRITTEN = union_all(
         for table in (tables.transactions, tables.account_terms, tables.reservation_changes)
     )
 )
-"""Every number is in one of these tables."""
+"""One of these tables has each number."""
 _accounts = tables.accounts.c
 _ACCOUNT = select(
     _accounts.key, _accounts.currency, _accounts.balance, _accounts.credit_limit, _accounts.sequence

@@ -1,8 +1,8 @@
-"""The one thread that writes to the ledger, and how waiting work shares commits.
+"""The only thread that writes to the ledger, and how jobs share commits.
 
-Event loops hand work over and stay responsive. While one commit is on its way to the disk, work queues up
-and then shares the next one. Work that fails is tried again alone, so that it fails nobody else. Nothing
-is answered before it is on the disk.
+Event loops submit jobs and stay responsive. Jobs that arrive during a commit share the next one. When a
+commit fails, its jobs are retried one by one, so that a faulty job fails alone. A result is returned only
+after the commit is on disk.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from farebox.ledger.booking.state import LedgerState
 from farebox.ledger.db.prepared import one_trip
 
 MAX_SHARED: Final = 256
-"""So many pieces of work share a commit at most."""
+"""The limit of jobs that share a commit."""
 
 Perform = Callable[[Journal, Sequence[Any]], Sequence[Any]]
-"""Does pieces of work in one transaction: a result for each, or an exception for one that was refused
+"""Performs jobs in one transaction. Returns a result for each, or an exception for a job that was refused
 before it wrote anything."""
 
 _log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ class _Job:
 
 
 class TransactionWriter:
-    """Runs work on the database, in its own thread, from `start` to `stop`."""
+    """Runs jobs on the database in its own thread, from `start` to `stop`."""
 
     def __init__(
         self,
@@ -63,23 +63,23 @@ class TransactionWriter:
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
 
     def start(self) -> None:
-        """Begin to take work."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish what was handed over, then end. Blocks until then."""
+        """Finish the submitted jobs, then end the thread. Blocks until then."""
         self._closed = True
         self._jobs.put(None)
         self._thread.join()
 
     async def run(self, work: Any) -> Any:
-        """Hand over a piece of work, and return its result once it is committed.
+        """Submit a job and return its result after the commit.
 
         Raises:
-            LedgerUnavailable: the database refused; whether it was committed is not known.
+            LedgerUnavailable: the database failed; it is unknown whether the job was committed.
         """
         if self._closed:
-            raise LedgerUnavailable("the ledger is shutting down")
+            raise LedgerUnavailable("The ledger is shutting down")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._jobs.put(_Job(work, loop, future))
@@ -106,17 +106,17 @@ class TransactionWriter:
             with self._begun() as (journal, transaction):
                 outcomes = self._perform(journal, [job.work for job in jobs])
                 journal.write()
-                # The transaction ends its own context: rolled back if its commit fails, or it kept locks.
+                # The context of the transaction rolls back if the commit fails; otherwise locks would remain.
                 with one_trip(journal.connection), transaction:
                     journal.finish()
         except Exception as error:
-            # What was remembered may be of a transaction that never happened.
+            # The state may include a transaction that was never committed.
             self._state = LedgerState()
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
                 return
-            _log.warning("ledger transaction failed", error=str(error), error_type=type(error).__name__)
+            _log.warning("ledger.transaction_failed", error=str(error), error_type=type(error).__name__)
             self._answer(jobs, [_translated(error)])
             return
         self._after_commit(time.monotonic() - started)
@@ -124,10 +124,10 @@ class TransactionWriter:
 
     @contextmanager
     def _begun(self) -> Iterator[tuple[Journal, RootTransaction]]:
-        """A transaction that has the ledger locked, rolled back at the end if it was not committed.
+        """A transaction that has locked the ledger. It is rolled back at the end unless it was committed.
 
-        A connection that was lost while nothing was to do shows it only now, and nothing can have happened on
-        it yet: then another one is taken.
+        A connection that was lost while idle fails only here, before anything was written on it. Then a new
+        connection replaces it.
         """
         try:
             try:
@@ -150,7 +150,7 @@ class TransactionWriter:
         return Journal(self._connection, self._state, self._clock), transaction
 
     def disconnect(self) -> None:
-        """Let go of the connection, which outlives its transactions; what is open on it is undone."""
+        """Close the connection, which outlives transactions. An open transaction is rolled back."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -160,7 +160,7 @@ class TransactionWriter:
         for job, outcome in zip(jobs, outcomes, strict=True):
             by_loop.setdefault(job.loop, []).append((job.future, outcome))
         for loop, answers in by_loop.items():
-            # A loop that closed meanwhile has nobody left to tell.
+            # A loop that was closed meanwhile has no waiters.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_resolve, answers)
 
@@ -177,5 +177,5 @@ def _resolve(answers: Sequence[tuple["asyncio.Future[Any]", Any]]) -> None:
 
 def _translated(error: Exception) -> Exception:
     if isinstance(error, SQLAlchemyError):
-        return LedgerUnavailable(f"the ledger's database failed: {error}")
+        return LedgerUnavailable(f"The ledger's database failed: {error}")
     return error

@@ -79,7 +79,7 @@ async def test_a_repetition_with_another_payload_changes_nothing_and_is_logged(
             result = await ledger.ingest([usage(), usage(output_tokens=999)])
     assert result.duplicate == 1
     assert await balance(ledger) == -CALL_CHARGE
-    assert [log["id"] for log in logs if "another payload" in log["event"]] == ["1"]
+    assert [log["id"] for log in logs if log["event"] == "usage.payload_differs"] == ["1"]
 
 
 async def test_a_plain_repetition_is_not_logged(ledger: Ledger) -> None:

@@ -1,6 +1,6 @@
-"""Copies an SQLite ledger while a meter writes to it, and verifies the copy. The original is only read.
+"""Copies an SQLite ledger while a meter writes to it, and verifies the copy.
 
-PostgreSQL has tools of its own for that: docs/ledger.md.
+PostgreSQL has its own tools for backups: docs/ledger.md.
 """
 
 import os
@@ -17,24 +17,23 @@ _PARTIAL: Final = ".partial"
 
 
 def backup(url: str, destination: Path) -> VerificationReport:
-    """Write a copy of the ledger to a new file, and return what `verify` finds in it.
+    """Write a copy of the ledger to a new file, and return the report of `verify`.
 
-    The file has its name only once it is complete and on the disk; one with differences is there too, to be
-    looked at.
+    The file gets its name when it is complete and on disk. A copy with differences is kept for inspection.
 
     Raises:
-        ConfigurationError: not an SQLite ledger, no such ledger, or `destination` exists.
-        LedgerUnavailable: it cannot be read, or not be written.
+        ConfigurationError: the ledger is not on SQLite or does not exist, or `destination` exists.
+        LedgerUnavailable: the ledger cannot be read, or the copy cannot be written.
     """
     parsed = ledger_url(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         raise ConfigurationError(
-            "only an SQLite ledger is backed up like this: use pg_dump for PostgreSQL (docs/ledger.md)"
+            "This command backs up SQLite ledgers only: use pg_dump for PostgreSQL (docs/ledger.md)"
         )
     if destination.exists():
         raise ConfigurationError(f"{destination} exists already: name a new file")
     if not Path(parsed.database).is_file():
-        raise ConfigurationError(f"there is no ledger at {parsed.database}: set --url")
+        raise ConfigurationError(f"No ledger at {parsed.database}: set --url")
     partial = destination.with_name(destination.name + _PARTIAL)
     try:
         partial.unlink(missing_ok=True)
@@ -45,19 +44,19 @@ def backup(url: str, destination: Path) -> VerificationReport:
         partial.rename(destination)
         _flush(destination.parent)
     except (sqlite3.Error, OSError) as error:
-        raise LedgerUnavailable(f"the ledger cannot be copied to {destination}: {error}") from error
+        raise LedgerUnavailable(f"Cannot copy the ledger to {destination}: {error}") from error
     return report
 
 
 def _copy(source: str, target: Path) -> None:
-    """All pages of one snapshot: in one step, so that a writer never makes it begin again."""
+    """Copy one snapshot in a single step, so that a writer never restarts the copy."""
     with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(target)) as copy:
         os.chmod(target, 0o600)
         original.backup(copy)
 
 
 def _close_journal(path: Path) -> None:
-    """One file, without a write-ahead log beside it, as it is to be carried away."""
+    """Merge the write-ahead log into the file, so that the backup is a single file."""
     with closing(sqlite3.connect(path)) as copy:
         copy.execute("PRAGMA journal_mode = DELETE")
 

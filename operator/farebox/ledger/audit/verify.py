@@ -1,7 +1,7 @@
 """Recomputes the ledger from its first entry and reports every difference. It only reads.
 
-All is read in one snapshot, so it works while the meter runs, and streamed in the order of the sequence
-numbers, so memory grows with accounts and prices, not with usage.
+It reads one snapshot, so the meter can run meanwhile. It streams rows by sequence number, so memory grows
+with accounts and prices, not with usage.
 """
 
 from collections import defaultdict
@@ -31,7 +31,7 @@ _Row = Row[*tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """What was read, and each difference as a sentence: none means that the books are right."""
+    """What was read, and each difference as a sentence. Without differences the ledger is correct."""
 
     accounts: int
     transactions: int
@@ -41,7 +41,7 @@ class VerificationReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs."""
+        """Whether there are no differences."""
         return not self.differences
 
     def __str__(self) -> str:
@@ -54,26 +54,26 @@ class VerificationReport:
 
 
 def verify(url: str) -> VerificationReport:
-    """Check the whole ledger; blocks for as long as reading it takes.
+    """Check the whole ledger. Blocks while it reads.
 
     Raises:
-        ConfigurationError: the URL cannot be a ledger's, or the schema is not the one of this version.
+        ConfigurationError: the URL is not one of a ledger, or the schema has another version.
         LedgerUnavailable: the database cannot be read.
     """
     try:
         with disposing(read_engine(url, 1)) as engine, engine.connect() as connection, connection.begin():
             if not is_current(connection):
                 raise ConfigurationError(
-                    "the ledger's schema is not the one of this version: start the meter once to upgrade it"
+                    "The ledger's schema has another version: start the meter once to upgrade it"
                 )
             return _Verification(connection).run()
     except SQLAlchemyError as error:
-        raise LedgerUnavailable(f"the ledger's database cannot be read: {error}") from error
+        raise LedgerUnavailable(f"Cannot read the ledger's database: {error}") from error
 
 
 @dataclass(slots=True)
 class _Account:
-    """An account as its history says it should be."""
+    """An account as recomputed from its history."""
 
     key: str
     currency: str
@@ -84,7 +84,7 @@ class _Account:
 
 @dataclass(slots=True)
 class _Usage:
-    """The usage events of one transaction together."""
+    """The sum of the usage events of one transaction."""
 
     events: int = 0
     charge: int = 0
@@ -110,7 +110,7 @@ class _Verification:
         self._bindings = {row.id: row for row in self._rows(select(tables.bindings))}
         stored = list(self._rows(select(tables.accounts).order_by(tables.accounts.c.id)))
         self._accounts = {row.id: _Account(row.key, row.currency) for row in stored}
-        self._check_terms()
+        self._check_credit_limits()
         self._entitlements.load(self._prices, self._bindings)
         transactions = self._check_transactions()
         self._entitlements.finish()
@@ -126,11 +126,13 @@ class _Verification:
     def _differs(self, what: str) -> None:
         self._differences.append(what)
 
-    def _check_terms(self) -> None:
+    def _check_credit_limits(self) -> None:
         for row in self._rows(select(tables.account_terms).order_by(tables.account_terms.c.sequence)):
             account = self._accounts.get(row.account_id)
             if account is None:
-                self._differs(f"terms {row.sequence} are of account {row.account_id}, which does not exist")
+                self._differs(
+                    f"credit limit {row.sequence} is of account {row.account_id}, which does not exist"
+                )
                 continue
             account.credit_limit = row.credit_limit
             account.sequence = row.sequence
@@ -261,7 +263,7 @@ class _Verification:
                     )
 
     def _check_numbers(self) -> None:
-        """Numbers are used once each, without a gap: both tables have them as keys, so counting is enough."""
+        """Check that numbers have no gaps. They are unique in each table, so counting them is enough."""
         head = self._connection.execute(select(tables.ledger.c.head)).scalar_one()
         highest = max((account.sequence for account in self._accounts.values()), default=0)
         highest = max(highest, self._entitlements.highest)
@@ -273,7 +275,7 @@ class _Verification:
 
 
 class _Merged:
-    """Pairs from a stream that is ordered by number, taken as another ordered stream passes them."""
+    """A stream of pairs ordered by number, merged into another ordered stream."""
 
     def __init__(self, pairs: Iterator[tuple[int, Any]]) -> None:
         self._pairs = pairs
@@ -281,7 +283,7 @@ class _Merged:
         self._skipped: list[int] = []
 
     def take(self, number: int) -> Any:
-        """What belongs to `number`, or None."""
+        """The value for `number`, or None."""
         while self._next is not None and self._next[0] < number:
             self._skipped.append(self._next[0])
             self._next = next(self._pairs, None)
@@ -292,7 +294,7 @@ class _Merged:
         return value
 
     def left(self) -> list[int]:
-        """The numbers that nobody took."""
+        """The numbers that were not taken."""
         rest = [] if self._next is None else [self._next[0], *(number for number, _ in self._pairs)]
         return self._skipped + rest
 

@@ -1,7 +1,4 @@
-"""Recomputes free quotas, reservations and the minutes they covered from what was booked. It only reads.
-
-The part of `verify` that looks at what costs no money.
-"""
+"""Recomputes free quotas, reservations and covered minutes from the postings: a part of `verify`."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +24,9 @@ _Row = Row[*tuple[Any, ...]]
 
 
 class EntitlementsCheck:
-    """Checks grants, terms and coverage; `differs` takes each difference as a sentence.
+    """Checks grants, reservation terms and coverage. `differs` is called with each difference.
 
-    `highest` and `numbers`: the highest sequence number that a change of a reservation has, and how many.
+    `highest` is the highest sequence number of a reservation's change, `numbers` the count of such numbers.
     """
 
     def __init__(self, connection: Connection, differs: Callable[[str], None]) -> None:
@@ -47,7 +44,7 @@ class EntitlementsCheck:
         self._minutes: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
 
     def load(self, prices: Mapping[int, tuple[str, KnownPrice]], bindings: Mapping[int, _Row]) -> None:
-        """Read reservations and their terms, and check them against each other."""
+        """Read the reservations and their terms, and compare them."""
         self._prices, self._bindings = prices, bindings
         self._reservations = {row.id: row for row in self._rows(select(tables.reservations))}
         newest: dict[int, int] = {}
@@ -85,7 +82,7 @@ class EntitlementsCheck:
         self._periods[reservation.service].append((term.start_at, term.end_at, reservation))
 
     def check_transaction(self, entries: Sequence[_Row]) -> None:
-        """A transaction, if it grants a quota or buys a term; and what any moves in quotas."""
+        """Check a transaction that grants a quota or buys a term, and add up its entries of quotas."""
         head = entries[0]
         amounts = {entry.book: entry.amount for entry in entries}
         for entry in entries:
@@ -106,7 +103,7 @@ class EntitlementsCheck:
                 self._differs(f"transaction {head.sequence} has entries {amounts}, but its term {term.price}")
 
     def note_event(self, row: _Row) -> None:
-        """A charged usage event: what reservations covered of it."""
+        """Add up what reservations covered of a charged usage event."""
         if row.reservation_input or row.reservation_output:
             minute = self._minutes[row.service, row.occurred_at // MICROS_PER_MINUTE]
             minute[0] += row.reservation_input
@@ -120,7 +117,7 @@ class EntitlementsCheck:
                 self._differs(f"usage event {row.source} {row.event_id} is covered outside of any term")
 
     def finish(self) -> None:
-        """Compare what was derived with what is stored."""
+        """Compare the recomputed values with the stored ones."""
         for sequence in self._terms:
             self._differs(f"a term belongs to transaction {sequence}, which does not exist")
         for row in self._rows(select(tables.quotas)):
@@ -142,7 +139,7 @@ class EntitlementsCheck:
         self._check_ceilings()
 
     def _check_ceilings(self) -> None:
-        """No minute covers more than was reserved in it."""
+        """Check that no minute covers more than was reserved."""
         for (service, minute), (of_input, output) in self._minutes.items():
             begin, end = minute * MICROS_PER_MINUTE, (minute + 1) * MICROS_PER_MINUTE
             reserved = {

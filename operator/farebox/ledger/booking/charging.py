@@ -1,8 +1,8 @@
-"""From a call to its charge: which binding, which account, what covers it, which price; and one transaction
-for each account and model of a batch (docs/decisions/100).
+"""Charges calls: finds binding, account, coverage and price, and posts one transaction for each account and
+model of a batch (docs/decisions/100).
 
-All from the catalog in memory; only calls of a service with a reservation ask the database, for the minute
-they fall in. It moves the balances and quotas of the catalog as it goes; `post` books the sums.
+It works on the ledger's state in memory. Only calls of a service with a reservation query the database, for
+their minute. It updates balances and quotas at once; `post` posts the sums.
 """
 
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ from farebox.ledger.db import tables
 from farebox.ledger.db.prepared import Prepared
 
 USAGE: Final = "Usage"
-"""The kind of the transactions made here."""
+"""The kind of the transactions that charge usage."""
 REVENUE: Final = "revenue:"
-"""What the names of revenue books begin with; the model follows."""
+"""Prefix of the revenue accounts; the model follows."""
 QUOTA: Final = "quota:"
-"""The book of the tokens that an account has left on a model."""
+"""Prefix of the ledger accounts of remaining free tokens; the model follows."""
 USED: Final = "used:"
-"""The book of those that it used."""
+"""Prefix of the ledger accounts of used free tokens; the model follows."""
 
 
 Outcome = tuple[int | None, int | None, int | None, int | None, str | None, str | None, int, int, int]
 """The values of `OUTCOME_COLUMNS`: the first four for a charged event, the next two for a pending one, and
 the tokens that cost nothing.
 
-A plain tuple, because one is made for every event: a class of its own would cost as much as the charge.
+It is a plain tuple because every event has one: a class would cost as much as the charge itself.
 """
 OUTCOME_COLUMNS: Final = (
     "transaction_sequence",
@@ -51,12 +51,12 @@ OUTCOME_COLUMNS: Final = (
 
 
 def is_charged(outcome: Outcome) -> bool:
-    """Whether the event has its place in a transaction; otherwise it waits."""
+    """Whether the event is charged; otherwise it is pending."""
     return outcome[0] is not None
 
 
 def _waits(reason: str, waiting_for: object) -> Outcome:
-    """`waiting_for` is the service, account or model whose record helps."""
+    """A pending outcome. `waiting_for` is the service, account or model whose record is missing."""
     return (None, None, None, None, reason, str(waiting_for), 0, 0, 0)
 
 
@@ -73,9 +73,9 @@ class _Group:
 
 @dataclass(slots=True)
 class _Route:
-    """Where the calls of a service and a named model go that ended from `begins` to before `ends`.
+    """How to charge the calls of a service and a model that ended from `begins` to before `ends`.
 
-    Found once for many calls: most of a batch are of few services, in one minute.
+    One lookup serves many calls: most calls of a batch belong to few services, in one minute.
     """
 
     begins: int
@@ -90,12 +90,12 @@ class _Route:
 
 @dataclass(slots=True)
 class _Minute:
-    """What a service's reservation covered in one minute so far. `stored`: whether it has its row."""
+    """What the reservations of a service cover in one minute so far. `stored`: whether it has a row."""
 
     input_tokens: int
     output_tokens: int
     stored: bool
-    moved: bool = False
+    changed: bool = False
 
 
 class Charging:
@@ -116,13 +116,13 @@ class Charging:
         occurred_at: int,
         tokens: tuple[int, int, int],
     ) -> Outcome:
-        """Charge one call, or say what it waits for.
+        """Charge one call, or find out what it waits for.
 
         Args:
             key: the event's (source, id).
-            model: the Model that the event names, if it does.
+            model: the Model that the event names, if any.
             occurred_at: microseconds since 1970 UTC.
-            tokens: input, cached input and output; the caller checked them.
+            tokens: input, cached input and output, already validated.
         """
         route = self._routes.get((service, model))
         if route is None or not route.begins <= occurred_at < route.ends:
@@ -157,7 +157,7 @@ class Charging:
         return (group.sequence, binding.id, route.price.id, nano, None, None, *coverage)
 
     def _find(self, service: ObjectKey, model: str | None, occurred_at: int) -> _Route | Outcome:
-        """Where a call goes (docs/decisions/101), or what it waits for."""
+        """Find how to charge a call (docs/decisions/101), or what it waits for."""
         state = self._state
         bindings = state.bindings.get(service)
         if bindings is None:
@@ -193,10 +193,10 @@ class Charging:
         occurred_at: int,
         tokens: tuple[int, int, int],
     ) -> Coverage:
-        """What costs nothing of a call: the reservations of its minute first, then the quota (B6, B9).
+        """Compute the tokens of a call that cost nothing: first reservations, then the free quota (B6, B9).
 
-        A service that was made again may have several in force. Each was paid, so they add up; one that was
-        bought on another model, or by another account, is not this call's.
+        A recreated service can have several reservations in force. Each was paid, so they add up. A
+        reservation of another model or account does not count.
         """
         reserved_input = reserved_output = 0
         for reservation in self._state.reservations_of.get(service, ()):
@@ -220,14 +220,14 @@ class Charging:
         occurred_at: int,
         coverage: Coverage,
     ) -> None:
-        """Take what covers a call from where it comes."""
+        """Consume the reservation and the quota that cover a call."""
         if coverage.reservation_input or coverage.reservation_output:
             minute = self._minute(service, occurred_at // MICROS_PER_MINUTE)
             minute.input_tokens += coverage.reservation_input
             minute.output_tokens += coverage.reservation_output
-            minute.moved = True
+            minute.changed = True
         if coverage.quota:
-            assert quota is not None, "only a quota covers its tokens"
+            assert quota is not None, "only a quota covers quota tokens"
             quota.used += coverage.quota
             group.tokens += coverage.quota
             self._journal.use_quota(quota, group.sequence)
@@ -242,7 +242,7 @@ class Charging:
         return minute
 
     def _spend(self, source: str, account: AccountRow, nano: int) -> None:
-        """Take a charge from the lease of the gateway that it came from (B17)."""
+        """Take a charge from the lease of the gateway that reported it (B17)."""
         lease = self._state.leases.get((source, account.id))
         if lease is not None:
             lease.spent += nano
@@ -250,7 +250,7 @@ class Charging:
             self._journal.charged_leases.add((source, account.id))
 
     def post(self) -> None:
-        """Book a transaction for each account and model that was charged."""
+        """Post one transaction for each charged account and model."""
         for group in self._groups.values():
             self._journal.post(
                 group.sequence,
@@ -267,32 +267,32 @@ class Charging:
         self._write_minutes()
 
     def _write_minutes(self) -> None:
-        moved = [(key, minute) for key, minute in self._minutes.items() if minute.moved]
-        keys_first = [
+        changed = [(key, minute) for key, minute in self._minutes.items() if minute.changed]
+        inserts = [
             (str(service), number, minute.input_tokens, minute.output_tokens)
-            for (service, number), minute in moved
+            for (service, number), minute in changed
             if not minute.stored
         ]
-        keys_last = [
+        updates = [
             (minute.input_tokens, minute.output_tokens, str(service), number)
-            for (service, number), minute in moved
+            for (service, number), minute in changed
             if minute.stored
         ]
-        for statement, rows in ((_ADD_MINUTE, keys_first), (_MOVE_MINUTE, keys_last)):
+        for statement, rows in ((_INSERT_MINUTE, inserts), (_UPDATE_MINUTE, updates)):
             if rows:
                 self._journal.run_many(statement, rows)
         self._minutes.clear()
 
 
 def quota_entries(model: str, tokens: int) -> dict[str, int]:
-    """The entries by book of so many tokens of a quota used."""
+    """The entries for the use of free tokens, by ledger account."""
     return {QUOTA + model: -tokens, USED + model: tokens} if tokens else {}
 
 
 def _idempotency_key(source: str, event_id: str) -> str:
-    """An event is charged in one transaction, so the first event's name can be the transaction's.
+    """The key of a transaction: the identity of its first event, which no other transaction charges.
 
-    With the length, because both may have any characters in them.
+    The length is part of it because source and id may contain any characters.
     """
     return f"usage:{len(source)}:{source}:{event_id}"
 
@@ -304,8 +304,8 @@ _READ_MINUTE = Prepared(
     ),
     ("of", "number"),
 )
-_ADD_MINUTE = Prepared.insert(tables.reserved_minutes)
-_MOVE_MINUTE = Prepared(
+_INSERT_MINUTE = Prepared.insert(tables.reserved_minutes)
+_UPDATE_MINUTE = Prepared(
     update(tables.reserved_minutes)
     .values(input_tokens=bindparam("new_input"), output_tokens=bindparam("new_output"))
     .where(_minutes.service == bindparam("of"), _minutes.minute == bindparam("number")),

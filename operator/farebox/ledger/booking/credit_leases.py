@@ -1,11 +1,11 @@
-"""Budgets: money of an account that one gateway may spend, so that no two spend the same (B17, Hard).
+"""Credit leases: money of an account that a single gateway can spend (B17, Hard).
 
-A gateway claims, before calls that an account must be able to pay in full, what its running calls hold, what
-it has not reported yet, and a little to spare. What all gateways have is never more than is available, so the
-account never falls below its credit line. Charges of usage from a gateway take from its lease.
+Before a gateway admits calls of an account with `enforcement: Hard`, it leases the money for its authorized
+calls, its unreported usage and a reserve. All leases together never exceed what is available, so the account
+never exceeds its credit limit. Charges for the gateway's usage are taken from its lease.
 
-A lease that is not claimed again ends after `LEASE_SECONDS`: what a gateway that died had is free again
-then, and not sooner, as it may still have usage to report.
+A lease expires `LEASE_SECONDS` after its last request. The money of a dead gateway is free then, and not
+earlier, because the gateway may still have usage to report.
 """
 
 from collections.abc import Collection
@@ -24,16 +24,18 @@ LEASE_SECONDS: Final = 3600
 
 
 def grant_lease(journal: Journal, order: CreditLeaseRequest) -> CreditLease:
-    """Set a gateway's lease to what it claims, or to as much of it as there is.
+    """Set the lease of a gateway to the requested amount, or to what is available.
 
     Raises (before anything is written):
         LedgerRefused: AccountNotFound, AmountOutOfRange.
     """
     if not 0 <= order.amount <= MAX_NANO:
-        raise LedgerRefused("AmountOutOfRange", "a claim is 0 or more, and fits into 64 bits")
+        raise LedgerRefused(
+            "AmountOutOfRange", "The amount of a lease must be 0 or more, and fit into 64 bits"
+        )
     account = journal.account(order.account)
     if account is None:
-        raise LedgerRefused("AccountNotFound", f"the ledger has no account {order.account}")
+        raise LedgerRefused("AccountNotFound", f"The ledger has no account {order.account}")
     known = journal.state.leases.get((order.source, account.id))
     lease = known or CreditLeaseRow(order.source, account.id, 0, 0, 0)
     lease.expires_at = 0
@@ -45,7 +47,7 @@ def grant_lease(journal: Journal, order: CreditLeaseRequest) -> CreditLease:
 
 
 def outstanding(journal: Journal, account: AccountRow) -> int:
-    """What gateways may still spend of an account, and nobody else should count on."""
+    """The money of an account that is leased to gateways and not spent yet."""
     return sum(
         max(0, lease.granted - lease.spent)
         for lease in journal.state.leases_of.get(account.id, ())
@@ -54,7 +56,7 @@ def outstanding(journal: Journal, account: AccountRow) -> int:
 
 
 def leases_of(journal: Journal, sources: Collection[str]) -> tuple[CreditLease, ...]:
-    """The budgets of these gateways that were charged in this transaction, as they are now."""
+    """The leases of these gateways that this transaction charged, with their new amounts."""
     return tuple(
         _public(journal.state.account_keys[account], journal.state.leases[source, account])
         for source, account in journal.charged_leases

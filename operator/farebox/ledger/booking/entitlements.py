@@ -1,7 +1,7 @@
-"""Free quotas and reservations in the ledger: what is granted, what is bought, and when (B6, B9).
+"""Grants free quotas and buys reservation terms (B6, B9).
 
-The decisions are `domain.reservation`'s; here they are carried out, each in the transaction that brought the
-news: a record, a top-up, or the time alone (`advance`).
+`domain.billing.reservations` decides. This module carries the decision out in the transaction that caused it:
+a record, a top-up, or `process_due_renewals`.
 """
 
 from collections.abc import Iterable
@@ -26,20 +26,20 @@ from farebox.meterapi.types import ReservationRecord
 GRANT: Final = "Grant"
 """The kind of a transaction that grants a free quota."""
 GRANTED: Final = "granted:"
-"""The book from which quotas come."""
+"""Prefix of the counter accounts of granted quotas; the model follows."""
 TERM: Final = "ReservationTerm"
 """The kind of a transaction that buys a term."""
 RESERVATIONS: Final = "reservations:"
-"""What the names of the books of bought terms begin with; the model follows."""
+"""Prefix of the revenue accounts of reservation terms; the model follows."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def grant_quotas(journal: Journal, accounts: Iterable[ObjectKey], models: Iterable[str]) -> None:
-    """Grant the free quotas that became due by records of these accounts and models (B6).
+    """Grant the free quotas that records of these accounts and models made due (B6).
 
-    An account gets a model's quota once for ever, when it has a service on the model, from that service's
-    beginning or, if the quota came later, from the model's version that brought it.
+    An account gets a model's quota only once, when it has a service on the model. The quota begins with the
+    service's binding, or with the price version that offers it, whichever is later.
     """
     state = journal.state
     pairs = {(account, model) for account in accounts for model in state.first_bound.get(account, ())}
@@ -54,7 +54,7 @@ def grant_quotas(journal: Journal, accounts: Iterable[ObjectKey], models: Iterab
 
 
 def _grant(journal: Journal, account: AccountRow, model: str, price: KnownPrice, granted_at: int) -> None:
-    assert price.free_quota is not None, "there is something to grant"
+    assert price.free_quota is not None, "the price version offers a quota"
     tokens, days = price.free_quota.tokens, price.free_quota.valid_days
     sequence = journal.next_sequence()
     journal.post_tokens(
@@ -70,7 +70,7 @@ def _grant(journal: Journal, account: AccountRow, model: str, price: KnownPrice,
 
 
 def record_reservation(journal: Journal, record: ReservationRecord) -> bool:
-    """Keep what a service reserves, or whether it goes on buying; whether that was news."""
+    """Record a reservation, or a change of `buying`. Returns whether it changed anything."""
     state = journal.state
     plan = ReservationPlan(record.input_tpm, record.output_tpm, record.days, record.buying)
     known = next(
@@ -91,7 +91,7 @@ def record_reservation(journal: Journal, record: ReservationRecord) -> bool:
         )
         return True
     if known.plan.buying is plan.buying:
-        # The rest cannot be changed: what was recorded first is what was reserved.
+        # The first record fixes everything but `buying`.
         return False
     known.plan = ReservationPlan(known.plan.input_tpm, known.plan.output_tpm, known.plan.days, plan.buying)
     journal.change_reservation(known, known.outcome)
@@ -99,17 +99,17 @@ def record_reservation(journal: Journal, record: ReservationRecord) -> bool:
 
 
 def process_due_renewals(journal: Journal, accounts: Iterable[ObjectKey] | None = None) -> None:
-    """Buy, renew and end reservations as far as time and money go (B9); of these accounts, or of all.
+    """Buy, renew and end reservations that are due (B9), of these accounts or of all.
 
     Every term is bought once: its number is part of the transaction's key, and the ledger is locked.
     """
-    concerned = None if accounts is None else set(accounts)
+    wanted = None if accounts is None else set(accounts)
     for reservation in list(journal.state.reservations.values()):
-        if concerned is None or reservation.account in concerned:
-            _advance(journal, reservation)
+        if wanted is None or reservation.account in wanted:
+            _process(journal, reservation)
 
 
-def _advance(journal: Journal, reservation: KnownReservation) -> None:
+def _process(journal: Journal, reservation: KnownReservation) -> None:
     account = journal.state.accounts.get(reservation.account)
     versions = journal.state.prices.get(reservation.model)
     price = versions.at(journal.recorded_at) if versions is not None else None
@@ -119,8 +119,8 @@ def _advance(journal: Journal, reservation: KnownReservation) -> None:
     offer = price.offer if price is not None else None
     step = decide_reservation(reservation.plan, reservation.terms, offer, left, journal.recorded_at)
     while isinstance(step, Purchase):
-        assert account is not None, "money comes from an account"
-        assert price is not None, "what is bought has a price"
+        assert account is not None, "a purchase has an account"
+        assert price is not None, "a purchase has a price"
         _buy(journal, reservation, account, price, step)
         left = _left(journal, account)
         step = decide_reservation(reservation.plan, reservation.terms, offer, left, journal.recorded_at)
@@ -129,12 +129,12 @@ def _advance(journal: Journal, reservation: KnownReservation) -> None:
 
 
 def _left(journal: Journal, account: AccountRow) -> Nano:
-    """What an account can spend on terms: what gateways may spend on calls is not to be spent twice (B17)."""
+    """What an account can spend on terms, without the money that is leased to gateways (B17)."""
     return Nano(available(account.balance, account.credit_limit) - outstanding(journal, account))
 
 
 def _differs(before: ReservationOutcome, after: ReservationOutcome) -> bool:
-    """Whether there is something to tell; `due` is nobody's business but the clock's."""
+    """Whether the feed must report a change. `due` is not part of it."""
     return (before.state, before.current, before.reason, before.message) != (
         after.state,
         after.current,
@@ -150,7 +150,7 @@ def _buy(
     price: KnownPrice,
     purchase: Purchase,
 ) -> None:
-    assert fits(account.balance - purchase.price), "what is affordable fits"
+    assert fits(account.balance - purchase.price), "an affordable price fits"
     sequence = journal.next_sequence()
     account.balance -= purchase.price
     journal.post(

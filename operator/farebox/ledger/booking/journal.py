@@ -1,7 +1,7 @@
-"""What a transaction of the ledger says: facts, double entries and account states, as rows (`writing.py`).
+"""Turns facts, double entries and account states into rows of a unit of work.
 
-Balances and used quotas are moved by the caller, who checked that they fit; here they become rows, together
-with the entries that explain them. It does not know what a transaction is for.
+The caller updates balances and used quotas, and checks that they fit. The journal writes them together with
+the entries that explain them. It does not know what a transaction is for.
 """
 
 from collections.abc import Mapping
@@ -24,28 +24,28 @@ from farebox.ledger.db import tables
 from farebox.meterapi.types import AccountRecord, Binding, PriceVersion
 
 BALANCE: Final = "balance"
-"""The book of what an account has: positive is the customer's."""
+"""The ledger account of the customer's money; a positive balance belongs to the customer."""
 TOKENS: Final = "tokens"
-"""The unit of the books of free quotas."""
+"""The unit of the ledger accounts of free quotas."""
 
 
 def fits(amount: int) -> bool:
-    """Whether an amount, or a balance, may be stored: 64 bits, the same range above and below zero."""
+    """Whether an amount or a balance can be stored: 64 bits, with the same range above and below zero."""
     return -MAX_NANO <= amount <= MAX_NANO
 
 
 class Journal(UnitOfWork):
-    """What one database transaction books. Made and finished by the writer."""
+    """The postings of one database transaction. The writer creates and finishes it."""
 
     def account(self, key: ObjectKey) -> AccountRow | None:
-        """The account, or None if it was never recorded."""
+        """The account, or None if it is not recorded."""
         return self.state.accounts.get(key)
 
-    def open_account(self, terms: AccountRecord) -> AccountRow:
-        """A new account with nothing on it."""
+    def open_account(self, record: AccountRecord) -> AccountRow:
+        """Add an account with a balance of zero."""
         sequence = self.next_sequence()
         account = AccountRow(
-            self.state.last_account + 1, terms.account, terms.currency, terms.credit_limit, 0, sequence
+            self.state.last_account + 1, record.account, record.currency, record.credit_limit, 0, sequence
         )
         self.state.add_account(account)
         self._add(
@@ -58,17 +58,17 @@ class Journal(UnitOfWork):
             sequence=sequence,
             recorded_at=self.recorded_at,
         )
-        self._add_terms(account)
+        self._add_credit_limit(account)
         return account
 
-    def change_terms(self, account: AccountRow, credit_limit: int) -> None:
-        """Give an account another credit limit, under a number of its own."""
+    def change_credit_limit(self, account: AccountRow, credit_limit: int) -> None:
+        """Change the credit limit of an account. The change takes a sequence number."""
         account.credit_limit = credit_limit
         account.sequence = self.next_sequence()
         self._touched[account.id] = account
-        self._add_terms(account)
+        self._add_credit_limit(account)
 
-    def _add_terms(self, account: AccountRow) -> None:
+    def _add_credit_limit(self, account: AccountRow) -> None:
         self._add(
             tables.account_terms,
             sequence=account.sequence,
@@ -78,7 +78,7 @@ class Journal(UnitOfWork):
         )
 
     def add_binding(self, record: Binding) -> None:
-        """Bind a service from a time on."""
+        """Add a binding of a service."""
         effective_at = to_micros(record.effective_at)
         binding = KnownBinding(self.state.last_binding + 1, record.account, record.model, record.trial)
         self.state.add_binding(record.service, effective_at, binding)
@@ -94,7 +94,7 @@ class Journal(UnitOfWork):
         )
 
     def add_price(self, record: PriceVersion) -> None:
-        """Give a model other prices from a time on."""
+        """Add a price version of a model."""
         effective_at = to_micros(record.effective_at)
         offer, quota = record.reservation, record.free_quota
         price = KnownPrice(self.state.last_price + 1, record.currency, record.tiers, offer, quota)
@@ -137,13 +137,13 @@ class Journal(UnitOfWork):
         against: str,
         tokens: Mapping[str, int] | None = None,
     ) -> None:
-        """Book one transaction: `amount` onto the account's balance and its negative `against`.
+        """Post one transaction: `amount` to the account's balance, and its negative to `against`.
 
-        `account.balance` must have been moved by the caller already, who checked that it `fits`. `tokens` are
-        further entries by book, in tokens; they sum to zero.
+        The caller has already updated `account.balance` and checked that it `fits`. `tokens` are further
+        entries in tokens, by ledger account; they sum to zero.
         """
-        assert fits(amount), "an amount is checked before it is booked"
-        assert fits(account.balance), "a balance is checked before it is moved"
+        assert fits(amount), "the caller checks an amount before it is posted"
+        assert fits(account.balance), "the caller checks a balance before it is updated"
         entries = [(BALANCE, account.currency, amount), (against, account.currency, -amount)]
         self._post(sequence, account, kind, idempotency_key, occurred_at, entries, tokens or {})
 
@@ -157,7 +157,7 @@ class Journal(UnitOfWork):
         occurred_at: int,
         tokens: Mapping[str, int],
     ) -> None:
-        """Book one transaction in tokens alone: entries by book, which sum to zero."""
+        """Post one transaction in tokens alone. The entries by ledger account sum to zero."""
         self._post(sequence, account, kind, idempotency_key, occurred_at, [], tokens)
 
     def _post(
@@ -170,7 +170,7 @@ class Journal(UnitOfWork):
         money: list[tuple[str, str, int]],
         tokens: Mapping[str, int],
     ) -> None:
-        assert sum(tokens.values()) == 0, "tokens come from somewhere and go somewhere"
+        assert sum(tokens.values()) == 0, "entries in tokens sum to zero"
         self._add(
             tables.transactions,
             sequence=sequence,
@@ -202,7 +202,7 @@ class Journal(UnitOfWork):
     def add_quota(
         self, account: AccountRow, model: str, tokens: int, granted_at: int, expires_at: int, sequence: int
     ) -> None:
-        """Keep what an account was granted on a model; the caller books it."""
+        """Add a quota of an account on a model. The caller posts the grant."""
         quota_id = self.state.last_quota + 1
         self.state.add_quota(QuotaRow(quota_id, account.id, model, tokens, 0, expires_at, sequence))
         self._add(
@@ -218,12 +218,12 @@ class Journal(UnitOfWork):
         )
 
     def use_quota(self, quota: QuotaRow, sequence: int) -> None:
-        """Write a quota whose `used` the caller moved, under the number of his transaction."""
+        """Write a quota whose `used` the caller updated, with the number of the transaction."""
         quota.sequence = max(quota.sequence, sequence)
         self._used[quota.id] = quota
 
     def set_lease(self, lease: CreditLeaseRow, *, new: bool) -> None:
-        """Write what a gateway may spend; the caller set it."""
+        """Write a lease that the caller updated, or add a new one."""
         if not new:
             self._leases[lease.source, lease.account_id] = lease
             return
@@ -239,7 +239,7 @@ class Journal(UnitOfWork):
         )
 
     def add_reservation(self, reservation: KnownReservation) -> None:
-        """A new reservation, with the first of its changes. Its sequence is given here."""
+        """Add a reservation with its first change, and assign its sequence number."""
         reservation.sequence = self.next_sequence()
         self.state.add_reservation(reservation)
         self._add(
@@ -257,7 +257,7 @@ class Journal(UnitOfWork):
         self._add_change(reservation)
 
     def change_reservation(self, reservation: KnownReservation, outcome: ReservationOutcome) -> None:
-        """Another state of a reservation, under a number of its own."""
+        """Change the state of a reservation. The change takes a sequence number."""
         reservation.outcome = outcome
         reservation.sequence = self.next_sequence()
         self._changed[reservation.id] = reservation
@@ -280,7 +280,7 @@ class Journal(UnitOfWork):
     def add_term(
         self, reservation: KnownReservation, term: Term, price: int, price_version_id: int, sequence: int
     ) -> None:
-        """Keep a term that was bought; the caller books its price."""
+        """Add a purchased term. The caller posts its price."""
         reservation.terms.append(term)
         self._add(
             tables.reservation_terms,
@@ -294,5 +294,5 @@ class Journal(UnitOfWork):
         )
 
     def add_topup(self, **values: Any) -> None:
-        """Keep the receipt of a top-up; values by the columns of `topups`."""
+        """Add the receipt of a top-up. Values are by the columns of `topups`."""
         self._add(tables.topups, **values)

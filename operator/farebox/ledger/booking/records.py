@@ -1,7 +1,7 @@
-"""Records: what the operator tells of accounts, bindings, prices, reservations. Known facts change nothing.
+"""Records the operator's accounts, bindings, prices and reservations. Known facts change nothing.
 
-What a record makes possible is done in the same database transaction: pending usage is charged (B12), a free
-quota granted (B6), a reservation bought (B9).
+The same database transaction does what a record makes possible: it grants free quotas (B6), charges pending
+usage (B12) and buys reservation terms (B9).
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ class _Refused(Exception):
 
 
 @dataclass(slots=True)
-class _News:
-    """What the records of one call changed."""
+class _Changes:
+    """What the records of one call changed. `reservations` has the accounts whose reservations changed."""
 
     services: set[ObjectKey] = field(default_factory=set)
     accounts: set[ObjectKey] = field(default_factory=set)
@@ -51,74 +51,74 @@ class _News:
 
 
 def record(journal: Journal, records: Sequence[Record]) -> list[RecordRefusal]:
-    """Take the records one by one, then do what became possible. Bad ones are refused by themselves.
+    """Apply the records one by one, then do what became possible. Invalid ones are refused one by one.
 
-    In this order: free quotas are granted, usage that waited is charged, reservations are bought.
+    The order is: grant free quotas, charge pending usage, buy reservation wanted.
     """
     refused: list[RecordRefusal] = []
-    news = _News()
+    changes = _Changes()
     for index, item in enumerate(records):
         try:
-            _take(journal, item, news)
+            _apply(journal, item, changes)
         except _Refused as refusal:
             refused.append(RecordRefusal(index, refusal.reason, refusal.message))
     journal.flush()
-    if news.services or news.accounts or news.models:
-        grant_quotas(journal, news.accounts, news.models)
+    if changes.services or changes.accounts or changes.models:
+        grant_quotas(journal, changes.accounts, changes.models)
         journal.flush()
-        waited_for = sorted({*map(str, news.accounts), *news.models})
-        charge_pending(journal, sorted(news.services), waited_for)
-    if news.reservations or news.accounts:
-        process_due_renewals(journal, news.reservations | news.accounts)
+        waited_for = sorted({*map(str, changes.accounts), *changes.models})
+        charge_pending(journal, sorted(changes.services), waited_for)
+    if changes.reservations or changes.accounts:
+        process_due_renewals(journal, changes.reservations | changes.accounts)
     return refused
 
 
-def _take(journal: Journal, item: Record, news: _News) -> None:
+def _apply(journal: Journal, item: Record, changes: _Changes) -> None:
     match item:
         case AccountRecord():
             if _record_account(journal, item):
-                news.accounts.add(item.account)
+                changes.accounts.add(item.account)
         case Binding():
             if _record_binding(journal, item):
-                news.services.add(item.service)
-                news.models.add(item.model)
+                changes.services.add(item.service)
+                changes.models.add(item.model)
         case PriceVersion():
             if _record_price(journal, item):
-                news.models.add(item.model)
-                news.reservations.update(_reserving(journal, item.model))
+                changes.models.add(item.model)
+                changes.reservations.update(_reserving(journal, item.model))
         case ReservationRecord():
             if _record_reservation(journal, item):
-                news.reservations.add(item.account)
+                changes.reservations.add(item.account)
 
 
 def _reserving(journal: Journal, model: str) -> set[ObjectKey]:
-    """The accounts of reservations on a model."""
+    """The accounts with reservations on a model."""
     return {known.account for known in journal.state.reservations.values() if known.model == model}
 
 
-def _record_account(journal: Journal, terms: AccountRecord) -> bool:
-    """Whether it was news."""
-    if not 0 <= terms.credit_limit <= MAX_NANO:
-        raise _Refused("AmountOutOfRange", f"the credit limit of {terms.account} is negative or too large")
-    known = journal.account(terms.account)
+def _record_account(journal: Journal, wanted: AccountRecord) -> bool:
+    """Returns whether it changed anything."""
+    if not 0 <= wanted.credit_limit <= MAX_NANO:
+        raise _Refused("AmountOutOfRange", f"The credit limit of {wanted.account} is negative or too large")
+    known = journal.account(wanted.account)
     if known is None:
-        _check_name(terms.currency, f"the currency of {terms.account}")
-        journal.open_account(terms)
+        _check_name(wanted.currency, f"the currency of {wanted.account}")
+        journal.open_account(wanted)
         return True
-    if known.currency != terms.currency:
+    if known.currency != wanted.currency:
         raise _Refused(
             "CurrencyMismatch",
-            f"account {terms.account} is kept in {known.currency} since it was first created and cannot "
-            f"change to {terms.currency}: use an account of another name",
+            f"The currency of account {wanted.account} is {known.currency} since its creation and cannot "
+            f"change to {wanted.currency}: use an account with another name",
         )
-    if known.credit_limit == terms.credit_limit:
+    if known.credit_limit == wanted.credit_limit:
         return False
-    journal.change_terms(known, terms.credit_limit)
+    journal.change_credit_limit(known, wanted.credit_limit)
     return True
 
 
 def _record_binding(journal: Journal, binding: Binding) -> bool:
-    """Whether it was news."""
+    """Returns whether it changed anything."""
     _check_name(binding.model, f"the model of {binding.service}")
     known = journal.state.bindings.get(binding.service)
     if known is not None:
@@ -131,11 +131,11 @@ def _record_binding(journal: Journal, binding: Binding) -> bool:
 
 
 def _record_price(journal: Journal, version: PriceVersion) -> bool:
-    """Whether it was news."""
+    """Returns whether it changed anything."""
     _check_name(version.model, "the model")
     _check_name(version.currency, f"the currency of {version.model}")
     if (fault := tiers_error(version.tiers)) is not None:
-        raise _Refused("InvalidPrice", f"the prices of {version.model} cannot be used: {fault}")
+        raise _Refused("InvalidPrice", f"Invalid prices of {version.model}: {fault}")
     known = journal.state.prices.get(version.model)
     if known is not None:
         wanted = (version.currency, version.tiers, version.reservation, version.free_quota)
@@ -146,24 +146,24 @@ def _record_price(journal: Journal, version: PriceVersion) -> bool:
     return True
 
 
-def _known(journal: Journal, told: Timeline[T], effective_at: datetime) -> tuple[T, T]:
-    """What makes a record no news if it says the same: the newest, and the one in force at its time.
+def _known(journal: Journal, timeline: Timeline[T], effective_at: datetime) -> tuple[T, T]:
+    """The values that make an equal record redundant: the newest, and the one in force at its time.
 
-    One that a clock far ahead has told, or that is announced for later, is not the newest yet.
+    A value with a time in the future, from a fast clock or announced in advance, is not the newest yet.
     """
     moment = to_micros(effective_at)
     latest = max(moment, journal.recorded_at + MAX_CLOCK_SKEW // _MICROSECOND)
-    return told.at(latest), told.at(moment)
+    return timeline.at(latest), timeline.at(moment)
 
 
 def _record_reservation(journal: Journal, wanted: ReservationRecord) -> bool:
-    """Whether it was news."""
+    """Returns whether it changed anything."""
     _check_name(wanted.model, f"the model of {wanted.service}")
     _check_name(wanted.uid, f"the uid of {wanted.service}")
     if not (0 <= wanted.input_tpm <= MAX_NANO and 0 <= wanted.output_tpm <= MAX_NANO):
-        raise _Refused("AmountOutOfRange", f"the reservation of {wanted.service} is negative or too large")
+        raise _Refused("AmountOutOfRange", f"The reservation of {wanted.service} is negative or too large")
     if not 0 < wanted.days <= _MAX_DAYS:
-        raise _Refused("InvalidReservation", f"a term of {wanted.service} must have 1 to {_MAX_DAYS} days")
+        raise _Refused("InvalidReservation", f"A term of {wanted.service} must have 1 to {_MAX_DAYS} days")
     return record_reservation(journal, wanted)
 
 

@@ -1,8 +1,8 @@
-"""What the writer remembers between transactions: accounts, books, bindings, prices, quotas, reservations.
+"""The writer's copy of the ledger: accounts, bindings, prices, quotas, leases and reservations.
 
-Everything in it is committed, or about to be by the transaction that changes it: when that fails, the
-whole catalog is thrown away and read again. Other processes' writes are read incrementally, by their
-sequence numbers and ids. It decides nothing about money.
+It has committed data and the changes of the current transaction. When a transaction fails, the writer
+discards the state and reads it again. Writes of other processes are read incrementally, by sequence number
+and id. It decides nothing about money.
 """
 
 from bisect import bisect_right
@@ -40,12 +40,12 @@ from farebox.meterapi.types import AccountBalance, FreeQuota, TokenPriceTier
 
 T = TypeVar("T")
 _FOREVER: Final = 2**63
-"""No time in microseconds is so far away."""
+"""Later than any time in microseconds."""
 
 
 @dataclass(slots=True)
 class AccountRow:
-    """An account as of the transaction under way. Amounts in nano-units of `currency`."""
+    """An account in the current transaction. Amounts are nano-units of `currency`."""
 
     id: int
     key: ObjectKey
@@ -55,7 +55,7 @@ class AccountRow:
     sequence: int
 
     def public(self) -> AccountBalance:
-        """The account in the words of the port."""
+        """The account as `meterapi` knows it."""
         return AccountBalance(
             self.key, self.currency, Nano(self.balance), Nano(self.credit_limit), self.sequence
         )
@@ -84,7 +84,7 @@ class KnownPrice:
 
 @dataclass(slots=True)
 class QuotaRow:
-    """A row of `quotas` as of the transaction under way. Times in microseconds."""
+    """A row of `quotas` in the current transaction. Times are microseconds."""
 
     id: int
     account_id: int
@@ -95,13 +95,13 @@ class QuotaRow:
     sequence: int
 
     def left(self, occurred_at: int) -> int:
-        """What is left for a call that ended then; after the quota's date the rest is void (B6)."""
+        """The tokens left for a call that ended then; none after the quota's expiry (B6)."""
         return self.tokens - self.used if occurred_at < self.expires_at else 0
 
 
 @dataclass(slots=True)
 class CreditLeaseRow:
-    """A row of `budgets` as of the transaction under way."""
+    """A row of `budgets` in the current transaction."""
 
     source: str
     account_id: int
@@ -112,7 +112,7 @@ class CreditLeaseRow:
 
 @dataclass(slots=True)
 class KnownReservation:
-    """A row of `reservations` with its newest change and its terms, as of the transaction under way."""
+    """A row of `reservations` with its newest change and its terms, in the current transaction."""
 
     id: int
     service: ObjectKey
@@ -125,12 +125,12 @@ class KnownReservation:
     terms: list[Term] = field(default_factory=list)
 
     def term(self, moment: int) -> Term | None:
-        """The term in force at a moment, if one was bought."""
+        """The term in force at a moment, if any."""
         return next((term for term in reversed(self.terms) if term.start <= moment < term.end), None)
 
 
 class Timeline(Generic[T]):
-    """Values with the time from which they hold, in microseconds. Of equal times the later added holds."""
+    """Values with the times from which they are in force, in microseconds. The last added of equals wins."""
 
     __slots__ = ("_times", "_values")
 
@@ -139,17 +139,17 @@ class Timeline(Generic[T]):
         self._values: list[T] = []
 
     def add(self, effective_at: int, value: T) -> None:
-        """Put a value in its place."""
+        """Add a value."""
         place = bisect_right(self._times, effective_at)
         self._times.insert(place, effective_at)
         self._values.insert(place, value)
 
     def at(self, moment: int) -> T:
-        """The value in force; before the first one, the first (docs/decisions/101)."""
+        """The value in force. Before the first value it is the first (docs/decisions/101)."""
         return self.span(moment)[2]
 
     def span(self, moment: int) -> tuple[int, int, T]:
-        """From when to before when the value in force holds, and the value."""
+        """The value in force, with the beginning and the end of its validity."""
         place = max(bisect_right(self._times, moment) - 1, 0)
         begins = self._times[place] if place else -_FOREVER
         ends = self._times[place + 1] if place + 1 < len(self._times) else _FOREVER
@@ -170,13 +170,13 @@ class ServiceBindings:
         self.by_model: dict[str, Timeline[KnownBinding]] = defaultdict(Timeline)
 
     def add(self, effective_at: int, binding: KnownBinding) -> None:
-        """Put a binding in its place."""
+        """Add a binding."""
         self.all.add(effective_at, binding)
         self.by_model[binding.model].add(effective_at, binding)
 
 
 class LedgerState:
-    """All that is needed to charge an event without asking the database."""
+    """Everything that charging an event needs, in memory."""
 
     def __init__(self) -> None:
         self.revision = -1
@@ -198,7 +198,7 @@ class LedgerState:
         self.last_quota = self.last_reservation = 0
 
     def refresh(self, connection: Connection) -> None:
-        """Lock the ledger for this transaction, and read what other processes wrote since the last one."""
+        """Lock the ledger for this transaction and read what other processes wrote since the last one."""
         ((head, revision),) = LOCK_LEDGER.rows(connection, ())
         if revision == self.revision:
             return
@@ -225,18 +225,18 @@ class LedgerState:
         self.head, self.revision = head, revision
 
     def add_account(self, account: AccountRow) -> None:
-        """Remember an account, new or changed."""
+        """Add or replace an account."""
         self.accounts[account.key] = account
         self.account_keys[account.id] = account.key
         self.last_account = max(self.last_account, account.id)
 
     def add_book(self, account_id: int, name: str, book_id: int) -> None:
-        """Remember a book."""
+        """Add a ledger account."""
         self.books[account_id, name] = book_id
         self.last_book = max(self.last_book, book_id)
 
     def add_binding(self, service: ObjectKey, effective_at: int, binding: KnownBinding) -> None:
-        """Remember a binding."""
+        """Add a binding."""
         self.bindings[service].add(effective_at, binding)
         of_account = self.first_bound[binding.account]
         of_account[binding.model] = min(effective_at, of_account.get(binding.model, effective_at))
@@ -244,17 +244,17 @@ class LedgerState:
         self.last_binding = max(self.last_binding, binding.id)
 
     def add_price(self, model: str, effective_at: int, price: KnownPrice) -> None:
-        """Remember a version of a model's prices."""
+        """Add a price version."""
         self.prices[model].add(effective_at, price)
         self.last_price = max(self.last_price, price.id)
 
     def add_quota(self, quota: QuotaRow) -> None:
-        """Remember a quota, new or changed."""
+        """Add or replace a quota."""
         self.quotas[quota.account_id, quota.model] = quota
         self.last_quota = max(self.last_quota, quota.id)
 
     def add_lease(self, lease: CreditLeaseRow) -> None:
-        """Remember a lease, new or changed."""
+        """Add or replace a lease."""
         known = self.leases.get((lease.source, lease.account_id))
         of_account = self.leases_of.setdefault(lease.account_id, [])
         if known is None:
@@ -264,7 +264,7 @@ class LedgerState:
         self.leases[lease.source, lease.account_id] = lease
 
     def add_reservation(self, reservation: KnownReservation) -> None:
-        """Remember a reservation, new or changed; one that is known keeps its terms."""
+        """Add or replace a reservation. A known one keeps its terms."""
         known = self.reservations.get(reservation.id)
         if known is None:
             self.reservations_of.setdefault(reservation.service, []).append(reservation)
@@ -277,7 +277,7 @@ class LedgerState:
 
 
 def read_prices(connection: Connection, after: int) -> Iterator[tuple[str, int, KnownPrice]]:
-    """(model, effective_at, prices) of all versions with an id above `after`, in the order of their ids."""
+    """Read (model, effective_at, prices) of the versions with an id above `after`, in order."""
     versions = PRICES.rows(connection, (after,))
     tiers: dict[int, list[TokenPriceTier]] = defaultdict(list)
     for version_id, up_to, *prices in TIERS.rows(connection, (after,)) if versions else ():
@@ -301,7 +301,7 @@ def _free_quota(tokens: int | None, valid_days: int | None) -> FreeQuota | None:
 
 
 def read_reservations(connection: Connection, after: int) -> Iterator[KnownReservation]:
-    """Reservations that changed after a sequence number, without their terms."""
+    """Read the reservations that changed after a sequence number, without their terms."""
     for row in RESERVATIONS.rows(connection, (after,)):
         known_id, service, uid, account, model, input_tpm, output_tpm, days, sequence, *change = row
         buying, state, current_term, reason, message = change

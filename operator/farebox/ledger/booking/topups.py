@@ -1,4 +1,4 @@
-"""Top-ups: money booked once for each account and reference, however often it is asked for (B10)."""
+"""Top-ups: money that is posted once by account and reference, however often the order comes (B10)."""
 
 from typing import Any, Final
 
@@ -16,11 +16,11 @@ from farebox.ledger.db.prepared import Prepared
 from farebox.meterapi.types import TopUpOrder, TopUpReceipt
 
 BOOKS: Final = {"Payment": "payments", "Adjustment": "adjustments"}
-"""The book against which each kind of top-up is written."""
+"""The counter account of each kind of top-up."""
 
 
 def post_topup(journal: Journal, order: TopUpOrder) -> TopUpReceipt:
-    """Book a top-up, or return the receipt of the one that was booked under its reference.
+    """Post a top-up, or return the receipt of the earlier one with its reference.
 
     Raises (before anything is written):
         LedgerRefused: AccountNotFound, ReferenceConflict, AmountOutOfRange.
@@ -28,7 +28,7 @@ def post_topup(journal: Journal, order: TopUpOrder) -> TopUpReceipt:
     account = journal.account(order.account)
     if account is None:
         raise LedgerRefused(
-            "AccountNotFound", f"the ledger has no account {order.account}: create its BillingAccount first"
+            "AccountNotFound", f"The ledger has no account {order.account}: create its BillingAccount first"
         )
     if found := _FIRST.rows(journal.connection, (account.id, order.reference)):
         return _repeated(order, account, found[0])
@@ -56,9 +56,9 @@ def post_topup(journal: Journal, order: TopUpOrder) -> TopUpReceipt:
         posted_at=journal.recorded_at,
     )
     journal.flush()
-    # A balance too low for another charge in 64 bits may hold it now.
+    # Pending usage that would have exceeded 64 bits may fit now.
     charge_pending(journal, services=(), waited_for=(str(order.account),))
-    # So may a reservation that could not be bought (B9).
+    # A reservation that was not affordable may be affordable now (B9).
     process_due_renewals(journal, [order.account])
     return TopUpReceipt(from_micros(journal.recorded_at), Nano(balance_after), False, account.public())
 
@@ -68,7 +68,7 @@ def _repeated(order: TopUpOrder, account: AccountRow, first: tuple[Any, ...]) ->
     if (amount, kind) != (order.amount, order.kind):
         raise LedgerRefused(
             "ReferenceConflict",
-            f"reference {order.reference!r} of account {order.account} is already used by a {kind} of "
+            f"Reference {order.reference!r} of account {order.account} is already used by a {kind} of "
             f"{format_amount(amount)} {account.currency} ({source}): use another reference",
         )
     return TopUpReceipt(from_micros(posted_at), Nano(balance_after), True, account.public())
@@ -78,8 +78,8 @@ def _check_amount(order: TopUpOrder, account: AccountRow) -> None:
     if order.amount == 0 or (order.kind == "Payment" and order.amount < 0):
         raise LedgerRefused(
             "AmountOutOfRange",
-            f"a {order.kind} of {format_amount(order.amount)} changes nothing or takes money back: "
-            "give a Payment above zero, or an Adjustment that is not zero",
+            f"A {order.kind} of {format_amount(order.amount)} is not valid: a Payment must be above zero, an "
+            "Adjustment must not be zero",
         )
     if not fits(order.amount) or not fits(account.balance + order.amount):
         raise LedgerRefused(

@@ -1,8 +1,8 @@
-"""One database transaction of the ledger: its lock, its time, its numbers, and its rows in their order.
+"""One database transaction of the ledger: its lock, its time, its numbers and its rows.
 
-Rows are collected and `flush` writes them in the order that foreign keys need. The ledger's row is locked
-from the beginning to the commit, so sequence numbers are given out in the order of commits: a reader that has
-seen number n has seen everything up to n. What the rows say is `journal.py`'s.
+Rows are collected, and `flush` writes them in the order that foreign keys require. The ledger's row is locked
+from the beginning to the commit, so sequence numbers follow the order of commits: a reader that has seen
+number n has seen everything up to n. `journal.py` decides what the rows contain.
 """
 
 from collections import defaultdict
@@ -26,20 +26,21 @@ from farebox.ledger.db.sql import (
 )
 
 MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
-"""Clocks that differ by more are not set."""
+"""Clocks that differ by more are wrong."""
 
 
 def _not_before(now: datetime, written_at: int) -> datetime:
-    """The time, but the last transaction's where that is later: of a clock that was set back a little, or of
-    another meter's. What a statement said of a time that had passed stays so. A clock that was wrong by more
-    was set right.
+    """The time, or the time of the last transaction if that is slightly later.
+
+    A clock may be set back a little, or another meter's clock may be ahead. Statements of the past must not
+    change. A larger difference means that a wrong clock was corrected.
     """
     last = from_micros(written_at)
     return last if now < last <= now + MAX_CLOCK_SKEW else now
 
 
 class UnitOfWork:
-    """Collects what is to be written, and writes it."""
+    """Collects rows and writes them."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class UnitOfWork:
         self.connection = connection
         self.state = state
         state.refresh(connection)
-        # Asked with the ledger locked, however long that took: times rise as numbers do.
+        # Read after the ledger is locked, so that times rise with the numbers.
         self.now = _not_before(clock(), state.written_at)
         self.recorded_at = to_micros(self.now)
         self._rows: dict[Table, list[Mapping[str, Any]]] = defaultdict(list)
@@ -63,7 +64,7 @@ class UnitOfWork:
         self._wrote = False
 
     def next_sequence(self) -> int:
-        """The next number; whoever takes it uses it for an account or a reservation, or there were a hole."""
+        """Assign the next number. The caller must use it: numbers have no gaps."""
         self.state.head += 1
         return self.state.head
 
@@ -71,12 +72,12 @@ class UnitOfWork:
         self._rows[table].append(values)
 
     def flush(self) -> None:
-        """Write what was collected so far, so that statements of this transaction see it."""
+        """Write the collected rows, so that later statements of this transaction see them."""
         for table, insert in INSERTS.items():
             if rows := self._rows.pop(table, None):
                 columns = table.columns.keys()
                 self.run_many(insert, [tuple(row[column] for column in columns) for row in rows])
-        assert not self._rows, "every table has its place in the order"
+        assert not self._rows, "INSERTS has every table"
         if self._touched:
             self.run_many(
                 UPDATE_ACCOUNT,
@@ -103,16 +104,16 @@ class UnitOfWork:
             self._leases.clear()
 
     def run_many(self, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Write at once, without waiting for `flush`: the statement for each of `rows`."""
+        """Execute a statement for each of `rows` at once, before `flush`."""
         statement.run_many(self.connection, rows)
         self._wrote = True
 
     def write_last(self, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Write when all else is written; nothing reads it before the commit."""
+        """Write after everything else. Nothing reads these rows before the commit."""
         self._last.append((statement, rows))
 
     def write(self) -> None:
-        """Write what is too much for `finish`."""
+        """Write now what is too large for the pipeline of `finish`."""
         if any(len(rows) >= COPY_ROWS for _, rows in self._last):
             with one_trip(self.connection):
                 self.flush()
@@ -124,7 +125,7 @@ class UnitOfWork:
         self._last.clear()
 
     def finish(self) -> None:
-        """Write the rest and the ledger's own row; the commit comes next."""
+        """Write the rest and the ledger's row, just before the commit."""
         self.flush()
         self._write_last()
         if not self._wrote:

@@ -1,7 +1,7 @@
-"""Usage events: stored once, charged once, whatever is repeated, reordered, late or cut off (B12).
+"""Usage events: each is stored once and charged once, even when repeated, reordered or late (B12).
 
-An event that cannot be charged yet is stored as pending with what it waits for, and charged by `settle` in
-the very transaction that records it. How an event finds its price is in `charging.py`.
+An event that cannot be charged yet is stored as pending with what it waits for. `charge_pending` charges it
+in the transaction that records the missing fact. `charging.py` finds the price of an event.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ from farebox.meterapi.usage import IngestResult, PendingEvent, Rejection, UsageE
 
 _EARLIEST: Final = from_micros(0)
 _CHUNK: Final = 500
-_SETTLE_PAGE: Final = 5_000
+_PENDING_PAGE: Final = 5_000
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -45,7 +45,7 @@ _BySource = dict[str, dict[str, UsageEvent]]
 
 
 def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[IngestResult]:
-    """Store the events of several senders in one go, and charge those that can be; one result for each."""
+    """Store the batches of several senders together and charge their events. One result for each batch."""
     first: _BySource = {}
     tallies = [_taken(journal, batch, first) for batch in batches]
     if stored := _already_stored(journal, first):
@@ -67,9 +67,9 @@ def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[In
 
 
 def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _Tally:
-    """A batch without what is bad or was seen in this transaction already; `first` gets the rest as well."""
+    """Reject invalid events, and drop those that this transaction has already; `first` collects the rest."""
     tally = _Tally()
-    # One from further in the future would be charged at prices that may yet change.
+    # The prices of a later time may still change.
     latest = journal.now + MAX_CLOCK_SKEW
     for index, event in enumerate(batch):
         if (rejection := _rejection(index, event, latest)) is not None:
@@ -80,7 +80,7 @@ def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _
             of_source = first[event.source] = {}
         if event.id in of_source:
             tally.duplicate += 1
-            _warn_if_other(event, _payload(of_source[event.id]))
+            _warn_if_different(event, _payload(of_source[event.id]))
         else:
             of_source[event.id] = event
             tally.fresh.append(event)
@@ -88,7 +88,7 @@ def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _
 
 
 def _drop(tally: _Tally, stored: Mapping[tuple[str, str], tuple[Any, ...]]) -> None:
-    """Leave out what an earlier transaction stored; `stored` has its payloads."""
+    """Drop the events that earlier transactions stored; `stored` has their payloads."""
     fresh = []
     for event in tally.fresh:
         payload = stored.get((event.source, event.id))
@@ -96,7 +96,7 @@ def _drop(tally: _Tally, stored: Mapping[tuple[str, str], tuple[Any, ...]]) -> N
             fresh.append(event)
         else:
             tally.duplicate += 1
-            _warn_if_other(event, payload)
+            _warn_if_different(event, payload)
     tally.fresh = fresh
 
 
@@ -108,9 +108,7 @@ def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | N
         )
         return Rejection(index, event.id, "TimeInFuture", message)
     if event.time < _EARLIEST:
-        message = (
-            f"time {event.time.isoformat()} is before 1970, where no report begins: set the sender's clock"
-        )
+        message = f"time {event.time.isoformat()} is before 1970: set the sender's clock"
         return Rejection(index, event.id, "InvalidUsage", message)
     fault = usage_error(event.input_tokens, event.cached_input_tokens, event.output_tokens)
     if fault is not None:
@@ -150,8 +148,8 @@ def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
 
 
 def _already_stored(journal: Journal, events: _BySource) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """The payloads of those events that are in the table, by source and id."""
-    look_up = _found_by_array if journal.connection.dialect.name == "postgresql" else _found_by_places
+    """Look up the payloads of the events that are stored already, by source and id."""
+    look_up = _look_up_array if journal.connection.dialect.name == "postgresql" else _look_up_chunks
     return {
         (source, event_id): tuple(payload)
         for source, of_source in events.items()
@@ -159,21 +157,21 @@ def _already_stored(journal: Journal, events: _BySource) -> dict[tuple[str, str]
     }
 
 
-def _found_by_array(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
+def _look_up_array(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
     return _LOOKUP_ALL.rows(journal.connection, (source, list(ids)))
 
 
-def _found_by_places(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
-    """On SQLite. Ids rise as a rule (docs/decisions/110), and above the newest there is nothing to be found.
+def _look_up_chunks(journal: Journal, source: str, ids: Collection[str]) -> list[tuple[Any, ...]]:
+    """Look ids up on SQLite. Ids usually rise (docs/decisions/110), so none above the newest is stored.
 
-    SQLite orders text as Python does; what a server does depends on its locale.
+    SQLite orders text as Python does; the order of a server depends on its locale.
     """
     if len(ids) > 1:
         ((newest,),) = _NEWEST.rows(journal.connection, (source,))
         ids = [event_id for event_id in ids if event_id <= newest] if newest is not None else []
     found: list[tuple[Any, ...]] = []
     for chunk in _chunks(ids, _CHUNK):
-        # Statements for a few sizes, written once: the rest of the places repeats the first id.
+        # Statements exist for a few sizes; the first id fills the remaining parameters.
         size = next(size for size in _LOOKUPS if size >= len(chunk))
         padding = [chunk[0]] * (size - len(chunk))
         found += _LOOKUPS[size].rows(journal.connection, (source, *chunk, *padding))
@@ -197,10 +195,10 @@ def _payload(event: UsageEvent) -> tuple[Any, ...]:
     )
 
 
-def _warn_if_other(event: UsageEvent, first: tuple[Any, ...]) -> None:
+def _warn_if_different(event: UsageEvent, first: tuple[Any, ...]) -> None:
     if _payload(event) != first:
         _log.warning(
-            "event repeated with another payload: the first one counts",
+            "usage.payload_differs",
             source=event.source,
             id=event.id,
             service=str(event.service),
@@ -210,8 +208,8 @@ def _warn_if_other(event: UsageEvent, first: tuple[Any, ...]) -> None:
 def charge_pending(journal: Journal, services: Iterable[ObjectKey], waited_for: Iterable[str]) -> int:
     """Charge the pending events of these services, and those that wait for these accounts or models.
 
-    In the order in which they arrived, whatever each waits for: it decides who gets the quota (B6).
-    Returns how many were charged. Those that still cannot be keep waiting, for what they now wait for.
+    They are charged in the order of arrival, which decides who gets the free quota (B6). Returns the number
+    of charged events. The others remain pending, with what they wait for now.
     """
     ((any_pending,),) = _ANY_PENDING.rows(journal.connection, ())
     if not any_pending:
@@ -220,16 +218,16 @@ def charge_pending(journal: Journal, services: Iterable[ObjectKey], waited_for: 
     for condition, keys in ((_OF_SERVICES, map(str, services)), (_WAITING_FOR, iter(waited_for))):
         for chunk in _chunks(keys, _CHUNK):
             found.update(journal.connection.execute(condition, {"keys": chunk}).scalars())
-    settled = 0
-    for page in _chunks(sorted(found), _SETTLE_PAGE):
-        settled += _settle_page(journal, journal.connection.execute(_BY_ID, {"ids": page}).all())
-    return settled
+    charged = 0
+    for page in _chunks(sorted(found), _PENDING_PAGE):
+        charged += _charge_page(journal, journal.connection.execute(_BY_ID, {"ids": page}).all())
+    return charged
 
 
-def _settle_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int:
+def _charge_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int:
     charging = Charging(journal)
     changes: list[tuple[Any, ...]] = []
-    settled = 0
+    charged = 0
     for row in page:
         outcome = charging.charge(
             (row.source, row.event_id),
@@ -238,18 +236,18 @@ def _settle_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int
             row.occurred_at,
             (row.input_tokens, row.cached_input_tokens, row.output_tokens),
         )
-        settled += is_charged(outcome)
+        charged += is_charged(outcome)
         if is_charged(outcome) or outcome[4:6] != (row.pending_reason, row.waiting_for):
             changes.append((*outcome, row.id))
     charging.post()
     journal.flush()
     if changes:
-        journal.run_many(_SETTLE, changes)
-    return settled
+        journal.run_many(_UPDATE_OUTCOME, changes)
+    return charged
 
 
 def pending_event(row: Row[*tuple[Any, ...]]) -> PendingEvent:
-    """The event of a row of `usage_events`."""
+    """The pending event in a row of `usage_events`."""
     event = UsageEvent(
         source=row.source,
         id=row.event_id,
@@ -319,7 +317,7 @@ _BY_ID = (
     select(tables.usage_events).where(_events.id.in_(bindparam("ids", expanding=True))).order_by(_events.id)
 )
 _NEW_OUTCOME: dict[str, BindParameter[Any]] = {name: bindparam(f"new_{name}") for name in OUTCOME_COLUMNS}
-_SETTLE = Prepared(
+_UPDATE_OUTCOME = Prepared(
     update(tables.usage_events).values(_NEW_OUTCOME).where(_events.id == bindparam("row_id"), _IS_PENDING),
     [*(parameter.key for parameter in _NEW_OUTCOME.values()), "row_id"],
 )

@@ -1,8 +1,8 @@
-"""Engines for the ledger's database: how connections are opened, and what a transaction begins with.
+"""Engines for the ledger's database: how connections are opened and how transactions begin.
 
-A writer takes the write lock when it begins, so it never finds out half-way that somebody else was
-faster; readers see one snapshot and block nobody. Knows nothing of the tables. What only SQLite or only
-PostgreSQL has is in `_sqlite_engine` and `_postgresql_engine`.
+A writer takes the write lock at the beginning of its transaction, so it never conflicts in the middle.
+Readers see one snapshot and block no one. `_sqlite_engine` and `_postgresql_engine` have what is specific to
+each.
 """
 
 import time
@@ -18,22 +18,22 @@ from farebox.errors import ConfigurationError, LedgerRefused
 from farebox.ledger.db.prepared import execute
 
 _BUSY_TIMEOUT_MS: Final = 10_000
-_STEPS_BETWEEN_LOOKS: Final = 10_000
-"""Of SQLite's machine: about a millisecond."""
+_STEPS_BETWEEN_CHECKS: Final = 10_000
+"""Instructions of SQLite's virtual machine between two checks of the timeout: about a millisecond."""
 _POSTGRESQL_ARGUMENTS: Final = {
     "connect_timeout": "5",
-    # A server that is gone without a word is noticed in half a minute, not in two hours.
+    # Detect a server that vanished in half a minute instead of two hours.
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
 _WRITER_SESSION: Final = (
-    # Whoever holds the ledger's row and stops half-way (a paused process, a lost node) must let go of it, and
-    # those who wait for it must be able to say that they do.
+    # A writer that stops in the middle (a paused process, a lost node) must release the ledger's row, and a
+    # writer that waits for the row must be able to report it.
     "SET idle_in_transaction_session_timeout = '20s'",
     "SET lock_timeout = '10s'",
-    # What was answered is on the disk, whatever the server's default is. Stricter ones stay.
+    # A commit that returned is on disk, whatever the server's default is. Stricter settings stay.
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'",
 )
@@ -42,19 +42,19 @@ _SQLITE_SESSION: Final = (
     "journal_mode = WAL",
     "synchronous = FULL",
     "foreign_keys = ON",
-    # REPLACE must not get around the triggers that forbid DELETE.
+    # REPLACE must not bypass the triggers that forbid DELETE.
     "recursive_triggers = ON",
 )
 _SQLITE_WRITER: Final = (
     # 64 MB: the inner pages of the indexes stay in memory.
     "cache_size = -65536",
-    # 16 MB of journal instead of 4: pages that many commits changed are written back once.
+    # 16 MB of journal instead of 4: a page that many commits change is written back once.
     "wal_autocheckpoint = 4096",
 )
 
 
 def write_engine(url: str) -> Engine:
-    """An engine with one connection, for the writer. Commits are on the disk when they return."""
+    """An engine with one connection, for the writer. A commit is on disk when it returns."""
     parsed = ledger_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed, "BEGIN IMMEDIATE", 1, _SQLITE_WRITER)
@@ -62,7 +62,7 @@ def write_engine(url: str) -> Engine:
 
 
 def read_engine(url: str, connections: int) -> Engine:
-    """An engine for readers; a transaction of it is one snapshot."""
+    """An engine for readers. Each transaction sees one snapshot."""
     parsed = ledger_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed, "BEGIN", connections, ())
@@ -71,7 +71,7 @@ def read_engine(url: str, connections: int) -> Engine:
 
 @contextmanager
 def limited(connection: Connection, seconds: float) -> Iterator[None]:
-    """No statement inside takes longer than this; begin it first thing in a reader's transaction.
+    """Limit the duration of each statement inside. Enter it first in a reader's transaction.
 
     Raises:
         LedgerRefused: ReportTooLong.
@@ -83,7 +83,7 @@ def limited(connection: Connection, seconds: float) -> Iterator[None]:
         else:
             driver: Any = connection.connection.driver_connection
             ends = time.monotonic() + seconds
-            driver.set_progress_handler(lambda: time.monotonic() > ends, _STEPS_BETWEEN_LOOKS)
+            driver.set_progress_handler(lambda: time.monotonic() > ends, _STEPS_BETWEEN_CHECKS)
             try:
                 yield
             finally:
@@ -93,25 +93,25 @@ def limited(connection: Connection, seconds: float) -> Iterator[None]:
             raise
         raise LedgerRefused(
             "ReportTooLong",
-            f"the report took more than {seconds:g} s: ask for a shorter time, or for less of it",
+            f"The report took more than {seconds:g} s: request a shorter period or fewer groups",
         ) from error
 
 
 def ledger_url(url: str) -> URL:
-    """The URL of a ledger, with its driver.
+    """Parse the URL of a ledger and add its driver.
 
     Raises:
-        ConfigurationError: it cannot be read, or is of a database that the ledger does not run on.
+        ConfigurationError: the URL is invalid, or the ledger does not run on this database.
     """
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise ConfigurationError(f"the ledger's URL cannot be read: {error}") from error
+        raise ConfigurationError(f"Invalid URL of the ledger: {error}") from error
     if parsed.drivername in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise ConfigurationError(
-            f"the ledger does not run on {parsed.drivername}: use a URL that begins with sqlite:/// or "
+            f"The ledger does not run on {parsed.drivername}: use a URL that begins with sqlite:/// or "
             "postgresql+psycopg://"
         )
     return parsed
@@ -124,7 +124,7 @@ def _postgresql_engine(url: URL, isolation: str, pool_size: int, session: Sequen
         max_overflow=0,
         isolation_level=isolation,
         connect_args=_POSTGRESQL_ARGUMENTS | dict(url.query),
-        # Values by their place, as SQLite takes them.
+        # Positional parameters, as on SQLite.
         paramstyle="format",
     )
 
@@ -140,7 +140,7 @@ def _postgresql_engine(url: URL, isolation: str, pool_size: int, session: Sequen
 def _sqlite_engine(parsed: URL, begin: str, pool_size: int, pragmas: Sequence[str]) -> Engine:
     if not parsed.database or parsed.database == ":memory:":
         raise ConfigurationError(
-            "the ledger needs a database file: use a URL such as sqlite:////path/to/ledger.db"
+            "The ledger needs a database file: use a URL such as sqlite:////path/to/ledger.db"
         )
     engine = create_engine(
         parsed, pool_size=pool_size, max_overflow=0, connect_args={"check_same_thread": False}
@@ -148,7 +148,7 @@ def _sqlite_engine(parsed: URL, begin: str, pool_size: int, pragmas: Sequence[st
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
-        # Without this the driver begins transactions by its own rules, too late for DDL and for readers.
+        # Otherwise the driver begins transactions implicitly, too late for DDL and for readers.
         connection.isolation_level = None
         for pragma in (*_SQLITE_SESSION, *pragmas):
             connection.execute(f"PRAGMA {pragma}")
@@ -162,7 +162,7 @@ def _sqlite_engine(parsed: URL, begin: str, pool_size: int, pragmas: Sequence[st
 
 @contextmanager
 def disposing(engine: Engine) -> Iterator[Engine]:
-    """The engine, and its connections closed at the end."""
+    """Close the engine's connections at the end."""
     try:
         yield engine
     finally:

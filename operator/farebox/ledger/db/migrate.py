@@ -1,7 +1,6 @@
-"""Brings the ledger's schema to the version that this code needs. The scripts are part of the package.
+"""Upgrades the ledger's schema to the version of this code. The scripts are part of the package.
 
-An upgrade is one database transaction: it happens as a whole or not at all, and two processes that start
-at the same time take turns.
+An upgrade is one database transaction. Processes that start at the same time take turns.
 """
 
 from functools import cache
@@ -18,21 +17,21 @@ from farebox.errors import ConfigurationError
 from farebox.ledger.db.engine import disposing, write_engine
 
 _SCRIPTS = Path(__file__).parent / "migrations"
-_UPGRADE_LOCK = 0x6661726562  # "fareb": advisory locks go by numbers
+_UPGRADE_LOCK = 0x6661726562  # "fareb": the key of an advisory lock is a number
 
 
 def upgrade(url: str) -> None:
-    """Create the schema, or bring it up to date; nothing to do is fine.
+    """Create or upgrade the schema, if it is not current.
 
     Raises:
-        ConfigurationError: the URL cannot be a ledger's, or its schema is newer than this code.
-        sqlalchemy.exc.SQLAlchemyError: the database refuses or cannot be reached.
+        ConfigurationError: the URL is not one of a ledger, or its schema is newer than this code.
+        sqlalchemy.exc.SQLAlchemyError: the database refuses or is unreachable.
     """
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS))
     with disposing(write_engine(url)) as engine, engine.begin() as connection:
         if connection.dialect.name == "postgresql":
-            # SQLite's transaction has its lock already.
+            # On SQLite the transaction itself is the lock.
             connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
         if is_current(connection):
             return
@@ -41,16 +40,16 @@ def upgrade(url: str) -> None:
             command.upgrade(config, "head")
         except CommandError as error:
             raise ConfigurationError(
-                f"the ledger's database was upgraded by a newer version of Farebox: run that one ({error})"
+                f"A newer version of Farebox upgraded the ledger's database: run that version ({error})"
             ) from error
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the schema is the one that this code was written for."""
+    """Whether the schema has the version of this code."""
     return set(MigrationContext.configure(connection).get_current_heads()) == _heads()
 
 
 @cache
 def _heads() -> set[str]:
-    """The version of this code's schema. The scripts do not change while it runs."""
+    """The schema version of this code. The scripts do not change while it runs."""
     return set(ScriptDirectory(str(_SCRIPTS)).get_heads())

@@ -1,7 +1,7 @@
-"""Statements that are written once, and then go straight to the driver with their values.
+"""Statements that SQLAlchemy compiles once and the driver then executes directly.
 
-For the few statements that every call runs: what SQLAlchemy does for each cost more than the database's work.
-They still pass through the dialect (`do_execute`, `do_executemany`), and errors are SQLAlchemy's own.
+They are for the few statements of every transaction, where SQLAlchemy's overhead exceeds the database's work.
+They still use the dialect (`do_execute`, `do_executemany`), and errors are SQLAlchemy's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ from sqlalchemy.sql.compiler import SQLCompiler
 Values = tuple[Any, ...]
 
 COPY_ROWS: Final = 10
-"""From so many rows on a `BulkInsert` is a COPY on PostgreSQL."""
+"""From this number of rows on, a `BulkInsert` is a COPY on PostgreSQL."""
 _ROWS_AT_ONCE: Final = 100
-"""So many rows share a statement of a `BulkInsert` on SQLite. The driver lets other threads run at each
-statement, and then waits for them; and a statement costs a sixth of a row."""
+"""Rows in one statement of a `BulkInsert` on SQLite. The driver releases the GIL at each statement and must
+wait for it again; a statement costs a sixth of a row."""
 
 
 def execute(
     connection: Connection, text: str, values: Values | Sequence[Values], *, many: bool = False
 ) -> Any:
-    """The driver's cursor after a statement, or after one for each of `values`.
+    """Execute a statement, with `many` once for each of `values`. Returns the driver's cursor.
 
     Raises:
-        DBAPIError: as SQLAlchemy would raise it, had it sent the statement.
+        DBAPIError: as SQLAlchemy raises it.
     """
     dialect, driver = connection.dialect, connection.connection.dbapi_connection
     assert driver is not None, "the connection is open"
@@ -42,33 +42,33 @@ def execute(
 
 
 class Prepared:
-    """A statement that SQLAlchemy writes once, and the driver then takes with its values as they are."""
+    """A statement that is compiled once for each dialect."""
 
     def __init__(self, statement: ClauseElement, names: Sequence[str]) -> None:
-        """`names` are the statement's parameters, in the order in which values are given."""
+        """`names` are the statement's parameters in the order of the values."""
         self._statement = statement
         self._names = tuple(names)
-        self._written: dict[str, str] = {}
+        self._compiled: dict[str, str] = {}
 
     @classmethod
     def insert(cls, table: Table, columns: Sequence[str] | None = None) -> "Prepared":
-        """An INSERT; values in the order of `columns`, by default all of the table's."""
+        """An INSERT. Values are in the order of `columns`, by default all columns of the table."""
         parameters: dict[str, BindParameter[Any]] = {
             name: bindparam(f"new_{name}") for name in columns or table.columns.keys()
         }
         return cls(table.insert().values(parameters), [parameter.key for parameter in parameters.values()])
 
     def run(self, connection: Connection, values: Values) -> None:
-        """Run it once."""
+        """Execute it once."""
         execute(connection, self._text(connection), values)
 
     def rows(self, connection: Connection, values: Values) -> list[Values]:
-        """Run it once, and read what it finds."""
+        """Execute it once and return the rows."""
         found: list[Values] = execute(connection, self._text(connection), values).fetchall()
         return found
 
     def run_many(self, connection: Connection, rows: Sequence[Values]) -> None:
-        """Run it for each of `rows`."""
+        """Execute it for each of `rows`."""
         if len(rows) == 1:
             self.run(connection, rows[0])
         else:
@@ -76,17 +76,17 @@ class Prepared:
 
     def _text(self, connection: Connection) -> str:
         dialect = connection.dialect
-        text = self._written.get(dialect.name)
+        text = self._compiled.get(dialect.name)
         if text is None:
             compiled = self._statement.compile(dialect=dialect)
             assert isinstance(compiled, SQLCompiler)
             assert tuple(compiled.positiontup or ()) == self._names, "values are in the driver's order"
-            text = self._written[dialect.name] = str(compiled)
+            text = self._compiled[dialect.name] = str(compiled)
         return text
 
 
 class BulkInsert(Prepared):
-    """An INSERT of many rows: on PostgreSQL one COPY, on SQLite few statements."""
+    """An INSERT of many rows: one COPY on PostgreSQL, few statements on SQLite."""
 
     def __init__(self, table: Table, columns: Sequence[str]) -> None:
         insert = Prepared.insert(table, columns)
@@ -122,9 +122,9 @@ class BulkInsert(Prepared):
 
 @contextmanager
 def one_trip(connection: Connection) -> Iterator[None]:
-    """What is written inside goes to a server in one piece: no wait for the answer to each statement.
+    """Pipeline the statements inside: PostgreSQL gets them without waiting for each answer.
 
-    Nothing can be read inside, and no COPY. An error shows at the end, or at a commit inside.
+    Queries and COPY are not possible inside. An error is raised at the end, or at a commit inside.
     """
     if connection.dialect.name != "postgresql":
         yield
@@ -144,7 +144,7 @@ def _translated(connection: Connection, statement: str) -> Iterator[None]:
 
 
 def _as_sqlalchemy(connection: Connection, driver: Any, statement: str, error: Exception) -> BaseException:
-    """The driver's error as SQLAlchemy would raise it, had it sent the statement."""
+    """The driver's error as SQLAlchemy raises it."""
     dialect = connection.dialect
     lost = dialect.is_disconnect(error, driver, None)  # type: ignore[arg-type]
     if lost:

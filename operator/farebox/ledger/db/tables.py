@@ -1,8 +1,8 @@
-"""The ledger's tables, the same on SQLite and PostgreSQL. Only descriptions: no connection, no statement.
+"""The ledger's tables, the same on SQLite and PostgreSQL. Only definitions: no connection, no statement.
 
 Money is in nano-units, times are microseconds since 1970 UTC, both 64-bit integers: SQLite has no other
-exact type for them. Ids are given by the one writer (`journal.py`), not by the database, except those of
-usage events. SQLite tables are STRICT, so that an overflow can never turn into a float in silence.
+exact type for them. The writer assigns ids (`journal.py`), except those of usage events. SQLite tables are
+STRICT, so that an overflow never becomes a float silently.
 """
 
 from typing import Any, Final
@@ -31,7 +31,7 @@ NAMING: Final = {
 metadata = MetaData(naming_convention=NAMING)
 
 Int64 = BigInteger().with_variant(Integer(), "sqlite")
-"""A signed 64-bit integer; on SQLite the name must be INTEGER, for STRICT and for the row id."""
+"""A signed 64-bit integer. On SQLite the name must be INTEGER, for STRICT and for the row id."""
 
 
 def _id(*rest: Any) -> Column[int]:
@@ -50,8 +50,8 @@ ledger = _table(
     Column("revision", Int64, nullable=False),
     Column("created_at", Int64, nullable=False),
 )
-"""One row. `head`: the last sequence number given out. `revision`: counts committed writes of any sort, so
-that a writer knows whether what it remembers is still so. Every writer locks it for its transaction."""
+"""One row. `head` is the last assigned sequence number. `revision` counts all committed writes: by it a
+writer finds out whether its state is current. Every writer locks the row for its transaction."""
 
 accounts = _table(
     "accounts",
@@ -74,7 +74,7 @@ account_terms = _table(
     Column("credit_limit", Int64, nullable=False),
     Column("recorded_at", Int64, nullable=False),
 )
-"""Each credit limit an account ever had. A change of terms takes a sequence number, as a transaction does."""
+"""Every credit limit of an account. A change takes a sequence number, as a transaction does."""
 
 bindings = _table(
     "bindings",
@@ -86,8 +86,8 @@ bindings = _table(
     Column("recorded_at", Int64, nullable=False),
     Column("trial", Int64, nullable=False, server_default=text("0")),
 )
-"""Who pays for a service and which model serves it, from a time on. The account need not be known yet.
-`trial` is 1 for a service that never bills."""
+"""Which account pays for a service and which model serves it, from a time on. The account may be unrecorded.
+`trial` is 1 for a service that is never charged."""
 
 price_versions = _table(
     "price_versions",
@@ -104,8 +104,8 @@ price_versions = _table(
     Column("quota_tokens", Int64),
     Column("quota_valid_days", Int64),
 )
-"""What a model costs and offers from a time on. The unit columns and `terms` ("1,30,90") are what can be
-reserved, all or none of them; the quota columns what each account gets for nothing, both or neither."""
+"""What a model costs and offers from a time on. The unit columns and `terms` ("1,30,90") describe what can be
+reserved, all or none of them; the quota columns describe the free quota, both or neither."""
 
 price_tiers = _table(
     "price_tiers",
@@ -126,9 +126,9 @@ books = _table(
     Column("unit", Text, nullable=False),
     UniqueConstraint("account_id", "name"),
 )
-"""What entries are written in: balance, payments, adjustments, revenue:<model>, reservations:<model> in the
-account's currency; quota:<model>, granted:<model>, used:<model> in tokens. A transaction sums to zero in each
-unit."""
+"""The ledger accounts that entries are posted to: balance, payments, adjustments, revenue:<model> and
+reservations:<model> in the account's currency; quota:<model>, granted:<model> and used:<model> in tokens. A
+transaction sums to zero in each unit."""
 
 transactions = _table(
     "transactions",
@@ -175,7 +175,7 @@ quotas = _table(
     CheckConstraint("0 <= used AND used <= tokens", name="used"),
     Index("ix_quotas_sequence", "sequence"),
 )
-"""The free quota of an account on a model, granted once for ever (B6). used and sequence are derived."""
+"""The free quota of an account on a model, granted only once (B6). used and sequence are derived."""
 
 reservations = _table(
     "reservations",
@@ -191,7 +191,7 @@ reservations = _table(
     UniqueConstraint("service", "uid"),
     Index("ix_reservations_sequence", "sequence", unique=True),
 )
-"""What a service reserves (B9). `sequence` is derived: that of its newest row in reservation_changes."""
+"""What a service reserves (B9). `sequence` is derived from its newest row in reservation_changes."""
 
 reservation_changes = _table(
     "reservation_changes",
@@ -205,7 +205,7 @@ reservation_changes = _table(
     Column("recorded_at", Int64, nullable=False),
     Index("ix_reservation_changes_reservation", "reservation_id", "sequence"),
 )
-"""Each state a reservation ever had. A change takes a sequence number, as a transaction does."""
+"""Every state of a reservation. A change takes a sequence number, as a transaction does."""
 
 reservation_terms = _table(
     "reservation_terms",
@@ -218,7 +218,7 @@ reservation_terms = _table(
     Column("transaction_sequence", Int64, ForeignKey("transactions.sequence"), nullable=False, unique=True),
     CheckConstraint("start_at < end_at", name="period"),
 )
-"""The terms that were bought, each once by (reservation, number)."""
+"""The purchased terms, each once by (reservation, number)."""
 
 reserved_minutes = _table(
     "reserved_minutes",
@@ -241,8 +241,8 @@ budgets = _table(
     CheckConstraint("granted >= 0 AND spent >= 0", name="amounts"),
     Index("ix_budgets_revision", "revision"),
 )
-"""What a gateway may spend of an account, and has spent since its first claim (B17). Not history.
-`revision` is the ledger's when the row was written."""
+"""Credit leases: what a gateway can spend of an account, and has spent since its first lease (B17). They are
+not history. `revision` is the ledger's at the time of the write."""
 
 _PENDING = text("transaction_sequence IS NULL")
 
@@ -287,5 +287,5 @@ usage_events = _table(
     Index("ix_usage_events_service", "service", "occurred_at"),
 )
 """Every usage event once by (source, event_id) (B12): charged, with its share of a transaction, or pending,
-with what it waits for. `model` is what the event named, if it did; the one charged is the binding's.
-The last three columns are the tokens that cost no money, by what covers them (domain/billing/coverage.py)."""
+with what it waits for. `model` is the one in the event, if any; the charged one is the binding's. The last
+three columns are the tokens that cost no money, by what covers them (domain/billing/coverage.py)."""

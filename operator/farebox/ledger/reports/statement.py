@@ -1,8 +1,8 @@
-"""A statement of an account: opening balance, lines, closing balance, by the time of booking. It only reads.
+"""Reads the statement of an account: opening balance, lines and closing balance, by the time of posting.
 
-Top-ups and reservation terms are lines of their own, usage is summed by day and model. Opening balance and
-lines are the closing balance to the last nano-unit (B19), because both come from the same entries. The
-balances are counted back from the account's own, which `verify` compares with the first entry on.
+Each top-up and reservation term has its line; usage is summed by day and model. The opening balance and the
+lines add up to the closing balance to the last nano-unit (B19), because both come from the same entries. The
+balances are computed back from the account's current one, which `verify` recomputes from the first entry.
 """
 
 from datetime import datetime
@@ -27,22 +27,22 @@ MAX_LINES: Final = 100_000
 def read_statement(
     connection: Connection, account: ObjectKey, start: datetime, end: datetime, max_lines: int = MAX_LINES
 ) -> Statement | None:
-    """The statement of the connection's snapshot, or None if the ledger has no such account.
+    """Read a statement from the connection's snapshot; None if the ledger has no such account.
 
     Raises:
-        LedgerRefused: StatementTooLong, with more than `max_lines` lines.
+        LedgerRefused: StatementTooLong, above `max_lines` lines.
     """
     found = connection.execute(select(tables.accounts).where(_accounts.key == str(account))).one_or_none()
     if found is None:
         return None
     since, until = to_micros(start), to_micros(end)
-    later = joined(*connection.execute(_moved_since(found.id, until)).one())
+    later = joined(*connection.execute(_change_since(found.id, until)).one())
     singles = connection.execute(_singles(found.id, since, until).limit(max_lines + 1)).all()
     usage = connection.execute(_usage(found.id, since, until).limit(max_lines + 1)).all()
     if len(singles) + len(usage) > max_lines:
         raise LedgerRefused(
             "StatementTooLong",
-            f"the statement has more than {max_lines} lines: ask for a shorter time, with from and to",
+            f"The statement has more than {max_lines} lines: request a shorter period with from and to",
         )
     lines = [(row.recorded_at // MICROS_PER_DAY, 0, row.sequence, "", _single(row)) for row in singles]
     lines += [(row.day // MICROS_PER_DAY, 1, 0, row.book, _usage_line(row)) for row in usage]
@@ -76,7 +76,7 @@ def _single(row: Row[*tuple[Any, ...]]) -> StatementLine:
 
 
 def _usage_line(row: Row[*tuple[Any, ...]]) -> StatementLine:
-    """What the revenue books got is what the balance lost."""
+    """A line of usage: the balance lost what the revenue account received."""
     return StatementLine(
         kind=USAGE,
         time=from_micros(row.day),
@@ -85,8 +85,8 @@ def _usage_line(row: Row[*tuple[Any, ...]]) -> StatementLine:
     )
 
 
-def _moved_since(account_id: int, moment: int) -> Select[*tuple[Any, ...]]:
-    """What the balance moved by from a moment on."""
+def _change_since(account_id: int, moment: int) -> Select[*tuple[Any, ...]]:
+    """The change of the balance from a moment on."""
     return (
         select(*exact_sum(_entries.amount, "amount"))
         .join_from(tables.transactions, tables.entries)
@@ -100,7 +100,7 @@ def _moved_since(account_id: int, moment: int) -> Select[*tuple[Any, ...]]:
 
 
 def _singles(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]]:
-    """Every transaction but those of usage, of whatever kind: none can be missing."""
+    """All transactions except usage, whatever their kind, so that none is missing."""
     return (
         select(
             _transactions.sequence,
@@ -120,32 +120,32 @@ def _singles(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]
         .outerjoin(tables.topups, _topups.transaction_sequence == _transactions.sequence)
         .outerjoin(tables.reservation_terms, _terms.transaction_sequence == _transactions.sequence)
         .outerjoin(tables.reservations, _reservations.id == _terms.reservation_id)
-        .where(*_booked(account_id, since, until), _transactions.kind != USAGE, _books.name == BALANCE)
+        .where(*_in_period(account_id, since, until), _transactions.kind != USAGE, _books.name == BALANCE)
         .order_by(_transactions.sequence)
     )
 
 
 def _usage(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]]:
     day = (_transactions.recorded_at - _transactions.recorded_at % MICROS_PER_DAY).label("day")
-    booked = (
+    posted = (
         select(day, _books.name.label("book"), _entries.amount)
         .join_from(tables.transactions, tables.entries)
         .join(tables.books, _books.id == _entries.book_id)
         .where(
-            *_booked(account_id, since, until),
+            *_in_period(account_id, since, until),
             _transactions.kind == USAGE,
             func.substr(_books.name, 1, len(REVENUE)) == REVENUE,
         )
         .subquery()
     )
     return (
-        select(booked.c.day, booked.c.book, *exact_sum(booked.c.amount, "amount"))
-        .group_by(booked.c.day, booked.c.book)
-        .order_by(booked.c.day, booked.c.book)
+        select(posted.c.day, posted.c.book, *exact_sum(posted.c.amount, "amount"))
+        .group_by(posted.c.day, posted.c.book)
+        .order_by(posted.c.day, posted.c.book)
     )
 
 
-def _booked(account_id: int, since: int, until: int) -> tuple[Any, ...]:
+def _in_period(account_id: int, since: int, until: int) -> tuple[Any, ...]:
     return (
         _transactions.account_id == account_id,
         _transactions.recorded_at >= since,

@@ -1,7 +1,7 @@
-"""Sums of amounts that no database can overflow or round. Only expressions: no connection, no statement.
+"""SQL expressions for sums of amounts that neither overflow nor round.
 
-SUM of 64-bit integers is an error on SQLite and a decimal on PostgreSQL once it leaves 64 bits. So units and
-nano-units are summed apart, and joined in Python.
+SUM of 64-bit integers beyond 64 bits is an error on SQLite and a decimal on PostgreSQL. Therefore units and
+nano-units are summed separately and joined in Python.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from farebox.domain.billing.money import NANO_PER_UNIT, Nano
 
 
 def exact_sum(amount: ColumnElement[Any], name: str) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    """Two columns that `joined` makes one sum of."""
+    """The two columns that `joined` adds up."""
     return (
         func.coalesce(func.sum(amount // NANO_PER_UNIT), 0).label(f"{name}_units"),
         func.coalesce(func.sum(amount % NANO_PER_UNIT), 0).label(f"{name}_nano"),
@@ -20,5 +20,5 @@ def exact_sum(amount: ColumnElement[Any], name: str) -> tuple[ColumnElement[Any]
 
 
 def joined(units: Any, nano: Any) -> Nano:
-    """The sum of the two columns of `exact_sum`; both databases divide and take rests by the same rule."""
+    """The sum from the two columns of `exact_sum`. Both databases divide by the same rule."""
     return Nano(int(units) * NANO_PER_UNIT + int(nano))

@@ -1,7 +1,7 @@
-"""Usage of an account or of a namespace, summed by time, service, model and key (B19). It only reads.
+"""Reads the usage of an account or a namespace, summed by time, service, model and key (B19).
 
-Only charged calls count. A page is read as of a number of the ledger: what is committed later is not in it,
-so all pages of a report are of one state of the books, whatever arrives meanwhile.
+Only charged calls count. All pages of a report are read at one number of the ledger: later commits are in
+none of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,14 +34,14 @@ from farebox.meterapi.reports import Bucket, Group, UsageQuery, UsageRow
 
 _WIDTHS: Final = {Bucket.MINUTE: 60_000_000, Bucket.HOUR: 3_600_000_000, Bucket.DAY: 86_400_000_000}
 Place = tuple[int | str, ...]
-"""Where a row is in the order of a report: the start of its bucket in microseconds, if there are any,
-then what it is grouped by, then the currency."""
+"""The position of a row in a report: the start of its bucket in microseconds, if there are buckets, then the
+values that it is grouped by, then the currency."""
 
 
 class AsOf(NamedTuple):
-    """The ledger's number up to which was read, and when it was written, in microseconds (0: never).
+    """The ledger's number at which a report is read, and when it was written, in microseconds (0: never).
 
-    A ledger that was restored from a backup gives numbers out again, at other times (docs/decisions/109).
+    A ledger that was restored from a backup assigns numbers again, at other times (docs/decisions/109).
     """
 
     sequence: int
@@ -50,9 +50,9 @@ class AsOf(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UsagePage:
-    """Rows in the order of their places. `next` is the place of the last row if there are more, else None.
+    """Rows in the order of their places. `next` is the place of the last row, or None on the last page.
 
-    `as_of` is where the report was read; `pending` are calls that are stored, not charged yet.
+    `pending` calls are stored but not charged.
     """
 
     rows: Sequence[UsageRow]
@@ -68,13 +68,13 @@ def read_usage(
     after: Place | None = None,
     as_of: AsOf | None = None,
 ) -> UsagePage:
-    """At most `limit` rows after a place, of the connection's snapshot.
+    """Read at most `limit` rows after a place, from the connection's snapshot.
 
     Args:
-        as_of: of the first page, for those after it.
+        as_of: the one of the first page; None for the first page.
 
     Raises:
-        LedgerRefused: CursorExpired, when the ledger was restored from a backup in between.
+        LedgerRefused: CursorExpired, if the ledger was restored from a backup since the first page.
     """
     sequence = (
         connection.execute(select(tables.ledger.c.head)).scalar_one() if as_of is None else as_of.sequence
@@ -83,7 +83,7 @@ def read_usage(
     here = AsOf(sequence, 0 if found_at is None else to_micros(found_at))
     if as_of not in (None, here):
         raise LedgerRefused(
-            "CursorExpired", "the ledger was restored from a backup: begin again, without cursor"
+            "CursorExpired", "The ledger was restored from a backup: start again without cursor"
         )
     shape, values = _shape(query), _values(query) | {"as_of": sequence}
     values |= {f"after_{place}": value for place, value in enumerate(after or ())}
@@ -103,7 +103,7 @@ def read_usage(
 
 
 def _windows(query: UsageQuery, limit: int, after: Place | None) -> Iterator[tuple[int, int]]:
-    """Whole buckets, a few at first: a page of minutes need not sum up three months."""
+    """Windows of whole buckets, small at first: a page of minutes need not sum up three months."""
     start, end = to_micros(query.start), to_micros(query.end)
     if query.bucket is Bucket.NONE:
         yield start, end
@@ -118,7 +118,7 @@ def _windows(query: UsageQuery, limit: int, after: Place | None) -> Iterator[tup
 
 
 def _bound(bucket: Bucket, moment: int, size: int) -> int:
-    """The end of so many buckets, of which the first has this moment; of one month in any case."""
+    """The end of `size` buckets from the one with this moment on; of a single month for months."""
     if bucket is not Bucket.MONTH:
         width = _WIDTHS[bucket]
         return moment - moment % width + size * width
@@ -132,7 +132,7 @@ def _month_of(moment: int) -> datetime:
 
 
 class _Shape(NamedTuple):
-    """What of a query decides how its statements are written; the rest are values."""
+    """The part of a query that determines its SQL statements; the rest are values."""
 
     of_account: bool
     group_by: frozenset[Group]
@@ -154,7 +154,7 @@ def _shape(query: UsageQuery) -> _Shape:
 
 
 def _values(query: UsageQuery) -> dict[str, Any]:
-    """What the statements of a query take, apart from the window and the page."""
+    """The parameters of a query's statements, except those of the window and the page."""
     owner = str(query.owner) if isinstance(query.owner, ObjectKey) else f"{query.owner}/"
     values = {
         "owner": owner,
@@ -173,10 +173,10 @@ def _key_names(shape: _Shape) -> list[str]:
 
 @cache
 def _sums(shape: _Shape, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
-    """The rows of a window, after a place if it goes on.
+    """The rows of a window, with `goes_on` those after a place.
 
-    The calls are a subquery, because PostgreSQL takes an expression with parameters that is written twice for
-    two.
+    The calls are a subquery because PostgreSQL treats a repeated expression with parameters as two
+    expressions.
     """
     columns: dict[str, ColumnElement[Any]] = {
         "bucket": _bucket(shape.bucket),
@@ -212,14 +212,14 @@ def _sums(shape: _Shape, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
 
 
 def _bucket(bucket: Bucket) -> ColumnElement[Any]:
-    """Where a call's bucket begins; a window of months is one month, whose beginning is known."""
+    """The beginning of a call's bucket. A window of months is a single month with a known beginning."""
     if bucket in _WIDTHS:
         return _events.occurred_at - _events.occurred_at % _WIDTHS[bucket]
     return bindparam("month", type_=tables.Int64)
 
 
 def _filters(shape: _Shape) -> list[ColumnElement[bool]]:
-    """Only services that the owner has are looked at, each by the index of its calls in time."""
+    """Limit the query to the owner's services, so that it uses the index of calls by service and time."""
     known = tables.bindings.alias("known").c
     services = select(known.service).where(_owned(shape, known.account, known.service))
     conditions = [_owned(shape, _bindings.account, _bindings.service)]
@@ -235,18 +235,18 @@ def _filters(shape: _Shape) -> list[ColumnElement[bool]]:
 
 
 def _owned(shape: _Shape, account: ColumnElement[str], service: ColumnElement[str]) -> ColumnElement[bool]:
-    """Whether a binding is one of the account, or of a service in the namespace."""
+    """Whether a binding belongs to the account, or to a service in the namespace."""
     return account == bindparam("owner") if shape.of_account else _in_namespace(service)
 
 
 def _in_namespace(service: ColumnElement[str]) -> ColumnElement[bool]:
-    """Not LIKE, which takes no account of case on SQLite."""
+    """Compare a prefix. LIKE ignores case on SQLite."""
     return func.substr(service, 1, bindparam("owner_length", type_=Integer)) == bindparam("owner")
 
 
 @cache
 def _pending(shape: _Shape) -> Select[*tuple[int]]:
-    """Calls of the owner's services that are not charged yet; a model is what they named, if they did."""
+    """Count the pending calls of the owner's services. A call that names no model matches every model."""
     conditions = [_events.transaction_sequence.is_(None), *_IN_WINDOW]
     if shape.of_account:
         owned = select(_bindings.service).where(_bindings.account == bindparam("owner"))
