@@ -1,4 +1,4 @@
-"""Times as people write them."""
+"""Times of the command line."""
 
 from datetime import UTC, datetime
 
@@ -26,7 +26,7 @@ NOW = datetime(2026, 3, 15, 14, 30, 5, tzinfo=UTC)
         ("2026-03-01T02:00:00+02:00", "2026-03-01", "2026-03-01"),
     ],
 )
-def test_a_word_has_a_beginning_and_an_end(text: str, start: str, end: str) -> None:
+def test_a_time_has_a_start_and_an_end(text: str, start: str, end: str) -> None:
     expected = tuple(datetime.fromisoformat(moment).replace(tzinfo=UTC) for moment in (start, end))
     assert period(text, NOW) == expected
 
@@ -34,6 +34,6 @@ def test_a_word_has_a_beginning_and_an_end(text: str, start: str, end: str) -> N
 @pytest.mark.parametrize(
     "text", ["", "soon", "7w", "2026", "2026-13", "2026-02-30", "9999-12", "9999-12-31", "-1d"]
 )
-def test_what_is_no_time_is_refused_with_the_forms_that_are(text: str) -> None:
+def test_an_invalid_time_is_refused_with_the_valid_forms(text: str) -> None:
     with pytest.raises(ConfigurationError, match="write today, yesterday"):
         period(text, NOW)

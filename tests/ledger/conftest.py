@@ -1,4 +1,4 @@
-"""A fresh ledger for each test, on SQLite and on PostgreSQL; its books are verified at the end."""
+"""A new ledger for each test, on SQLite and PostgreSQL, which is verified at the end."""
 
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +14,7 @@ from tests.ledger.support import Clock, opened
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
-    """Where the ledgers of a test live."""
+    """Creates the databases of a test's ledgers."""
     if request.param == "postgresql":
         yield PostgresDatabases(request.getfixturevalue("postgres"))
         return
@@ -37,7 +37,7 @@ def clock() -> Clock:
 
 @pytest_asyncio.fixture
 async def ledger(database: Database, clock: Clock) -> AsyncIterator[Ledger]:
-    """A running ledger; its books are verified at the end."""
+    """A running ledger, which is verified at the end."""
     async with opened(database, clock) as running:
         yield running
     database.check()

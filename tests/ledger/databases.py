@@ -32,13 +32,13 @@ def scratch() -> str | None:
 
 @dataclass(frozen=True)
 class Database:
-    """A database, most often with the ledger's schema in it."""
+    """A database, usually with the ledger's schema."""
 
     url: str
 
     @property
     def name(self) -> str:
-        """What its server calls it; of an SQLite file, the path."""
+        """Its name on the server, or the path of an SQLite file."""
         name = make_url(self.url).database
         assert name is not None
         return name
@@ -55,7 +55,7 @@ class Database:
             yield connection
 
     def tamper(self, statement: str) -> int:
-        """Change what the guards protect; how many rows it changed."""
+        """Change rows that triggers protect; returns their number."""
         with disposing(create_engine(self.url)) as engine, engine.begin() as connection:
             if connection.dialect.name == "sqlite":
                 # An engine that nobody prepared lets foreign keys point anywhere.
@@ -75,12 +75,12 @@ class Databases(ABC):
     @abstractmethod
     @contextmanager
     def empty(self) -> Iterator[Database]:
-        """A database with nothing in it."""
+        """An empty database."""
 
     @abstractmethod
     @contextmanager
     def copy(self, original: Database) -> Iterator[Database]:
-        """A second database with the same content, made while nobody has the first one open."""
+        """A copy of a database that is not open."""
 
     @abstractmethod
     def template(self) -> Database:

@@ -1,4 +1,4 @@
-"""Where a test sees each call of a ledger to its database, and lets it fail."""
+"""Hooks by which a test observes a ledger's database calls and lets them fail."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ def injected() -> OperationalError:
 
 
 def before_calls(engine: Engine, call: Callable[[], object]) -> None:
-    """From now on `call` before each statement and each commit; if it raises, that is not done."""
+    """Call `call` before each statement and each commit, which it prevents by raising."""
     dialect: Any = engine.dialect
     for name in ("do_execute", "do_executemany"):
         setattr(dialect, name, _after(call, getattr(dialect, name)))
@@ -29,7 +29,7 @@ def _after(call: Callable[[], object], act: Callable[..., object]) -> Callable[.
 
 
 def after_commits(engine: Engine, call: Callable[[Any], object]) -> None:
-    """From now on `call` with the driver's connection after each commit, before the ledger hears of it."""
+    """Call `call` with the driver's connection after each commit, before it returns to the ledger."""
     dialect: Any = engine.dialect
     commit = dialect.do_commit
 

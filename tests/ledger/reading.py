@@ -1,4 +1,4 @@
-"""How reports are read by tests: page by page, and time cut by hand."""
+"""Reads reports for tests: page by page, and with independent buckets."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from farebox.meterapi.reports import Bucket, UsageQuery, UsageRow
 
 
 def paged(connection: Connection, query: UsageQuery, limit: int) -> tuple[list[UsageRow], int]:
-    """All pages of a report, and how many calls are pending."""
+    """The rows of all pages of a report, and the number of pending calls."""
     rows: list[UsageRow] = []
     after: Place | None = None
     as_of: AsOf | None = None
@@ -23,7 +23,7 @@ def paged(connection: Connection, query: UsageQuery, limit: int) -> tuple[list[U
 
 
 def truncated(moment: datetime, bucket: Bucket) -> datetime | None:
-    """The beginning of a moment's bucket."""
+    """The beginning of the bucket with this moment."""
     zero: dict[str, int] = {"second": 0, "microsecond": 0}
     match bucket:
         case Bucket.NONE:

@@ -1,4 +1,4 @@
-"""Facts and builders that the ledger's tests share: one account, one model, a few services."""
+"""Facts and builders of the ledger's tests: one account, one model, a few services."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -44,7 +44,7 @@ QUOTA = FreeQuota(1_000, 90)
 
 @dataclass
 class Clock:
-    """Time that only a test moves."""
+    """A clock that a test controls."""
 
     now: datetime = START
 
@@ -52,7 +52,7 @@ class Clock:
         return self.now
 
     def advance(self, **by: float) -> None:
-        """Move on by timedelta(**by)."""
+        """Advance by timedelta(**by)."""
         self.now += timedelta(**by)
 
 

@@ -1,4 +1,4 @@
-"""The feed: every change is reported, at once, and a reader that was away catches up."""
+"""The feed: every change is reported at once, and a late reader catches up."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ async def test_a_new_account_and_each_change_are_reported(ledger: Ledger) -> Non
     assert all(page.accounts[0].sequence == page.head for page in seen)
 
 
-async def test_an_account_that_changed_often_comes_once_as_it_is_now(ledger: Ledger) -> None:
+async def test_an_account_is_reported_once_with_its_current_state(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     for number in range(5):
         await ledger.post_topup(topup(f"pay_{number}"))
@@ -35,7 +35,7 @@ async def test_an_account_that_changed_often_comes_once_as_it_is_now(ledger: Led
     assert [account.balance for account in page.accounts] == [50_000_000_000]
 
 
-async def test_pages_are_in_order_and_say_whether_they_are_all(ledger: Ledger) -> None:
+async def test_pages_are_ordered_and_the_last_one_is_complete(ledger: Ledger) -> None:
     accounts = [ObjectKey("billing", f"a{number}") for number in range(7)]
     await ledger.record([terms(account) for account in accounts])
     seen: list[ObjectKey] = []
@@ -48,14 +48,14 @@ async def test_pages_are_in_order_and_say_whether_they_are_all(ledger: Ledger) -
     assert after == page.head
 
 
-async def test_nothing_new_is_an_empty_page_after_the_wait(ledger: Ledger) -> None:
+async def test_a_wait_without_changes_returns_an_empty_page(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     head = await ledger.head()
     page = await ledger.changes(head, 0.05)
     assert (page.head, page.accounts, page.complete) == (head, (), True)
 
 
-async def test_a_reader_ahead_of_the_ledger_hears_at_once(ledger: Ledger) -> None:
+async def test_a_reader_ahead_of_the_ledger_does_not_wait(ledger: Ledger) -> None:
     page = await asyncio.wait_for(ledger.changes(99, FOREVER), 60)
     assert page.head == 0
 
@@ -73,7 +73,7 @@ def _limit(ledger: Ledger) -> Any:
 
 
 @pytest.mark.parametrize("change", [_post, _charge, _limit])
-async def test_waiters_wake_with_the_commit_and_not_with_a_poll(
+async def test_a_commit_wakes_waiting_readers_without_a_poll(
     ledger: Ledger, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farebox.ledger.engine.POLL_SECONDS", FOREVER)
@@ -87,7 +87,7 @@ async def test_waiters_wake_with_the_commit_and_not_with_a_poll(
     assert {page.head for page in pages} == {head + 1}
 
 
-async def test_what_another_process_wrote_is_found(database: Database, ledger: Ledger) -> None:
+async def test_writes_of_another_process_are_found(database: Database, ledger: Ledger) -> None:
     async with opened(database) as other:
         waiting = asyncio.create_task(ledger.changes(0, FOREVER))
         await other.record([terms()])
@@ -95,7 +95,7 @@ async def test_what_another_process_wrote_is_found(database: Database, ledger: L
     assert page.accounts[0].account == ACME
 
 
-async def test_usage_that_only_waits_wakes_nobody(ledger: Ledger) -> None:
+async def test_pending_usage_wakes_no_reader(ledger: Ledger) -> None:
     await ledger.record([terms()])
     head = await ledger.head()
     waiting = asyncio.create_task(ledger.changes(head, 0.2))
@@ -103,7 +103,7 @@ async def test_usage_that_only_waits_wakes_nobody(ledger: Ledger) -> None:
     assert (await waiting).accounts == ()
 
 
-async def test_waiters_are_let_go_when_the_ledger_drains(ledger: Ledger) -> None:
+async def test_end_waits_returns_waiting_readers(ledger: Ledger) -> None:
     waiting = asyncio.create_task(ledger.changes(0, FOREVER))
     await ledger.changes(0, 0.01)
     ledger.end_waits()
@@ -135,7 +135,7 @@ async def test_a_copy_that_went_on_by_itself_is_another_history(
             assert (await restored.changes(before.sequence, 0)).follows(before)
 
 
-async def test_every_sort_of_number_says_when_it_was_written(ledger: Ledger, clock: Clock) -> None:
+async def test_every_number_has_its_time_of_writing(ledger: Ledger, clock: Clock) -> None:
     changes: tuple[Callable[[], Awaitable[object]], ...] = (
         lambda: ledger.record(FACTS),
         lambda: ledger.record([terms(limit="5")]),

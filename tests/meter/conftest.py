@@ -14,7 +14,7 @@ from tests.support.postgres import Postgres
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Databases:
-    """Where the ledgers live."""
+    """Creates the databases of the ledgers."""
     return SqliteDatabases(tmp_path_factory.mktemp("meter"))
 
 
@@ -35,7 +35,7 @@ def database(databases: Databases) -> Iterator[Database]:
 
 @pytest_asyncio.fixture
 async def meter(database: Database) -> AsyncIterator[Running]:
-    """A meter on a real port with a real ledger, whose books are verified at the end."""
+    """A meter on a real port with a real ledger, which is verified at the end."""
     async with running(database, Clock()) as started:
         yield started
     database.check()

@@ -1,4 +1,4 @@
-"""A meter as a process of its own, with the fixed tokens: python -m tests.meter.program URL PORT."""
+"""A meter as a process, with the fixed tokens: python -m tests.meter.program URL PORT."""
 
 import asyncio
 import signal

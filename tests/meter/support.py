@@ -1,4 +1,4 @@
-"""The meter with callers that tests define, on a real port; and usage as CloudEvents."""
+"""A meter on a real port with callers that tests define, and builders of CloudEvents."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -41,7 +41,7 @@ class FixedTokens:
 
 @dataclass
 class Answer:
-    """What the meter answered."""
+    """An answer of the meter."""
 
     status: int
     body: Any
@@ -85,7 +85,7 @@ class Api:
 
 @asynccontextmanager
 async def serving(meter: Meter) -> AsyncIterator[str]:
-    """The meter on a port of its own; yields its URL."""
+    """Serve a meter on a free port; yields its URL."""
     runner = web.AppRunner(create_app(meter), shutdown_timeout=10)
     await runner.setup()
     try:
@@ -108,7 +108,7 @@ class Running:
 
 @asynccontextmanager
 async def running(database: Database, clock: Clock) -> AsyncIterator[Running]:
-    """A meter with FixedTokens, and a caller of it."""
+    """Run a meter with FixedTokens and a caller."""
     async with opened(database, clock) as ledger, aiohttp.ClientSession() as session:
         meter = Meter(FixedTokens(), MeterMetrics(), ledger)
         async with serving(meter) as url:

@@ -46,7 +46,7 @@ async def test_usage_is_charged_and_the_account_shows_it(api: Api) -> None:
     assert 10_000_000_000 - 2 * CALL_CHARGE == 9_999_840_000
 
 
-async def test_a_single_structured_event_is_taken(api: Api) -> None:
+async def test_a_single_structured_event_is_accepted(api: Api) -> None:
     await api.call("POST", "/v1/records", body=RECORDS)
     answer = await api.call(
         "POST", "/v1/events", GATEWAY, cloud_event(), "application/cloudevents+json; charset=utf-8"
@@ -54,7 +54,7 @@ async def test_a_single_structured_event_is_taken(api: Api) -> None:
     assert answer.body["accepted"] == 1
 
 
-async def test_a_binary_event_is_charged_once_in_whatever_mode_it_comes(api: Api, meter: Running) -> None:
+async def test_an_event_is_charged_once_across_content_modes(api: Api, meter: Running) -> None:
     await api.call("POST", "/v1/records", body=RECORDS)
     event = cloud_event("é 1")
     attributes = {f"Ce-{name}": quote(value) for name, value in event.items() if name != "data"}
@@ -69,7 +69,7 @@ async def test_a_binary_event_is_charged_once_in_whatever_mode_it_comes(api: Api
     assert (await api.post_events([event])).body["duplicate"] == 1
 
 
-async def test_a_request_that_breaks_off_is_no_fault_of_the_meter(api: Api, meter: Running) -> None:
+async def test_a_client_disconnect_is_counted_as_400(api: Api, meter: Running) -> None:
     address = URL(meter.url)
     reader, writer = await asyncio.open_connection(address.host, address.port)
     head = f"POST /v1/events HTTP/1.1\r\nHost: meter\r\nAuthorization: Bearer {GATEWAY}\r\n"
@@ -87,7 +87,7 @@ async def test_a_request_that_breaks_off_is_no_fault_of_the_meter(api: Api, mete
     assert found == [f'{counted}"400"}} 1.0']
 
 
-async def test_bad_events_are_rejected_by_themselves_with_their_places(api: Api) -> None:
+async def test_invalid_events_are_rejected_one_by_one_with_their_index(api: Api) -> None:
     await api.call("POST", "/v1/records", body=RECORDS)
     answer = await api.post_events(
         [
@@ -107,7 +107,7 @@ async def test_bad_events_are_rejected_by_themselves_with_their_places(api: Api)
     assert all(item["message"] for item in answer.body["rejected"])
 
 
-async def test_usage_that_waits_is_counted_and_listed(api: Api) -> None:
+async def test_pending_usage_is_counted_and_listed(api: Api) -> None:
     answer = await api.post_events([cloud_event(str(number)) for number in range(3)])
     assert (answer.body["accepted"], answer.body["pending"]) == (3, 3)
     first = (await api.call("GET", "/v1/events/pending?limit=2")).body
@@ -119,7 +119,7 @@ async def test_usage_that_waits_is_counted_and_listed(api: Api) -> None:
     assert "farebox_ledger_pending_events 3.0" in (await api.call("GET", "/metrics")).body
 
 
-async def test_metrics_count_what_became_of_events(api: Api) -> None:
+async def test_metrics_count_events_by_result(api: Api) -> None:
     await api.post_events([cloud_event("waits"), cloud_event("bad", id="")])
     await api.call("POST", "/v1/records", body=RECORDS)
     await api.post_events([cloud_event("waits"), cloud_event("fine")])
@@ -141,7 +141,7 @@ async def test_refused_topups_are_409_with_a_reason(api: Api) -> None:
     assert (answer.status, answer.reason) == (409, "ReferenceConflict")
 
 
-async def test_a_bad_record_does_not_hold_up_the_others(api: Api) -> None:
+async def test_an_invalid_record_does_not_block_the_others(api: Api) -> None:
     broken = {
         "accounts": [{"account": "x", "currency": "USD", "creditLimit": "0"}, *RECORDS["accounts"]],
         "prices": [RECORDS["prices"][0] | {"tiers": []}, *RECORDS["prices"]],
@@ -157,7 +157,7 @@ async def test_a_bad_record_does_not_hold_up_the_others(api: Api) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "token"), PATHS)
-async def test_only_callers_with_the_right_get_in(api: Api, method: str, path: str, token: str) -> None:
+async def test_a_caller_needs_the_right_of_the_route(api: Api, method: str, path: str, token: str) -> None:
     nobody = await api.call(method, path, None)
     assert (nobody.status, nobody.reason) == (401, "Unauthenticated")
     assert nobody.headers["WWW-Authenticate"] == 'Bearer realm="farebox-meter"'
@@ -168,12 +168,12 @@ async def test_only_callers_with_the_right_get_in(api: Api, method: str, path: s
     assert (await api.call(method, path, token)).status not in (401, 403)
 
 
-async def test_who_has_no_token_hears_that_before_anything_else(api: Api) -> None:
+async def test_a_missing_token_is_reported_before_other_errors(api: Api) -> None:
     for path in ("/v1/usage", "/v1/usage?account=x", "/v1/accounts/a/b/statement?format=x"):
         assert (await api.call("GET", path, None)).status == 401
 
 
-async def test_another_method_or_path_is_refused_with_what_there_is(api: Api) -> None:
+async def test_an_unknown_method_or_path_names_the_alternative(api: Api) -> None:
     answer = await api.call("GET", "/v1/events")
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
     assert answer.body["error"]["message"] == "/v1/events does not accept GET: use POST"
@@ -181,7 +181,7 @@ async def test_another_method_or_path_is_refused_with_what_there_is(api: Api) ->
     assert nothing.body["error"]["message"] == "Nothing at /v1/event: see docs/meter-api.md"
 
 
-async def test_a_right_in_one_namespace_is_none_in_another(api: Api) -> None:
+async def test_a_right_is_limited_to_its_namespace(api: Api) -> None:
     assert (await api.call("GET", "/v1/accounts/elsewhere/acme", READER)).status == 403
 
 
@@ -205,7 +205,7 @@ async def test_a_right_in_one_namespace_is_none_in_another(api: Api) -> None:
         ("DELETE", "/v1/changes", None, "", 405, "MethodNotAllowed"),
     ],
 )
-async def test_what_is_wrong_is_said(
+async def test_errors_have_a_status_a_reason_and_a_message(
     api: Api, method: str, path: str, body: Any, content_type: str, status: int, reason: str
 ) -> None:
     answer = await api.call(method, path, OPERATOR, body, content_type)
@@ -223,14 +223,14 @@ async def test_what_is_wrong_is_said(
         (b" " * (16 * 1024 * 1024 + 1), "application/cloudevents-batch+json", 413, "BodyTooLarge"),
     ],
 )
-async def test_a_body_that_is_no_batch_is_refused_as_a_whole(
+async def test_a_body_that_is_not_a_batch_is_refused(
     api: Api, body: bytes, content_type: str, status: int, reason: str
 ) -> None:
     answer = await api.call("POST", "/v1/events", GATEWAY, body, content_type)
     assert (answer.status, answer.reason) == (status, reason)
 
 
-async def test_a_body_that_unpacks_to_more_than_the_limit_is_refused(meter: Running) -> None:
+async def test_a_compressed_body_above_the_limit_is_refused(meter: Running) -> None:
     headers = {
         "Authorization": f"Bearer {GATEWAY}",
         "Content-Type": "application/cloudevents-batch+json",
@@ -262,12 +262,12 @@ async def test_fields_of_a_top_up_are_bounded(api: Api, changes: dict[str, str])
     assert next(iter(changes)) in answer.body["error"]["message"]
 
 
-async def test_an_account_that_the_ledger_has_not_is_404(api: Api) -> None:
+async def test_an_unrecorded_account_is_404(api: Api) -> None:
     answer = await api.call("GET", "/v1/accounts/billing/nobody", READER)
     assert (answer.status, answer.reason) == (404, "AccountNotFound")
 
 
-async def test_the_feed_waits_for_a_change_and_brings_it(api: Api) -> None:
+async def test_a_long_poll_returns_with_the_next_change(api: Api) -> None:
     waiting = asyncio.create_task(api.call("GET", "/v1/changes?after=0&wait=60"))
     assert (await api.call("GET", "/v1/changes?after=0")).body["accounts"] == []
     await api.call("POST", "/v1/records", body=RECORDS)
@@ -277,7 +277,7 @@ async def test_the_feed_waits_for_a_change_and_brings_it(api: Api) -> None:
     assert page["accounts"][0]["state"] == "Overdue"
 
 
-async def test_health_and_metrics_are_open_and_readiness_tells_the_truth(api: Api, meter: Running) -> None:
+async def test_probes_need_no_token_and_readiness_depends_on_the_ledger(api: Api, meter: Running) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await api.call("GET", path, None)).status == 200
     ledger, meter.meter.ledger = meter.meter.ledger, None
@@ -288,7 +288,7 @@ async def test_health_and_metrics_are_open_and_readiness_tells_the_truth(api: Ap
     meter.meter.ledger = ledger
 
 
-async def test_a_batch_at_the_limit_is_taken(api: Api) -> None:
+async def test_a_batch_at_the_limit_is_accepted(api: Api) -> None:
     await api.call("POST", "/v1/records", body=RECORDS)
     body = json.dumps([cloud_event(str(number)) for number in range(10_000)]).encode()
     answer = await api.call("POST", "/v1/events", GATEWAY, body, "application/cloudevents-batch+json")

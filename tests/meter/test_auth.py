@@ -1,4 +1,4 @@
-"""Who may call: the API server's word, remembered for a while, and never a guess without it."""
+"""Authentication and authorization by the API server, with a cache."""
 
 import asyncio
 from typing import Any
@@ -20,7 +20,7 @@ USER = {
 
 
 class ReviewApi:
-    """The two review APIs, with one good token; what was asked is kept."""
+    """The two review APIs, with one valid token; it records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ class ReviewApi:
 
 
 class Timer:
-    """Monotonic seconds that a test moves."""
+    """Monotonic seconds that a test controls."""
 
     now = 0.0
 
@@ -65,7 +65,7 @@ class Timer:
 
 @pytest.fixture
 def reviews() -> ReviewApi:
-    """The API server's side."""
+    """The API server."""
     return ReviewApi()
 
 
@@ -77,11 +77,11 @@ def timer() -> Timer:
 
 @pytest.fixture
 def authenticator(reviews: ReviewApi, timer: Timer) -> KubeAuthenticator:
-    """An authenticator that remembers for 10 seconds."""
+    """An authenticator that caches for 10 seconds."""
     return KubeAuthenticator(reviews, AUDIENCE, 10.0, timer)
 
 
-async def test_a_caller_with_the_right_gets_in_and_the_whole_identity_is_passed_on(
+async def test_the_access_review_gets_the_whole_identity_of_the_caller(
     authenticator: KubeAuthenticator, reviews: ReviewApi
 ) -> None:
     assert (await authenticator.review("good", POST)).decision is Decision.ALLOWED
@@ -96,7 +96,7 @@ async def test_a_caller_with_the_right_gets_in_and_the_whole_identity_is_passed_
     }
 
 
-async def test_without_the_right_or_without_a_good_token_nobody_gets_in(
+async def test_an_invalid_token_is_401_and_a_missing_right_is_403(
     authenticator: KubeAuthenticator,
 ) -> None:
     forbidden = await authenticator.review("good", GET)
@@ -116,7 +116,7 @@ async def test_a_token_for_another_audience_is_not_accepted(
     assert (await authenticator.review("good", POST)).decision is Decision.UNAUTHENTICATED
 
 
-async def test_answers_are_used_again_until_they_are_old(
+async def test_answers_are_cached_until_they_expire(
     authenticator: KubeAuthenticator, reviews: ReviewApi, timer: Timer
 ) -> None:
     for _ in range(3):
@@ -130,7 +130,7 @@ async def test_answers_are_used_again_until_they_are_old(
     assert (await authenticator.review("good", POST)).decision is Decision.FORBIDDEN
 
 
-async def test_callers_at_the_same_time_share_one_question(
+async def test_concurrent_callers_share_one_review(
     authenticator: KubeAuthenticator, reviews: ReviewApi
 ) -> None:
     reviews.gate = asyncio.Event()
@@ -147,7 +147,7 @@ async def test_callers_at_the_same_time_share_one_question(
 
 
 @pytest.mark.parametrize("error", [KubeUnreachable("refused"), Forbidden(403, "Forbidden", "no role")])
-async def test_without_the_api_server_nobody_gets_in_and_it_is_asked_again(
+async def test_an_unreachable_api_server_is_503_and_not_cached(
     authenticator: KubeAuthenticator, reviews: ReviewApi, error: Exception
 ) -> None:
     reviews.error = error
@@ -156,7 +156,7 @@ async def test_without_the_api_server_nobody_gets_in_and_it_is_asked_again(
     assert (await authenticator.review("good", POST)).decision is Decision.ALLOWED
 
 
-async def test_what_is_remembered_holds_no_token_and_does_not_grow_for_ever(
+async def test_the_cache_is_bounded_and_has_no_tokens(
     authenticator: KubeAuthenticator,
 ) -> None:
     for number in range(10_050):

@@ -1,4 +1,4 @@
-"""CloudEvents: what is required, what is bounded, and that one bad event harms no other."""
+"""CloudEvents: required attributes, bounds, and the rejection of single events."""
 
 import json
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from tests.meter.support import cloud_event
 
 
 def rejection_of(event: Any) -> str:
-    """The message with which the event is rejected, beside a good one that is taken."""
+    """The rejection message of an event, in a batch with a valid one."""
     parsed = parse(json.dumps([event, cloud_event("good")]).encode(), BATCH)
     assert [item.id for item in parsed.events] == ["good"]
     assert list(parsed.indexes) == [1]
@@ -24,7 +24,7 @@ def rejection_of(event: Any) -> str:
     return rejection.message
 
 
-def test_every_field_finds_its_place() -> None:
+def test_every_field_is_read() -> None:
     data = {
         "model": "qwen3-8b",
         "apiKey": "key-1",
@@ -57,7 +57,7 @@ def test_times_are_rfc_3339(text: str, moment: datetime) -> None:
 
 
 @pytest.mark.parametrize("name", ["specversion", "id", "source", "type", "subject", "time", "data"])
-def test_required_attributes_are_missed_by_name(name: str) -> None:
+def test_a_missing_attribute_is_named(name: str) -> None:
     event = cloud_event()
     del event[name]
     assert name in rejection_of(event)
@@ -103,16 +103,16 @@ def test_required_attributes_are_missed_by_name(name: str) -> None:
         ({"data": []}, "data"),
     ],
 )
-def test_what_is_out_of_bounds_is_named(changes: dict[str, Any], named: str) -> None:
+def test_an_attribute_out_of_bounds_is_named(changes: dict[str, Any], named: str) -> None:
     assert named in rejection_of(cloud_event() | changes)
 
 
 @pytest.mark.parametrize("item", [None, 1, "event", [], [cloud_event()]])
-def test_what_is_no_event_is_rejected_by_itself(item: Any) -> None:
+def test_an_item_that_is_not_an_event_is_rejected_alone(item: Any) -> None:
     assert rejection_of(item)
 
 
-def test_text_that_no_database_can_hold_is_refused() -> None:
+def test_text_with_control_characters_is_rejected() -> None:
     body = json.dumps([cloud_event("\ud800")]).encode()
     with pytest.raises(InvalidBody):
         parse(body, BATCH)
@@ -125,7 +125,7 @@ attributes = st.sampled_from([*cloud_event(), "data"])
 
 
 @given(st.lists(st.dictionaries(attributes, json_values, max_size=2), max_size=4))
-def test_any_json_in_any_attribute_is_taken_or_rejected_and_never_both(changes: list[dict[str, Any]]) -> None:
+def test_any_json_in_any_attribute_is_accepted_or_rejected(changes: list[dict[str, Any]]) -> None:
     batch = [cloud_event(str(index)) | change for index, change in enumerate(changes)]
     parsed = parse(json.dumps(batch).encode(), BATCH)
     places = [*parsed.indexes, *(item.index for item in parsed.rejected)]
@@ -151,7 +151,7 @@ def binary(**changes: str) -> tuple[list[tuple[str, str]], bytes]:
     return [(f"ce-{name}", value) for name, value in event.items()], body
 
 
-def test_a_binary_event_is_the_same_as_a_structured_one() -> None:
+def test_binary_and_structured_mode_read_the_same_event() -> None:
     structured = parse(json.dumps(cloud_event()).encode(), STRUCTURED)
     headers, body = binary()
     assert parse_binary(headers, body).events == structured.events
@@ -176,14 +176,14 @@ def test_attributes_in_headers_are_decoded_once(header: str, identifier: str) ->
     assert event.id == identifier
 
 
-def test_two_binary_ids_that_are_no_utf8_never_become_one_event() -> None:
+def test_ids_with_invalid_utf8_are_rejected() -> None:
     for broken in ("%FF", "%FE", "a\udcff"):
         parsed = parse_binary(*binary(id=broken))
         assert not parsed.events
         assert parsed.rejected[0].message.startswith("id: Input should be a valid string")
 
 
-def test_what_is_wrong_with_a_binary_event_is_said() -> None:
+def test_errors_of_a_binary_event_name_the_attribute() -> None:
     headers, body = binary()
     with pytest.raises(InvalidBody, match="ce-id is sent more than once"):
         parse_binary([*headers, ("Ce-Id", "2")], body)

@@ -18,7 +18,7 @@ MARCH = ("--from", "2026-03", "--to", "2026-03")
 
 
 async def farebox(url: str, *arguments: str, token: str = READER) -> tuple[int, str, str]:
-    """Run the program; exit code, output, errors."""
+    """Run the program; returns its exit code, output and errors."""
     env = {**os.environ, "FAREBOX_METER_URL": url, "FAREBOX_TOKEN": token}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "farebox", *arguments, env=env,
@@ -81,7 +81,7 @@ async def test_usage_as_csv_and_json_has_the_same_figures(shop: Running) -> None
     assert [row["calls"] for row in rows] == ["2", "3"]
 
 
-async def test_a_statement_as_csv_is_the_meters(shop: Running) -> None:
+async def test_the_csv_of_a_statement_is_the_meters_csv(shop: Running) -> None:
     _, output, _ = await farebox(shop.url, "statement", "billing/acme", *MARCH, "-o", "csv")
     assert output.splitlines()[-1].startswith("2026-04-01T00:00:00Z,ClosingBalance,,9.99735,USD,")
 
@@ -110,7 +110,7 @@ async def test_errors_are_one_line_that_says_what_to_do(
     assert "Traceback" not in errors
 
 
-async def test_a_token_in_a_file_is_taken(shop: Running, tmp_path: Path) -> None:
+async def test_a_token_can_come_from_a_file(shop: Running, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(f"{READER}\n")
     arguments = ("statement", "billing/acme", *MARCH, "--token-file", str(file))

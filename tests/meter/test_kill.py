@@ -1,4 +1,4 @@
-"""Crediting and charging survive kill -9 at any moment, and SIGTERM loses nothing that was begun."""
+"""Crediting and charging survive kill -9 at any moment, and SIGTERM finishes running requests."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ TEN = 10_000_000_000
 
 
 class MeterProcess:
-    """A meter on one port, killed and started again."""
+    """A meter on one port that is killed and restarted."""
 
     def __init__(self, database: Database, log: Path) -> None:
         self._database = database
@@ -63,7 +63,7 @@ def token_file(tmp_path: Path) -> Path:
 
 
 class Client:
-    """Sends numbered work, each piece until it is acknowledged; told to stop, it ends the one begun."""
+    """Sends numbered requests, each until it is acknowledged. A stop lets it finish the current one."""
 
     def __init__(self) -> None:
         self.acknowledged = 0

@@ -1,4 +1,4 @@
-"""Counts of keys' quotas are raised to what the ledger has charged (B15): a real meter, ledger and counts."""
+"""Counters of key quotas are raised to the charged tokens (B15), with a real meter, ledger and counters."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -31,18 +31,18 @@ async def remote(meter: Running, tmp_path: Path) -> AsyncIterator[MeterClient]:
 
 
 def key(name: str, period: str, created: datetime = MADE) -> dict[str, object]:
-    """A key with a quota, made so long ago."""
+    """A key with a quota and an age."""
     raw = api_key(name, token=f"fbx_{name:a<43}", quota={"tokens": 10_000, "period": period})
     raw["metadata"]["creationTimestamp"] = created.isoformat()
     return raw
 
 
 def counted(counters: MemoryCounters) -> dict[str, int]:
-    """What is counted, by the counter's name."""
+    """The counts by the counter's name."""
     return {counter: period.amount for (counter, _), period in counters._periods.items()}
 
 
-async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: MeterClient) -> None:
+async def test_counters_are_raised_to_the_charged_tokens(meter: Running, remote: MeterClient) -> None:
     await meter.ledger.record([terms(), binding(at=MADE), price(at=MADE)])
     await meter.ledger.post_topup(topup(amount="10"))
     long_ago, yesterday = START - timedelta(days=150), START - timedelta(days=1)
@@ -72,7 +72,7 @@ async def test_counts_are_raised_to_what_was_charged(meter: Running, remote: Met
     assert counted(counters)["key-day:{team-a}/day"] == 240, "raised, not added"
 
 
-async def test_a_meter_that_is_away_is_asked_again_later(meter: Running, remote: MeterClient) -> None:
+async def test_an_unreachable_meter_is_retried(meter: Running, remote: MeterClient) -> None:
     view, counters = GatewaySnapshot(SpendTracker(60)), MemoryCounters()
     view.keys.put(key("life", "Lifetime"))
     async with MeterClient("http://127.0.0.1:1") as away:

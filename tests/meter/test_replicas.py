@@ -1,4 +1,4 @@
-"""Several meters on one PostgreSQL: nothing is charged twice or lost; its restart is only a pause."""
+"""Several meters on one PostgreSQL server: nothing is charged twice or lost, also over a restart."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ async def replicas(on_postgresql: Database, tmp_path: Path) -> AsyncIterator[lis
 
 
 async def post_until_taken(apis: list[Api], number: int, pick: random.Random) -> None:
-    """One batch, to any meter, until one has acknowledged it; half of it is the next batch's too."""
+    """Send a batch to any meter until one acknowledges it. Half of it is also in the next batch."""
     events = [cloud_event(str(number * BATCH // 2 + index)) for index in range(BATCH)]
     while True:
         answer = await pick.choice(apis).post_events(events)
@@ -44,7 +44,7 @@ async def post_until_taken(apis: list[Api], number: int, pick: random.Random) ->
 
 
 async def pay_until_taken(remotes: list[MeterClient], number: int, pick: random.Random) -> None:
-    """One top-up and the records, to any meter."""
+    """Send a top-up and the records to any meter."""
     while True:
         try:
             remote = pick.choice(remotes)
@@ -82,7 +82,7 @@ async def test_b12_three_meters_and_lost_connections_charge_all_once(
 
 
 async def ready(session: aiohttp.ClientSession, meter: MeterProcess) -> int:
-    """What /readyz says."""
+    """The answer of /readyz."""
     async with session.get(meter.url + "/readyz") as response:
         return response.status
 

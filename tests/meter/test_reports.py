@@ -1,4 +1,4 @@
-"""GET /v1/usage and statements, over sockets: figures, pages, rights, and errors that say what is wrong."""
+"""GET /v1/usage and statements over sockets: sums, pages, rights and errors."""
 
 import base64
 import csv
@@ -21,7 +21,7 @@ STATEMENT = "/v1/accounts/billing/acme/statement"
 
 
 async def usage_of(api: Api, token: str = READER, **parameters: Any) -> Answer:
-    """GET /v1/usage; `from_` is from. By default the account's, of the month."""
+    """GET /v1/usage, by default of the account and the month. `from_` is from."""
     if not {"account", "namespace"} & set(parameters):
         parameters["account"] = "billing/acme"
     values = {"from": FROM, "to": TO} | {name.rstrip("_"): value for name, value in parameters.items()}
@@ -36,7 +36,7 @@ async def statement_of(api: Api, **parameters: Any) -> Answer:
 
 @pytest.fixture
 async def shop(api: Api) -> Api:
-    """Three calls of one key, one without, one that waits, and a top-up whose reference is a formula."""
+    """Three calls of a key, one without a key, a pending one, and a top-up whose reference is a formula."""
     await api.call("POST", "/v1/records", body=RECORDS)
     await api.call("POST", "/v1/topups", body=json.loads(to_json(topup('=1+1, "x"'))))
     keyed = {"inputTokens": 100, "outputTokens": 20, "apiKey": "ci"}
@@ -46,7 +46,7 @@ async def shop(api: Api) -> Api:
     return api
 
 
-async def test_usage_has_sums_tokens_and_what_is_pending(shop: Api) -> None:
+async def test_usage_has_tokens_charges_and_pending_calls(shop: Api) -> None:
     answer = await usage_of(shop, groupBy="service,model,apiKey", bucket="day")
     assert answer.body == {
         "from": FROM,
@@ -98,7 +98,7 @@ async def test_a_namespace_sees_its_own_usage(shop: Api) -> None:
     assert (await usage_of(shop, TENANT, namespace="team-a", service="team-a/other")).body["rows"] == []
 
 
-async def test_a_cursor_remembers_the_times_of_its_first_page(shop: Api) -> None:
+async def test_a_cursor_keeps_the_times_of_its_first_page(shop: Api) -> None:
     first = await shop.call(
         "GET", f"/v1/usage?account=billing/acme&groupBy=apiKey&limit=1&from={FROM}&to={TO}", READER
     )
@@ -146,9 +146,7 @@ def forged(*content: Any) -> str:
         ({"cursor": "WyI" * 1000}, "cursor must be"),
     ],
 )
-async def test_what_is_wrong_with_a_parameter_is_said(
-    api: Api, parameters: dict[str, Any], says: str
-) -> None:
+async def test_an_invalid_parameter_is_named(api: Api, parameters: dict[str, Any], says: str) -> None:
     answer = await usage_of(api, **parameters)
     assert (answer.status, answer.reason) == (400, "InvalidParameter")
     assert says in answer.body["error"]["message"]
@@ -166,7 +164,7 @@ async def test_a_cursor_of_another_report_is_refused(shop: Api) -> None:
 
 
 @pytest.mark.parametrize("key", ["\ud800", "a\0b"])
-async def test_a_cursor_with_text_that_no_database_holds_is_refused(shop: Api, key: str) -> None:
+async def test_a_cursor_with_control_characters_is_refused(shop: Api, key: str) -> None:
     cursor = (await usage_of(shop, groupBy="apiKey", limit=1)).body["next"]
     content = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     assert content[-2:] == ["", "USD"]
@@ -208,7 +206,7 @@ async def test_a_service_of_another_namespace_is_refused(api: Api) -> None:
         ("guessed", "/v1/usage?namespace=team-a", 401),
     ],
 )
-async def test_only_those_with_the_right_read_money(shop: Api, token: str, path: str, status: int) -> None:
+async def test_reports_need_the_right_to_their_owner(shop: Api, token: str, path: str, status: int) -> None:
     sign = "&" if "?" in path else "?"
     assert (await shop.call("GET", f"{path}{sign}from={FROM}&to={TO}", token)).status == status
 
@@ -255,12 +253,12 @@ async def test_a_statement_as_csv_has_the_same_figures_and_no_formula(shop: Api)
 
 
 @pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", "\tx", "\rx", " =1", "＝1", "＠x"])
-def test_what_could_be_a_formula_gets_an_apostrophe(text: str) -> None:
+def test_a_possible_formula_gets_an_apostrophe(text: str) -> None:
     assert as_text(text) == "'" + text
 
 
 @pytest.mark.parametrize("text", ["", "pay_1", "a=b", "billing/-x", "1-1"])
-def test_other_text_stays_as_it_is(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert as_text(text) == text
 
 
@@ -272,7 +270,7 @@ def test_other_text_stays_as_it_is(text: str) -> None:
         ({"since": FROM}, 400, "since is not a parameter"),
     ],
 )
-async def test_what_is_wrong_with_a_statement_is_said(
+async def test_an_invalid_parameter_of_a_statement_is_named(
     shop: Api, parameters: dict[str, Any], status: int, says: str
 ) -> None:
     answer = await statement_of(shop, **parameters)
@@ -280,12 +278,12 @@ async def test_what_is_wrong_with_a_statement_is_said(
     assert says in answer.body["error"]["message"]
 
 
-async def test_from_is_required_and_the_statement_of_nobody_is_404(shop: Api) -> None:
+async def test_a_statement_needs_from_and_a_recorded_account(shop: Api) -> None:
     assert "from is missing" in (await shop.call("GET", STATEMENT, READER)).body["error"]["message"]
     answer = await shop.call("GET", f"/v1/accounts/billing/nobody/statement?from={FROM}&to={TO}", READER)
     assert (answer.status, answer.reason) == (404, "AccountNotFound")
 
 
-async def test_without_to_it_is_now(shop: Api) -> None:
+async def test_to_defaults_to_now(shop: Api) -> None:
     answer = await shop.call("GET", "/v1/usage?account=billing/acme&from=1970-01-01T00:00:00Z", READER)
     assert "at most 90 days" in answer.body["error"]["message"]

@@ -1,4 +1,4 @@
-"""MeterClient says over HTTP what the ledger says, and knows nothing when it does not answer."""
+"""MeterClient returns what the ledger returns, and raises LedgerUnavailable when the outcome is unknown."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,18 +20,18 @@ from tests.meter.support import GATEWAY, OPERATOR, READER, Running
 
 
 class Token:
-    """A token in a file, as a projected volume has it."""
+    """A token in a file, as in a projected volume."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.replace(OPERATOR)
 
     def replace(self, token: str) -> None:
-        """Write another one."""
+        """Replace the token."""
         self.path.write_text(token + "\n")
 
     def remove(self) -> None:
-        """Take the file away."""
+        """Delete the file."""
         self.path.unlink()
 
 
@@ -43,19 +43,19 @@ def token(tmp_path: Path) -> Token:
 
 @pytest_asyncio.fixture
 async def remote(meter: Running, token: Token) -> AsyncIterator[MeterClient]:
-    """The ledger as the operator has it."""
+    """The ledger over HTTP, with the operator's token."""
     async with MeterClient(meter.url, token.path) as ledger:
         yield ledger
 
 
 async def same(one: LedgerAPI, other: LedgerAPI, ask: Any) -> Any:
-    """What both answer, which must be the same."""
+    """The answer of both, which must be equal."""
     first, second = await ask(one), await ask(other)
     assert first == second
     return first
 
 
-async def test_it_says_what_the_ledger_says(remote: MeterClient, meter: Running) -> None:
+async def test_client_and_ledger_return_the_same_answers(remote: MeterClient, meter: Running) -> None:
     tiers = flat(123_456_789)
     assert await remote.record([*FACTS, price("m2", tiers), terms(limit="1.000000001")]) == []
     first = await remote.post_topup(topup(amount="0.000000001"))
@@ -68,7 +68,7 @@ async def test_it_says_what_the_ledger_says(remote: MeterClient, meter: Running)
     await same(remote, meter.ledger, lambda ledger: ledger.changes(page.head, 0.01))
 
 
-async def test_refused_records_keep_their_places(remote: MeterClient, meter: Running) -> None:
+async def test_refusals_have_the_index_of_their_record(remote: MeterClient, meter: Running) -> None:
     records: list[Record] = [
         binding(),
         terms(),
@@ -86,7 +86,7 @@ async def test_refused_records_keep_their_places(remote: MeterClient, meter: Run
     assert (await meter.ledger.ingest([usage()])).pending == 0
 
 
-async def test_more_records_than_fit_in_a_request_are_taken_in_their_order(
+async def test_more_than_max_records_are_sent_in_several_requests(
     remote: MeterClient, meter: Running
 ) -> None:
     services = [ObjectKey("team", f"s{number}") for number in range(5_500)]
@@ -96,7 +96,7 @@ async def test_more_records_than_fit_in_a_request_are_taken_in_their_order(
     assert (await meter.ledger.ingest([usage(service=services[-1])])).pending == 0
 
 
-async def test_refused_topups_are_refused(remote: MeterClient) -> None:
+async def test_a_refused_topup_raises_ledger_refused(remote: MeterClient) -> None:
     with pytest.raises(LedgerRefused) as refused:
         await remote.post_topup(topup())
     assert refused.value.reason == "AccountNotFound"
@@ -106,14 +106,14 @@ async def test_refused_topups_are_refused(remote: MeterClient) -> None:
     assert refused.value.reason == "AmountOutOfRange"
 
 
-async def test_accounts_are_read_or_not_there(remote: MeterClient, meter: Running, token: Token) -> None:
+async def test_an_unrecorded_account_is_none(remote: MeterClient, meter: Running, token: Token) -> None:
     token.replace(READER)
     assert await remote.account(ACME) is None
     await meter.ledger.record([terms()])
     assert await remote.account(ACME) == await meter.ledger.account(ACME)
 
 
-async def test_a_replaced_token_is_used_at_once(remote: MeterClient, token: Token) -> None:
+async def test_a_replaced_token_file_is_read_again(remote: MeterClient, token: Token) -> None:
     token.replace(GATEWAY)
     with pytest.raises(LedgerUnavailable, match="403"):
         await remote.changes(0, 0)
@@ -134,7 +134,7 @@ async def test_a_long_poll_ends_with_the_change(remote: MeterClient, meter: Runn
     assert (await asyncio.wait_for(waiting, 50)).accounts[0].account == ACME
 
 
-async def test_a_meter_that_is_away_or_not_ready_leaves_the_outcome_unknown(
+async def test_an_unreachable_or_unready_meter_raises_ledger_unavailable(
     remote: MeterClient, meter: Running
 ) -> None:
     meter.meter.ledger, ledger = None, meter.meter.ledger
@@ -151,7 +151,7 @@ async def test_a_meter_that_is_away_or_not_ready_leaves_the_outcome_unknown(
     ("status", "text"),
     [(200, "<html>"), (200, "{}"), (500, "oops"), (502, "{}"), (302, ""), (200, '{"posted_at": 1}')],
 )
-async def test_an_answer_that_is_no_meters_leaves_the_outcome_unknown(status: int, text: str) -> None:
+async def test_an_unreadable_answer_raises_ledger_unavailable(status: int, text: str) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=status, text=text)
 
@@ -171,7 +171,7 @@ async def test_an_answer_that_is_no_meters_leaves_the_outcome_unknown(status: in
         await runner.cleanup()
 
 
-async def test_a_connection_cut_in_the_middle_leaves_the_outcome_unknown() -> None:
+async def test_a_lost_connection_raises_ledger_unavailable() -> None:
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")

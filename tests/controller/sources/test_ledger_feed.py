@@ -1,4 +1,4 @@
-"""The reader of the feed: catches up, tells what moved, notices a restored ledger. On a real ledger."""
+"""The operator's feed reader on a real ledger: it catches up, reports changes and finds restored ledgers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ SECONDS = 60.0
 
 @dataclass
 class Line:
-    """The way to a ledger, which can be exchanged or be away."""
+    """A connection to a ledger that can be replaced or be unreachable."""
 
     ledger: Ledger | None
     asked: list[tuple[int, float]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Line:
 
 
 class Reader:
-    """A feed that is being read, and what it told."""
+    """A feed reader, and what it reported."""
 
     def __init__(self, ledger: Ledger | None, wait_seconds: float = 0.05) -> None:
         self.line = Line(ledger)
@@ -66,20 +66,20 @@ class Reader:
         )
 
     async def until(self, what: Any) -> None:
-        """Wait until it told something, and forget all that it told."""
+        """Wait for a report, then clear all reports."""
         async with asyncio.timeout(SECONDS):
             while what not in self.told:  # noqa: ASYNC110 - a test may look as often as it likes
                 await asyncio.sleep(0.001)
         self.told.clear()
 
     async def known(self) -> None:
-        """Wait until balances can be trusted."""
+        """Wait until balances are known."""
         async with asyncio.timeout(SECONDS):
             while not self.balances.known:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     async def balance_anew(self, ledger: Ledger) -> int:
-        """What the account has by another ledger, when that was noticed to be another and read."""
+        """Switch to another ledger; returns the account's balance after the reset."""
         self.line.ledger = ledger
         await self.until("reset")
         await self.known()
@@ -92,7 +92,7 @@ class Reader:
 async def reading(
     ledger: Ledger | None, wait_seconds: float = 0.05, before: Bookmark | None = None
 ) -> AsyncIterator[Reader]:
-    """A reader at work, where an earlier one had come as far as `before`."""
+    """Run a reader whose predecessor had read up to `before`."""
     reader = Reader(ledger, wait_seconds)
     reader.feed.before = before or Bookmark()
     task = asyncio.create_task(reader.feed.run())
@@ -103,7 +103,7 @@ async def reading(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_an_empty_ledger_is_known_at_once(ledger: Ledger) -> None:
+async def test_an_empty_ledger_is_known_without_waiting(ledger: Ledger) -> None:
     async with reading(ledger, wait_seconds=600) as reader:
         async with asyncio.timeout(SECONDS):
             await reader.feed.current.wait()
@@ -114,7 +114,7 @@ async def test_an_empty_ledger_is_known_at_once(ledger: Ledger) -> None:
         assert [wait for _, wait in reader.line.asked][:2] == [0.0, 600]
 
 
-async def test_what_was_there_is_told_before_it_is_known_and_then_each_change(ledger: Ledger) -> None:
+async def test_existing_accounts_are_reported_first_and_then_each_change(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     async with reading(ledger) as reader:
         async with asyncio.timeout(SECONDS):
@@ -129,7 +129,7 @@ async def test_what_was_there_is_told_before_it_is_known_and_then_each_change(le
         assert found.balance == 10_000_000_000 - 80_000
 
 
-async def test_more_than_a_page_is_known_at_its_end(ledger: Ledger) -> None:
+async def test_balances_are_known_after_the_last_page(ledger: Ledger) -> None:
     accounts = [ObjectKey("billing", f"a{number}") for number in range(1500)]
     await ledger.record([terms(account) for account in accounts])
     async with reading(ledger) as reader:
@@ -139,7 +139,7 @@ async def test_more_than_a_page_is_known_at_its_end(ledger: Ledger) -> None:
         assert [after for after, _ in reader.line.asked][:2] == [0, 1000]
 
 
-async def test_quotas_come_by_the_same_feed(ledger: Ledger) -> None:
+async def test_the_feed_reports_quotas(ledger: Ledger) -> None:
     facts: list[Record] = [terms(), replace(price(), free_quota=FreeQuota(1000, 30)), binding()]
     await ledger.record(facts)
     async with reading(ledger) as reader:
@@ -149,7 +149,7 @@ async def test_quotas_come_by_the_same_feed(ledger: Ledger) -> None:
         await reader.until((120, False))
 
 
-async def test_a_ledger_that_was_away_is_caught_up_with(ledger: Ledger) -> None:
+async def test_the_reader_catches_up_after_a_failure(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     async with reading(ledger) as reader:
         await reader.until("known")
@@ -166,8 +166,8 @@ async def test_a_ledger_that_was_away_is_caught_up_with(ledger: Ledger) -> None:
         assert reader.balances.of(ACME, 0) is not UNKNOWN
 
 
-async def test_that_a_ledger_is_back_is_told_though_nothing_happens(ledger: Ledger) -> None:
-    """Whoever needs it does not wait for the next change."""
+async def test_a_recovery_is_reported_without_a_change(ledger: Ledger) -> None:
+    """Subscribers do not wait for the next change."""
     async with reading(ledger, wait_seconds=3600) as reader:
         await reader.until("known")
         reader.line.ledger = None
@@ -184,7 +184,7 @@ async def test_that_a_ledger_is_back_is_told_though_nothing_happens(ledger: Ledg
 async def parted(
     database: Database, files: SqliteDatabases, later: timedelta
 ) -> AsyncIterator[tuple[Ledger, Ledger]]:
-    """A ledger that goes on, and one restored from an older copy of it, whose clock shows a later time."""
+    """A ledger that continues, and one restored from an older copy, with a later clock."""
     async with opened(database) as ledger:
         await ledger.record(FACTS)
     with files.copy(database) as backup:
@@ -192,7 +192,7 @@ async def parted(
             yield used, restored
 
 
-async def test_a_ledger_from_an_older_backup_is_noticed_and_read_anew(
+async def test_a_ledger_from_an_older_backup_resets_the_reader(
     database: Database, files: SqliteDatabases
 ) -> None:
     async with parted(database, files, timedelta(0)) as (used, restored):
@@ -202,7 +202,7 @@ async def test_a_ledger_from_an_older_backup_is_noticed_and_read_anew(
             assert await reader.balance_anew(restored) == 0
 
 
-async def test_a_restored_ledger_that_has_come_further_is_noticed_and_read_anew(
+async def test_a_restored_ledger_with_newer_numbers_resets_the_reader(
     database: Database, files: SqliteDatabases
 ) -> None:
     async with parted(database, files, timedelta(microseconds=1)) as (used, restored):
@@ -215,7 +215,7 @@ async def test_a_restored_ledger_that_has_come_further_is_noticed_and_read_anew(
             assert await reader.balance_anew(restored) == 5_000_000_000
 
 
-async def test_what_an_earlier_operator_read_is_compared_before_anything_is_known(ledger: Ledger) -> None:
+async def test_an_earlier_bookmark_is_compared_before_the_first_page(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     read = (await ledger.changes(0, 0)).bookmark
     assert Bookmark.parse(str(read)) == read
@@ -232,11 +232,11 @@ async def test_what_an_earlier_operator_read_is_compared_before_anything_is_know
 
 
 @pytest.mark.parametrize("text", ["", "x", "id 7 yesterday", "id seven 2026-03-01T12:00:00+00:00", "a b c d"])
-def test_a_note_that_cannot_be_read_is_no_bookmark(text: str) -> None:
+def test_a_malformed_bookmark_is_the_beginning(text: str) -> None:
     assert Bookmark.parse(text) == Bookmark()
 
 
-async def test_another_ledger_is_noticed_and_read_anew(ledger: Ledger, files: SqliteDatabases) -> None:
+async def test_another_ledger_resets_the_reader(ledger: Ledger, files: SqliteDatabases) -> None:
     await ledger.record(FACTS)
     with files.empty() as empty:
         upgrade(empty.url)

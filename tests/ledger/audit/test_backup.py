@@ -1,4 +1,4 @@
-"""A backup under load is a whole ledger; restored, top-ups are booked again once, and readers are told."""
+"""A backup under load is consistent. After a restore, top-ups are posted once and readers are reset."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,7 +21,7 @@ TEN = 10_000_000_000
 
 @pytest.fixture
 def restored(databases: Databases, tmp_path: Path) -> Iterator[tuple[Callable[[Database], None], Database]]:
-    """How a database is backed up, and the one to which its backup goes."""
+    """A way to back up a database, and the destination."""
     if isinstance(databases, PostgresDatabases):
         server = databases.server
         with databases.empty() as empty:
@@ -45,7 +45,7 @@ def restored(databases: Databases, tmp_path: Path) -> Iterator[tuple[Callable[[D
 
 @asynccontextmanager
 async def load(ledger: Ledger) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Usage and top-ups, one after the other; yields what waits for a few more of them."""
+    """Write usage and top-ups in the background; yields a function that waits for a few more."""
     done, stopping = asyncio.Condition(), False
     count = 0
 
@@ -71,7 +71,7 @@ async def load(ledger: Ledger) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         await working
 
 
-async def test_a_backup_under_load_is_whole_and_topups_are_booked_again_once(
+async def test_a_backup_under_load_is_consistent_and_topups_are_posted_once_after_it(
     database: Database, restored: tuple[Callable[[Database], None], Database]
 ) -> None:
     back_up, copy = restored
@@ -99,7 +99,7 @@ async def test_a_backup_under_load_is_whole_and_topups_are_booked_again_once(
     copy.check()
 
 
-def test_the_command_says_what_it_copied_and_overwrites_nothing(tmp_path: Path, databases: Databases) -> None:
+def test_the_command_reports_the_copy_and_overwrites_nothing(tmp_path: Path, databases: Databases) -> None:
     with databases.ledger() as database:
         arguments = ["ledger", "backup", str(tmp_path / "copy.db"), "--url", database.url]
         first = CliRunner().invoke(cli, arguments)
@@ -123,7 +123,7 @@ def test_a_copy_with_differences_is_reported(databases: Databases, tmp_path: Pat
         assert (result.exit_code, "head is 7" in result.output) == (1, True)
 
 
-def test_a_ledger_that_is_not_there_is_not_made_by_its_backup(tmp_path: Path) -> None:
+def test_a_backup_does_not_create_a_missing_ledger(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no ledger"):
         backup(f"sqlite:///{tmp_path / 'none.db'}", tmp_path / "copy.db")
     assert list(tmp_path.iterdir()) == []

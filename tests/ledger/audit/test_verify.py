@@ -1,4 +1,4 @@
-"""`verify` finds every sort of difference, and has none to report on books that are right."""
+"""`verify` finds every kind of difference, and reports none on a correct ledger."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.ledger.support import FACTS, binding, opened, price, terms, topup, us
 
 @pytest.fixture
 async def books(database: Database) -> Database:
-    """Books that are right, with a bit of everything in them."""
+    """A correct ledger with rows in every table."""
     other = terms().account._replace(name="other")
     async with opened(database) as ledger:
         await ledger.record([*FACTS, terms(other, limit="3")])
@@ -23,7 +23,7 @@ async def books(database: Database) -> Database:
     return database
 
 
-def test_right_books_have_no_differences(books: Database) -> None:
+def test_a_correct_ledger_has_no_differences(books: Database) -> None:
     report = verify(books.url)
     assert report == VerificationReport(
         accounts=2, transactions=3, usage_events=3, pending_events=1, differences=()

@@ -25,7 +25,7 @@ from tests.ledger.support import (
 
 @pytest.fixture
 async def books(database: Database) -> Database:
-    """Books that are right: a term, a minute that it covers in full, and a quota that takes what is left."""
+    """A correct ledger: a term, a minute that it covers fully, and a quota that covers the rest."""
     clock = Clock()
     async with opened(database, clock) as ledger:
         limit = AccountRecord(ACME, "USD", Nano(2 * TERM_PRICE))
@@ -37,7 +37,7 @@ async def books(database: Database) -> Database:
     return database
 
 
-def test_right_books_have_no_differences(books: Database) -> None:
+def test_a_correct_ledger_has_no_differences(books: Database) -> None:
     assert verify(books.url).differences == ()
 
 

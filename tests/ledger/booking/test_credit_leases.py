@@ -1,4 +1,4 @@
-"""Budgets of gateways: no two spend the same money, and what is charged is spent (B17)."""
+"""Credit leases: no two gateways spend the same money, and charges are taken from the lease (B17)."""
 
 import asyncio
 import random
@@ -16,11 +16,11 @@ UNIT = 1_000_000_000
 
 
 async def claim(ledger: Ledger, amount: int, source: str = "gateway-0") -> CreditLease:
-    """A gateway's claim on the account."""
+    """A gateway's lease of the account."""
     return await ledger.lease_credit(CreditLeaseRequest(source, ACME, Nano(amount)))
 
 
-async def test_b17_what_one_gateway_has_no_other_gets(ledger: Ledger) -> None:
+async def test_b17_leased_money_is_not_leased_twice(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     await ledger.post_topup(topup(amount="10"))
     assert (await claim(ledger, 7 * UNIT, "a")).granted == 7 * UNIT
@@ -31,19 +31,19 @@ async def test_b17_what_one_gateway_has_no_other_gets(ledger: Ledger) -> None:
     assert (await claim(ledger, 99 * UNIT, "b")).granted == 9 * UNIT
 
 
-async def test_b17_a_charge_is_taken_from_the_budget_of_its_gateway(ledger: Ledger) -> None:
+async def test_b17_a_charge_is_taken_from_the_lease_of_its_gateway(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     await ledger.post_topup(topup(amount="10"))
     await claim(ledger, UNIT)
     result = await ledger.ingest([usage("1"), usage("2"), usage("3", source="somebody")])
-    (budget,) = result.leases
-    assert (budget.granted, budget.spent) == (UNIT, 2 * CALL_CHARGE)
+    (lease,) = result.leases
+    assert (lease.granted, lease.spent) == (UNIT, 2 * CALL_CHARGE)
     assert (await ledger.ingest([usage("1")])).leases == ()
     after = await claim(ledger, UNIT)
     assert after.granted - after.spent == UNIT
 
 
-async def test_b17_nothing_is_granted_of_what_is_not_there(ledger: Ledger) -> None:
+async def test_b17_a_lease_never_exceeds_what_is_available(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     assert (await claim(ledger, UNIT)).granted == 0
     with pytest.raises(LedgerRefused, match="no account"):
@@ -52,7 +52,7 @@ async def test_b17_nothing_is_granted_of_what_is_not_there(ledger: Ledger) -> No
         await claim(ledger, -1)
 
 
-async def test_b17_what_a_dead_gateway_had_is_free_again_after_its_time(ledger: Ledger, clock: Clock) -> None:
+async def test_b17_the_lease_of_a_dead_gateway_expires(ledger: Ledger, clock: Clock) -> None:
     await ledger.record(FACTS)
     await ledger.post_topup(topup(amount="10"))
     await claim(ledger, 10 * UNIT, "dead")
@@ -62,10 +62,8 @@ async def test_b17_what_a_dead_gateway_had_is_free_again_after_its_time(ledger: 
     assert (await claim(ledger, UNIT)).granted == UNIT
 
 
-async def test_b17_gateways_that_race_never_spend_more_than_there_is(
-    database: Database, clock: Clock
-) -> None:
-    """Two processes; eight gateways spend all they get in calls of one price, until there is nothing."""
+async def test_b17_racing_gateways_never_overspend_the_account(database: Database, clock: Clock) -> None:
+    """Eight gateways on two ledgers spend their leases in calls of one price until nothing is left."""
     async with opened(database, clock) as first, opened(database, clock) as second:
         await first.record(FACTS)
         await first.post_topup(topup(amount=Nano(1000 * CALL_CHARGE + 7)))
@@ -75,8 +73,8 @@ async def test_b17_gateways_that_race_never_spend_more_than_there_is(
             calls = 0
             ledger = dice.choice((first, second))
             while True:
-                budget = await claim(ledger, dice.randint(1, 9) * CALL_CHARGE, name)
-                affordable = (budget.granted - budget.spent) // CALL_CHARGE
+                lease = await claim(ledger, dice.randint(1, 9) * CALL_CHARGE, name)
+                affordable = (lease.granted - lease.spent) // CALL_CHARGE
                 if affordable == 0:
                     return calls
                 events = [usage(f"{name}-{calls + i}", source=name) for i in range(affordable)]

@@ -1,4 +1,4 @@
-"""Free quotas and reservations in the ledger: what covers a call, and when a term is bought (B6, B9)."""
+"""Free quotas and reservations: what covers a call, and when a term is bought (B6, B9)."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -42,7 +42,7 @@ from tests.ledger.support import (
 )
 
 
-async def test_b6_the_quota_comes_before_money_and_the_excess_is_billed(ledger: Ledger) -> None:
+async def test_b6_the_quota_is_used_first_and_the_excess_is_charged(ledger: Ledger) -> None:
     await ledger.record([terms(), binding(), model(free_quota=QUOTA)])
     assert (await quota(ledger)).total == 1_000
     # 120 tokens a call: eight are free, of the ninth 40 tokens of uncached input.
@@ -56,7 +56,7 @@ async def test_b6_the_quota_comes_before_money_and_the_excess_is_billed(ledger: 
     assert await balance(ledger) == -(30 * 500 + 30 * 50 + 20 * 1_500) - CALL_CHARGE
 
 
-async def test_b6_a_trial_is_never_billed_even_for_the_call_that_crosses_the_line(ledger: Ledger) -> None:
+async def test_b6_a_trial_is_never_charged_even_beyond_the_quota(ledger: Ledger) -> None:
     trial = Binding(CHAT, ACME, MODEL, START, trial=True)
     await ledger.record([terms(), trial, model(free_quota=FreeQuota(50, 90))])
     await ledger.ingest([usage("crosses")])
@@ -64,7 +64,7 @@ async def test_b6_a_trial_is_never_billed_even_for_the_call_that_crosses_the_lin
     assert (await quota(ledger)).used == 50
 
 
-async def test_b6_the_rest_is_void_after_its_date(ledger: Ledger, clock: Clock) -> None:
+async def test_b6_a_quota_is_void_after_its_expiry(ledger: Ledger, clock: Clock) -> None:
     await ledger.record([terms(), binding(), model(free_quota=QUOTA)])
     clock.advance(days=91)
     await ledger.ingest([usage("in time", time=START + timedelta(days=89)), usage("late", time=clock.now)])
@@ -87,15 +87,15 @@ async def test_b6_an_account_gets_a_models_quota_once_and_all_its_services_share
     assert (await quota(ledger)).total == 1_000
 
 
-async def test_b6_usage_that_waited_for_its_records_finds_the_quota(ledger: Ledger) -> None:
+async def test_b6_pending_usage_uses_the_quota_when_it_is_charged(ledger: Ledger) -> None:
     await ledger.ingest([usage()])
     await ledger.record([terms(), binding(), model(free_quota=QUOTA)])
     assert (await quota(ledger)).used == 120
     assert await balance(ledger) == 0
 
 
-async def test_b6_waiting_usage_gets_the_quota_in_the_order_of_its_arrival(ledger: Ledger) -> None:
-    """Whatever each waited for: the first waits for its price, the second for its service."""
+async def test_b6_pending_usage_uses_the_quota_in_order_of_arrival(ledger: Ledger) -> None:
+    """The first event waits for its price, the second for its binding."""
     other = ObjectKey("team-b", "chat")
     await ledger.record([terms(), binding()])
     await ledger.ingest([usage("first"), usage("second", service=other, output_tokens=0)])
@@ -120,7 +120,7 @@ async def test_b9_a_term_is_bought_at_creation_and_covers_its_minutes(ledger: Le
     assert await balance(ledger) == -(4_000 * 80 + 200 * 2_400)
 
 
-async def test_b9_reservations_of_a_service_that_was_made_again_add_up(ledger: Ledger) -> None:
+async def test_b9_reservations_of_a_recreated_service_add_up(ledger: Ledger) -> None:
     """Each was paid (docs/decisions/108)."""
     await ledger.record([terms(limit="100000"), binding(), model(reservation=OFFER)])
     await ledger.record([reserved(uid="first"), reserved(uid="second", input_tpm=10_000)])
@@ -130,7 +130,7 @@ async def test_b9_reservations_of_a_service_that_was_made_again_add_up(ledger: L
 
 
 async def test_b9_a_reservation_on_one_model_covers_nothing_on_another(ledger: Ledger) -> None:
-    """Nor what another account pays: a service may be made again under its name (docs/decisions/108)."""
+    """Nor usage of another account: a service can be recreated under its name (docs/decisions/108)."""
     await ledger.record([terms(limit="100000"), binding(), model(reservation=OFFER), reserved()])
     bought = await balance(ledger)
     await ledger.record([binding(model="dear", at=START + timedelta(days=1))])
@@ -179,7 +179,7 @@ async def test_b9_through_400_days(ledger: Ledger, clock: Clock, buying: Buying)
     assert (await reservation(ledger)).state is state
 
 
-async def test_b9_renewal_comes_a_day_ahead_and_its_failure_is_told_before_the_end(
+async def test_b9_renewal_is_a_day_ahead_and_its_failure_is_reported_before_the_end(
     ledger: Ledger, clock: Clock
 ) -> None:
     await ledger.record([terms(), binding(), model(reservation=OFFER)])
@@ -200,7 +200,7 @@ async def test_b9_renewal_comes_a_day_ahead_and_its_failure_is_told_before_the_e
     assert (await reservation(ledger)).state is ReservationState.UNPAID
 
 
-async def test_b9_a_term_costs_what_is_in_force_not_what_is_announced(ledger: Ledger, clock: Clock) -> None:
+async def test_b9_a_term_costs_the_price_in_force_at_its_purchase(ledger: Ledger, clock: Clock) -> None:
     dearer = replace(OFFER, input_unit_price_per_day=Nano(10 * OFFER.input_unit_price_per_day))
     await ledger.record([terms(limit="100000"), binding(), model(reservation=OFFER)])
     tomorrow = replace(model(reservation=dearer), effective_at=START + timedelta(days=1))
@@ -211,7 +211,7 @@ async def test_b9_a_term_costs_what_is_in_force_not_what_is_announced(ledger: Le
     assert await balance(ledger) < -10 * TERM_PRICE / 2
 
 
-async def test_b9_what_the_model_does_not_offer_is_not_bought(ledger: Ledger) -> None:
+async def test_b9_a_term_that_the_model_does_not_offer_is_not_bought(ledger: Ledger) -> None:
     await ledger.record([terms(limit="100000"), binding(), model(reservation=OFFER)])
     for number, changes in enumerate(({"days": 7}, {"input_tpm": 15_000}, {"output_tpm": 1})):
         await ledger.record([reserved(uid=f"uid-{number}", **changes)])

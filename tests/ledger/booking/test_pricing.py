@@ -33,7 +33,7 @@ def test_a_price_per_million_tokens_is_whole_nano_units_per_token(text: str, nan
 
 
 @pytest.mark.parametrize("text", ["", "-1", "+1", "1.0001", "1e3", ".5", "1.", "1000000", "1,5", " 1", "٣"])
-def test_what_is_no_price_is_refused(text: str) -> None:
+def test_an_invalid_price_is_refused(text: str) -> None:
     with pytest.raises(InvalidAmount):
         parse_price(text)
 

@@ -1,4 +1,4 @@
-"""Records: known facts change nothing, bad ones are refused one by one."""
+"""Records: known facts change nothing, and invalid ones are refused one by one."""
 
 from datetime import timedelta
 
@@ -47,14 +47,14 @@ async def test_recording_the_same_again_changes_nothing_and_takes_no_number(
     assert (counts(database), await ledger.head()) == (before, head)
 
 
-async def test_a_price_that_comes_back_is_a_version_again(database: Database, ledger: Ledger) -> None:
+async def test_an_earlier_price_becomes_a_new_version(database: Database, ledger: Ledger) -> None:
     await ledger.record([price(), price(tiers=flat(7), at=START + HOUR), price(at=START + 2 * HOUR)])
     assert counts(database)["price_versions"] == 3
     await ledger.record([price(at=START + 3 * HOUR), price(tiers=flat(7), at=START + HOUR)])
     assert counts(database)["price_versions"] == 3
 
 
-async def test_b12_a_price_of_a_clock_far_ahead_does_not_stand_for_the_same_price_of_now(
+async def test_b12_a_price_from_a_fast_clock_does_not_hide_the_current_price(
     ledger: Ledger, clock: Clock
 ) -> None:
     await ledger.record([*FACTS, price(tiers=flat(7), at=START + 9_000 * HOUR)])
@@ -64,7 +64,7 @@ async def test_b12_a_price_of_a_clock_far_ahead_does_not_stand_for_the_same_pric
     assert await balance(ledger) == -120 * 7
 
 
-async def test_a_binding_that_comes_back_is_a_binding_again(
+async def test_an_earlier_binding_becomes_a_new_binding(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:
     other = terms(account=ACME._replace(name="other"))
@@ -104,7 +104,7 @@ async def test_an_account_cannot_change_its_currency(ledger: Ledger) -> None:
         (binding(model="x" * 254), "InvalidName"),
     ],
 )
-async def test_a_bad_record_is_refused_by_itself(ledger: Ledger, bad: Record, reason: str) -> None:
+async def test_an_invalid_record_is_refused_alone(ledger: Ledger, bad: Record, reason: str) -> None:
     refused = await ledger.record([bad, *FACTS])
     assert [(refusal.index, refusal.reason) for refusal in refused] == [(0, reason)]
     assert (await ledger.ingest([usage(model=MODEL)])).pending == 0

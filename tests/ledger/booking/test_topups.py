@@ -14,7 +14,7 @@ from tests.ledger.support import ACME, CALL_CHARGE, FACTS, START, Clock, balance
 TEN = 10_000_000_000
 
 
-async def test_a_topup_is_booked_with_a_receipt(ledger: Ledger) -> None:
+async def test_a_topup_is_posted_with_a_receipt(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     await ledger.ingest([usage()])
     posted = await ledger.post_topup(topup(amount="10"))
@@ -23,7 +23,7 @@ async def test_a_topup_is_booked_with_a_receipt(ledger: Ledger) -> None:
     assert posted.account.sequence == await ledger.head()
 
 
-async def test_a_repeated_topup_returns_the_first_receipt_and_the_account_of_now(
+async def test_a_repeated_topup_returns_the_first_receipt_and_the_current_account(
     ledger: Ledger, clock: Clock
 ) -> None:
     await ledger.record(FACTS)
@@ -54,7 +54,7 @@ async def test_the_same_reference_on_another_account_is_another_topup(ledger: Le
     assert (await ledger.post_topup(topup(account=other))).duplicate is False
 
 
-async def test_a_topup_of_an_account_never_recorded_is_refused_until_it_is(ledger: Ledger) -> None:
+async def test_a_topup_of_an_unrecorded_account_is_refused(ledger: Ledger) -> None:
     with pytest.raises(LedgerRefused) as refused:
         await ledger.post_topup(topup())
     assert refused.value.reason == "AccountNotFound"
@@ -72,7 +72,7 @@ async def test_a_topup_of_an_account_never_recorded_is_refused_until_it_is(ledge
         ("Adjustment", -MAX_NANO - 1),
     ],
 )
-async def test_amounts_that_cannot_be_booked_are_refused(ledger: Ledger, kind: str, amount: int) -> None:
+async def test_invalid_amounts_are_refused(ledger: Ledger, kind: str, amount: int) -> None:
     await ledger.record([terms()])
     with pytest.raises(LedgerRefused) as refused:
         await ledger.post_topup(topup(kind=kind, amount=Nano(amount)))
@@ -91,13 +91,13 @@ async def test_a_balance_beyond_64_bits_is_refused_and_not_corrupted(ledger: Led
     assert await balance(ledger) == 0
 
 
-async def test_an_adjustment_may_take_money(ledger: Ledger) -> None:
+async def test_an_adjustment_can_be_negative(ledger: Ledger) -> None:
     await ledger.record([terms()])
     posted = await ledger.post_topup(topup(kind="Adjustment", amount=Nano(-5)))
     assert posted.balance_after == -5
 
 
-async def test_topups_posted_at_the_same_time_all_count_and_a_refused_one_harms_none(ledger: Ledger) -> None:
+async def test_concurrent_topups_all_count_and_a_refused_one_fails_alone(ledger: Ledger) -> None:
     await ledger.record([terms()])
     orders = [topup(f"pay_{number % 40}") for number in range(120)]
     orders.append(topup("pay_0", kind="Adjustment", amount=Nano(3)))

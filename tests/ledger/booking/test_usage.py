@@ -59,7 +59,7 @@ async def test_the_same_id_of_another_source_is_another_event(ledger: Ledger) ->
     assert (result.accepted, result.duplicate) == (2, 0)
 
 
-async def test_source_and_id_are_never_mistaken_for_each_other(ledger: Ledger) -> None:
+async def test_source_and_id_are_distinguished(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     for source, name in (("a:b", "c"), ("a", "b:c"), ("a:", "b:c"), ("", "a:b:c")):
         result = await ledger.ingest([usage(name, source=source)])
@@ -125,10 +125,10 @@ async def test_late_usage_after_a_move_goes_to_the_account_and_price_of_its_time
     assert await balance(ledger, later) == -120 * 7
 
 
-async def test_a_price_edit_never_touches_what_is_booked(
+async def test_a_price_edit_never_changes_charged_usage(
     ledger: Ledger, database: Database, clock: Clock
 ) -> None:
-    """Not even one that reaches back in time: it holds for what is charged from then on (B12)."""
+    """Also when its time is in the past: it applies to usage that is charged later (B12)."""
     await ledger.record(FACTS)
     clock.advance(hours=1)
     await ledger.ingest([usage("1", time=START + HOUR / 2)])
@@ -140,13 +140,13 @@ async def test_a_price_edit_never_touches_what_is_booked(
     database.check()
 
 
-async def test_usage_from_before_the_first_record_takes_the_first(ledger: Ledger) -> None:
+async def test_usage_before_the_first_record_uses_the_first_record(ledger: Ledger) -> None:
     await ledger.record([*FACTS, price(tiers=flat(7), at=START + HOUR)])
     await ledger.ingest([usage(time=START - HOUR)])
     assert await balance(ledger) == -CALL_CHARGE
 
 
-async def test_an_event_from_the_future_is_rejected_with_its_place(ledger: Ledger) -> None:
+async def test_an_event_from_the_future_is_rejected_with_its_index(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     soon, late = START + timedelta(minutes=5), START + timedelta(minutes=5, microseconds=1)
     result = await ledger.ingest([usage("soon", time=soon), usage("late", time=late)])
@@ -155,7 +155,7 @@ async def test_an_event_from_the_future_is_rejected_with_its_place(ledger: Ledge
     assert (rejection.index, rejection.id, rejection.reason) == (1, "late", "TimeInFuture")
 
 
-async def test_usage_that_no_report_could_show_is_rejected(ledger: Ledger) -> None:
+async def test_usage_before_1970_is_rejected(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     first = from_micros(0)
     result = await ledger.ingest(
@@ -196,7 +196,7 @@ async def test_impossible_usage_is_rejected_and_the_rest_counts(ledger: Ledger) 
         ),
     ],
 )
-async def test_an_event_waits_for_what_is_missing_and_is_charged_with_its_record(
+async def test_a_pending_event_is_charged_when_the_missing_record_arrives(
     ledger: Ledger, known: list[Record], missing: Record, reason: str, waiting_for: str
 ) -> None:
     await ledger.record(known)
@@ -214,7 +214,7 @@ async def test_an_event_waits_for_what_is_missing_and_is_charged_with_its_record
     assert await balance(ledger) == -CALL_CHARGE
 
 
-async def test_a_waiting_event_says_what_it_waits_for_next(ledger: Ledger) -> None:
+async def test_a_pending_event_names_what_it_waits_for(ledger: Ledger) -> None:
     await ledger.ingest([usage()])
     reasons = []
     for record in (binding(), terms(), price()):
@@ -232,7 +232,7 @@ async def test_pending_events_are_listed_page_by_page(ledger: Ledger) -> None:
     assert [item.event.id for item in (*first, *rest)] == ["0", "1", "2", "3", "4"]
 
 
-async def test_many_waiting_events_are_charged_in_one_go(ledger: Ledger) -> None:
+async def test_many_pending_events_are_charged_together(ledger: Ledger) -> None:
     count = 12_000
     await ledger.ingest([usage(str(number)) for number in range(count)])
     assert await ledger.pending_count() == count
@@ -241,14 +241,14 @@ async def test_many_waiting_events_are_charged_in_one_go(ledger: Ledger) -> None
     assert await balance(ledger) == -count * CALL_CHARGE
 
 
-async def test_an_event_naming_its_model_goes_by_that_models_binding(ledger: Ledger, clock: Clock) -> None:
+async def test_an_event_with_a_model_uses_the_binding_of_that_model(ledger: Ledger, clock: Clock) -> None:
     await ledger.record([*FACTS, binding(model="other", at=START + HOUR), price("other", flat(7))])
     clock.advance(hours=2)
     await ledger.ingest([usage("named", time=START + HOUR, model=MODEL), usage("plain", time=START + HOUR)])
     assert await balance(ledger) == -(CALL_CHARGE + 120 * 7)
 
 
-async def test_a_balance_that_64_bits_cannot_hold_keeps_the_event_waiting(ledger: Ledger) -> None:
+async def test_an_event_that_would_overflow_the_balance_stays_pending(ledger: Ledger) -> None:
     dearest = (TokenPriceTier(None, Nano(999_999_999), Nano(0), Nano(999_999_999)),)
     await ledger.record([terms(), binding(), price(tiers=dearest)])
     huge = {"input_tokens": 1_000_000_000, "output_tokens": 1_000_000_000}
@@ -261,7 +261,7 @@ async def test_a_balance_that_64_bits_cannot_hold_keeps_the_event_waiting(ledger
     assert await ledger.pending_count() == 0
 
 
-async def test_what_was_charged_is_known_after_a_restart(database: Database) -> None:
+async def test_charged_events_are_known_after_a_restart(database: Database) -> None:
     async with opened(database) as ledger:
         await ledger.record(FACTS)
         await ledger.ingest([usage()])
@@ -282,5 +282,5 @@ async def test_two_processes_see_each_others_records(database: Database, ledger:
         assert await balance(ledger) == -(2 * CALL_CHARGE + 7 * 120)
 
 
-async def test_an_empty_batch_is_fine(ledger: Ledger) -> None:
+async def test_an_empty_batch_is_accepted(ledger: Ledger) -> None:
     assert await ledger.ingest([]) == IngestResult(0, 0, 0, ())

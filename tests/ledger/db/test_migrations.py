@@ -1,4 +1,4 @@
-"""A ledger of the first schema, with data in it, is brought up to date on both databases, and goes on."""
+"""A ledger of the first schema with data is upgraded on both databases."""
 
 import asyncio
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ FIRST_DATA = (
     " 'BindingNotFound', 'team-a/new')",
     "UPDATE ledger SET head = 3, revision = 5",
 )
-"""What the ledger of the first schema had after a record, a top-up, a call, and one that waits."""
+"""The data of a ledger of the first schema: a record, a top-up, a charged call and a pending one."""
 
 
 def migrate(database: Database, revision: str) -> None:
@@ -57,7 +57,7 @@ def first(databases: Databases) -> Iterator[Database]:
         yield database
 
 
-async def test_what_the_first_schema_had_is_kept_and_goes_on(first: Database) -> None:
+async def test_an_upgrade_from_the_first_schema_keeps_its_data(first: Database) -> None:
     assert CALL_CHARGE == 80_000
     async with opened(first) as ledger:
         first.check()
@@ -70,7 +70,7 @@ async def test_what_the_first_schema_had_is_kept_and_goes_on(first: Database) ->
     first.check()
 
 
-def test_each_step_can_be_the_last_one_for_a_while(first: Database) -> None:
+def test_each_migration_leaves_a_consistent_schema(first: Database) -> None:
     for revision in ("0002", "0003"):
         migrate(first, revision)
     upgrade(first.url)
@@ -82,7 +82,7 @@ async def test_meters_that_start_at_once_upgrade_once(first: Database) -> None:
     first.check()
 
 
-def test_a_schema_of_a_newer_version_is_left_alone(first: Database) -> None:
+def test_a_newer_schema_is_refused(first: Database) -> None:
     with first.raw() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigurationError, match="newer version"):

@@ -1,4 +1,4 @@
-"""What only PostgreSQL can do to a ledger: lose its connections, and serve several meters at once."""
+"""What happens on PostgreSQL alone: lost connections, and several meters on one database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -57,17 +57,17 @@ def databases(postgres: Postgres) -> Databases:
 
 @pytest.fixture
 async def meters(database: Database, clock: Clock) -> AsyncIterator[list[Ledger]]:
-    """Three ledgers on one database, as three meters have them."""
+    """Three ledgers on one database, like those of three meters."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(opened(database, clock)) for _ in range(3)]
     database.check()
 
 
 class Cutter:
-    """Cuts the writer off from its server at one of its calls: at a statement, before or after a commit."""
+    """Disconnects the writer at one of its calls: at a statement, before or after a commit."""
 
     def __init__(self, ledger: Ledger, cut: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-        """Watches the ledger from now on."""
+        """Observe the ledger."""
         self._cut = cut
         self._left = 0
         copy = BulkInsert.run_many
@@ -85,12 +85,12 @@ class Cutter:
         monkeypatch.setattr(BulkInsert, "run_many", call_and_copy)
 
     def arm(self, at: int) -> None:
-        """Cut at that call from now on, counted from 1, and at no other."""
+        """Disconnect at this call, counted from 1."""
         self._left = at
 
     @property
     def waits(self) -> bool:
-        """Whether there were not so many calls."""
+        """Whether the call has not happened yet."""
         return self._left > 0
 
     def _call(self) -> bool:
@@ -106,7 +106,7 @@ async def paid(ledger: Ledger, number: int) -> None:
 
 
 async def used(ledger: Ledger, number: int) -> None:
-    """A minute's calls: the reservation covers some, the quota once, and then a budget pays."""
+    """The calls of a minute: first the reservation and the quota cover them, then a lease pays."""
     time = START + timedelta(minutes=number)
     calls = [usage(f"{number}-{call}", time=time, output_tokens=40) for call in range(50)]
     result = await ledger.ingest(calls)
@@ -114,16 +114,16 @@ async def used(ledger: Ledger, number: int) -> None:
 
 
 async def told(ledger: Ledger, number: int) -> None:
-    """A call of a service that nobody knows, and then its service and account."""
+    """A call of an unrecorded service, and then its binding and account."""
     account, service = ACME._replace(name=f"a{number}"), CHAT._replace(name=f"s{number}")
     await ledger.ingest([usage(f"waits-{number}", service=service)])
     assert await ledger.record([terms(account), binding(service, account)]) == []
 
 
 async def claimed(ledger: Ledger, number: int) -> None:
-    """A gateway's claim."""
-    budget = await ledger.lease_credit(CreditLeaseRequest("gateway-0", ACME, Nano(number)))
-    assert budget.granted - budget.spent == number
+    """A lease request of a gateway."""
+    lease = await ledger.lease_credit(CreditLeaseRequest("gateway-0", ACME, Nano(number)))
+    assert lease.granted - lease.spent == number
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_a_connection_lost_at_any_call_is_an_error_and_the_retry_counts_on
     postgres: Postgres,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each repetition of the act adds so many accounts, transactions and events."""
+    """The parameters are the rows that each repetition adds."""
     async with opened(database, clock) as ledger:
         await ledger.record([terms(), binding(), model(reservation=OFFER, free_quota=QUOTA)])
         await ledger.post_topup(topup("first", Nano(TERM_PRICE + UNIT)))
@@ -172,7 +172,7 @@ async def test_a_connection_lost_at_any_call_is_an_error_and_the_retry_counts_on
     assert (after.transactions, after.pending_events) == (before.transactions + number * transactions, 0)
 
 
-async def test_connections_lost_at_rest_are_replaced_before_anybody_notices(
+async def test_idle_connections_that_were_lost_are_replaced(
     database: Database, ledger: Ledger, postgres: Postgres
 ) -> None:
     await ledger.record(FACTS)
@@ -180,7 +180,7 @@ async def test_connections_lost_at_rest_are_replaced_before_anybody_notices(
     assert (await ledger.ingest(BATCH)).accepted == len(BATCH)
 
 
-async def test_b12_meters_that_get_the_same_usage_at_once_charge_it_once(meters: list[Ledger]) -> None:
+async def test_b12_meters_with_the_same_usage_charge_it_once(meters: list[Ledger]) -> None:
     await meters[0].record(FACTS)
     batches = [[usage(f"{start + number}") for number in range(20)] for start in range(0, 200, 10)]
     results = await asyncio.gather(*(meter.ingest(batch) for batch in batches for meter in meters))
@@ -188,7 +188,7 @@ async def test_b12_meters_that_get_the_same_usage_at_once_charge_it_once(meters:
     assert [await balance(meter) for meter in meters] == [-210 * CALL_CHARGE] * 3
 
 
-async def test_b10_meters_that_get_the_same_topup_at_once_book_it_once(meters: list[Ledger]) -> None:
+async def test_b10_meters_with_the_same_topup_post_it_once(meters: list[Ledger]) -> None:
     await meters[0].record(FACTS)
     receipts = await asyncio.gather(
         *(meter.post_topup(topup(f"pay_{number}")) for number in range(10) for meter in meters)
@@ -197,9 +197,7 @@ async def test_b10_meters_that_get_the_same_topup_at_once_book_it_once(meters: l
     assert await balance(meters[1]) == 100_000_000_000
 
 
-async def test_b9_meters_that_all_look_at_the_clock_buy_each_term_once(
-    meters: list[Ledger], clock: Clock
-) -> None:
+async def test_b9_several_meters_buy_each_term_once(meters: list[Ledger], clock: Clock) -> None:
     await meters[0].record([terms(), binding(), model(reservation=OFFER)])
     await meters[1].post_topup(topup(amount=Nano(10 * TERM_PRICE)))
     await meters[2].record([reserved(Buying.RENEWING)])
@@ -215,7 +213,7 @@ async def test_b9_meters_that_all_look_at_the_clock_buy_each_term_once(
     )
 
 
-async def test_what_one_meter_commits_wakes_the_readers_of_the_others(
+async def test_a_commit_wakes_the_readers_of_other_meters(
     database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "POLL_SECONDS", 600.0)
@@ -241,10 +239,10 @@ async def test_every_commit_notifies_listeners(database: Database, clock: Clock)
 
 
 @pytest.mark.parametrize("prefix", ["postgresql", "postgresql+psycopg"])
-def test_the_usual_urls_are_understood(prefix: str) -> None:
+def test_postgresql_urls_get_the_psycopg_driver(prefix: str) -> None:
     assert ledger_url(f"{prefix}://user@host/name").drivername == "postgresql+psycopg"
 
 
-def test_other_databases_are_refused() -> None:
+def test_urls_of_other_databases_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="mysql"):
         ledger_url("mysql://host/name")

@@ -1,4 +1,4 @@
-"""The schema: one upgrade makes it, the code agrees with it, and the database itself forbids rewriting."""
+"""The schema: migrations agree with the code, and triggers protect the history."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ from tests.ledger.support import (
 )
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_code(database: Database) -> None:
+def test_migrations_create_exactly_the_tables_of_the_code(database: Database) -> None:
     with disposing(read_engine(database.url, 1)) as engine, engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         assert is_current(connection)
@@ -59,7 +59,7 @@ def test_processes_that_upgrade_at_the_same_time_take_turns(databases: Databases
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "no url at all"])
-def test_a_url_that_cannot_be_a_ledgers_is_a_configuration_error(url: str) -> None:
+def test_an_invalid_ledger_url_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"ledger"):
         upgrade(url)
 
@@ -71,7 +71,7 @@ def test_a_database_without_the_schema_is_not_verified(databases: Databases) -> 
 
 @pytest.fixture(scope="module")
 def guarded(databases: Databases) -> Iterator[Database]:
-    """A ledger with a bit of everything in it, which nobody can change."""
+    """A ledger with rows in every table, protected by triggers."""
 
     async def fill(database: Database) -> None:
         async with opened(database) as ledger:
@@ -141,7 +141,7 @@ def test_history_cannot_be_replaced(guarded: Database) -> None:
         connection.exec_driver_sql(REPLACING[connection.dialect.name])
 
 
-def test_postgresql_lets_no_table_be_emptied(guarded: Database) -> None:
+def test_postgresql_refuses_truncate(guarded: Database) -> None:
     with guarded.raw() as connection:
         if connection.dialect.name == "sqlite":
             return  # has no TRUNCATE
@@ -150,7 +150,7 @@ def test_postgresql_lets_no_table_be_emptied(guarded: Database) -> None:
             connection.exec_driver_sql(f"TRUNCATE {table} CASCADE")
 
 
-def test_what_the_code_may_change_is_let_through(guarded: Database) -> None:
+def test_permitted_changes_are_accepted(guarded: Database) -> None:
     with guarded.raw() as connection:
         for statement in (
             "UPDATE accounts SET balance = balance, credit_limit = credit_limit, sequence = sequence",
@@ -163,7 +163,7 @@ def test_what_the_code_may_change_is_let_through(guarded: Database) -> None:
             assert connection.exec_driver_sql(statement).rowcount == 1
 
 
-def test_an_overflow_is_refused_and_never_becomes_a_float(guarded: Database) -> None:
+def test_an_overflow_is_refused_and_not_stored_as_a_float(guarded: Database) -> None:
     with guarded.raw() as connection, pytest.raises(DBAPIError, match=r"REAL|out of range"):
         connection.exec_driver_sql("UPDATE accounts SET balance = 9223372036854775807 + 1")
 

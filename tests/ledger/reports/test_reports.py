@@ -1,4 +1,4 @@
-"""Reports: where buckets, pages and statements begin and end, and what they take in (B19)."""
+"""Reports: the bounds of buckets, pages and statements, and what they include (B19)."""
 
 import asyncio
 from collections import Counter
@@ -39,7 +39,7 @@ LATER = START + timedelta(days=15)
 
 
 @pytest.mark.parametrize("bucket", list(Bucket))
-async def test_buckets_begin_on_their_bounds(ledger: Ledger, bucket: Bucket) -> None:
+async def test_buckets_are_aligned(ledger: Ledger, bucket: Bucket) -> None:
     await ledger.record(FACTS)
     times = [
         START.replace(hour=0),
@@ -68,7 +68,7 @@ async def test_a_report_includes_its_beginning_and_not_its_end(ledger: Ledger) -
         assert sum(row.calls for row in page.rows) == seen
 
 
-async def test_pages_are_of_one_state_while_usage_arrives(ledger: Ledger) -> None:
+async def test_all_pages_are_read_at_one_number(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     await ledger.ingest([usage(str(number), api_key=f"key-{number}") for number in range(5)])
     query = UsageQuery(ACME, START, START + timedelta(days=1), frozenset({Group.API_KEY}), Bucket.MINUTE)
@@ -88,10 +88,10 @@ async def test_pages_are_of_one_state_while_usage_arrives(ledger: Ledger) -> Non
     assert sum(row.charge for row in seen) == 5 * CALL_CHARGE
 
 
-async def test_a_page_of_a_ledger_that_was_restored_is_refused(
+async def test_a_cursor_expires_when_the_ledger_is_restored(
     databases: Databases, database: Database, clock: Clock
 ) -> None:
-    """Also when it has come further since than the page before: its numbers stand for other things."""
+    """Also when it has passed the number of the first page: its numbers have other meanings."""
     async with opened(database, clock) as ledger:
         await ledger.record(FACTS)
     query = UsageQuery(ACME, START, START + timedelta(days=1), frozenset({Group.API_KEY}))
@@ -128,7 +128,7 @@ async def test_a_page_of_a_ledger_that_was_restored_is_refused(
         ({"api_key": "ci", "service": ObjectKey("team-b", "chat")}, set()),
     ],
 )
-async def test_filters_take_what_they_name(ledger: Ledger, filters: dict[str, Any], seen: set[str]) -> None:
+async def test_filters_select_what_they_name(ledger: Ledger, filters: dict[str, Any], seen: set[str]) -> None:
     other = ObjectKey("team-b", "chat")
     await ledger.record([*FACTS, Binding(other, ACME, MODEL, START)])
     await ledger.ingest(
@@ -171,7 +171,7 @@ async def statement_of(ledger: Ledger, days: float = 366) -> Statement:
     return found
 
 
-async def test_a_statement_has_top_ups_and_terms_singly_and_usage_by_day_and_model(
+async def test_a_statement_lists_topups_and_terms_and_sums_usage_by_day_and_model(
     ledger: Ledger, clock: Clock
 ) -> None:
     big = ObjectKey("team-a", "big")
@@ -205,10 +205,10 @@ async def test_a_statement_has_top_ups_and_terms_singly_and_usage_by_day_and_mod
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_a_time_that_has_passed_reads_the_same_when_a_clock_goes_back(
+async def test_a_past_statement_is_stable_when_a_clock_is_set_back(
     database: Database, clock: Clock, restarts: bool
 ) -> None:
-    """The meter's own, or another meter's that is a little behind."""
+    """The clock of this meter, or of another meter that is slightly behind."""
     midnight = START.replace(hour=0) + timedelta(days=1)
     clock.now = midnight + timedelta(seconds=1)
     async with opened(database, clock) as ledger, opened(database, clock) as other:
@@ -224,7 +224,7 @@ async def test_a_time_that_has_passed_reads_the_same_when_a_clock_goes_back(
         assert (await statement_of(ledger)).closing_balance == 10**10 - CALL_CHARGE
 
 
-async def test_a_clock_that_was_far_ahead_is_believed_again(ledger: Ledger, clock: Clock) -> None:
+async def test_a_corrected_clock_is_used_again(ledger: Ledger, clock: Clock) -> None:
     await ledger.record(FACTS)
     clock.advance(days=400)
     await ledger.post_topup(topup("from the future"))
@@ -232,7 +232,7 @@ async def test_a_clock_that_was_far_ahead_is_believed_again(ledger: Ledger, cloc
     assert (await ledger.post_topup(topup())).posted_at == START
 
 
-async def test_a_statement_of_nobody_is_none_and_one_too_long_is_refused(ledger: Ledger) -> None:
+async def test_a_statement_of_an_unrecorded_account_is_none_and_a_long_one_is_refused(ledger: Ledger) -> None:
     assert await ledger.report(lambda connection: read_statement(connection, ACME, START, LATER)) is None
     await ledger.record(FACTS)
     for number in range(3):
@@ -242,7 +242,7 @@ async def test_a_statement_of_nobody_is_none_and_one_too_long_is_refused(ledger:
     assert refusal.value.reason == "StatementTooLong"
 
 
-async def test_a_report_that_takes_too_long_is_ended_and_the_next_one_runs(
+async def test_a_slow_report_is_cancelled_and_the_next_one_runs(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ledger.record(FACTS)
@@ -256,7 +256,7 @@ async def test_a_report_that_takes_too_long_is_ended_and_the_next_one_runs(
     assert (await statement_of(ledger)).closing_balance == await balance(ledger) == 0
 
 
-async def test_too_many_reports_at_once_are_told_to_come_again(
+async def test_too_many_concurrent_reports_are_unavailable(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "MAX_REPORTS", 2)

@@ -113,7 +113,7 @@ def test_b19_every_report_of_a_random_ledger_adds_up(
 
 
 async def play(database: Database, script: list[Any]) -> None:
-    """Post calls and adjustments at moments of a clock that moves."""
+    """Post calls and adjustments while the clock advances."""
     clock = Clock()
     async with opened(database, clock) as ledger:
         await ledger.record(RECORDS)
@@ -152,7 +152,7 @@ def check_usage(connection: Connection, start: datetime, end: datetime, limit: i
 
 
 def check_against_entries(connection: Connection) -> None:
-    """What usage says was charged is what the entries of revenue books say."""
+    """The charges of usage equal the entries of the revenue accounts."""
     for account in (A, B):
         for model in ("m1", "m2"):
             rows, _ = paged(connection, UsageQuery(account, FIRST, LAST, model=model), 1)
@@ -166,7 +166,7 @@ def check_against_entries(connection: Connection) -> None:
 
 
 def check_statements(connection: Connection, account: ObjectKey, cuts: list[datetime]) -> None:
-    """Each opens with the sum of all entries before it, adds up, and closes where the next opens."""
+    """Each statement opens with the sum of earlier entries, adds up, and closes where the next one opens."""
     cuts = sorted(set(cuts))
     previous = 0
     for start, end in itertools.pairwise(cuts):
@@ -198,7 +198,7 @@ def booked_before(connection: Connection, account: ObjectKey, moment: datetime) 
 
 
 def plain(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """The calls of a time as they are stored, with the account that paid and the one that is bound."""
+    """The stored calls of a period, with the paying account and the bound account."""
     bindings = {row.id: row for row in connection.execute(select(tables.bindings))}
     found = []
     for row in connection.execute(select(tables.usage_events)):
