@@ -124,6 +124,6 @@ def test_a_copy_with_differences_is_reported(databases: Databases, tmp_path: Pat
 
 
 def test_a_backup_does_not_create_a_missing_ledger(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no ledger"):
+    with pytest.raises(ConfigurationError, match="No ledger"):
         backup(f"sqlite:///{tmp_path / 'none.db'}", tmp_path / "copy.db")
     assert list(tmp_path.iterdir()) == []

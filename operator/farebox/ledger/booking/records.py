@@ -18,6 +18,7 @@ from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.state import Timeline
 from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
 from farebox.ledger.booking.usage import charge_pending
+from farebox.meterapi.scalars import MAX_DAYS
 from farebox.meterapi.types import (
     AccountRecord,
     Binding,
@@ -28,7 +29,6 @@ from farebox.meterapi.types import (
 )
 
 _MAX_NAME: Final = 253
-_MAX_DAYS: Final = 36_500
 _MICROSECOND: Final = timedelta(microseconds=1)
 T = TypeVar("T")
 
@@ -162,8 +162,8 @@ def _record_reservation(journal: Journal, wanted: ReservationRecord) -> bool:
     _check_name(wanted.uid, f"the uid of {wanted.service}")
     if not (0 <= wanted.input_tpm <= MAX_NANO and 0 <= wanted.output_tpm <= MAX_NANO):
         raise _Refused("AmountOutOfRange", f"The reservation of {wanted.service} is negative or too large")
-    if not 0 < wanted.days <= _MAX_DAYS:
-        raise _Refused("InvalidReservation", f"A term of {wanted.service} must have 1 to {_MAX_DAYS} days")
+    if not 0 < wanted.days <= MAX_DAYS:
+        raise _Refused("InvalidReservation", f"A term of {wanted.service} must have 1 to {MAX_DAYS} days")
     return record_reservation(journal, wanted)
 
 
