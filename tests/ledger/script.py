@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
-from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
+from farebox.ledger.engine import _CreditLease, _Ingest, _Records, _Renewals, _TopUp
 from farebox.meterapi.types import (
     AccountRecord,
     Binding,
@@ -33,7 +33,7 @@ UNIT = 1_000_000_000
 
 KINDS: tuple[Literal["Payment", "Adjustment"], ...] = ("Payment", "Payment", "Adjustment")
 
-Work = _Advance | _Claim | _Ingest | _Records | _TopUp
+Work = _Renewals | _CreditLease | _Ingest | _Records | _TopUp
 T = TypeVar("T")
 
 
@@ -83,7 +83,7 @@ class Script:
         choice = self._random.random
         works: list[Work] = [self._work() for _ in range(1 if choice() < 0.7 else self._random.randint(2, 4))]
         if later >= timedelta(hours=1) and choice() < 0.7:
-            works.insert(0, _Advance())
+            works.insert(0, _Renewals())
         return Step(later, tuple(works))
 
     def _later(self) -> timedelta:
@@ -104,10 +104,10 @@ class Script:
         if draw < 0.6:
             return _TopUp(self._topup())
         if draw < 0.7:
-            return _Claim(self._claim())
+            return _CreditLease(self._claim())
         if draw < 0.93:
             return _Records([self._record() for _ in range(self._random.choice((1, 1, 2, 4)))])
-        return _Advance()
+        return _Renewals()
 
     def _again(self, known: list[T], chance: float, make: Callable[[], T]) -> T:
         """One that was there before, or a new one that is kept."""

@@ -16,7 +16,7 @@ from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.db import tables
-from farebox.ledger.engine import _Advance, _Claim, _Ingest, _Records, _TopUp
+from farebox.ledger.engine import _CreditLease, _Ingest, _Records, _Renewals, _TopUp
 from farebox.ledger.feed import read_changes
 from farebox.ledger.reports.statement import read_statement
 from farebox.ledger.reports.usage import read_usage
@@ -54,12 +54,12 @@ class Books:
                 return self.model.record(records, now)
             case _TopUp(order):
                 return self.model.topup(order, now)
-            case _Claim(order):
+            case _CreditLease(order):
                 return self.model.claim(order, now)
             case _Ingest(events):
                 fates = [self.model.usage(item, now) for item in events]
                 return tuple(map(fates.count, ("Charged", "Waiting", "Repeated", "Rejected")))
-            case _Advance():
+            case _Renewals():
                 return self.model.advance(now)
 
 

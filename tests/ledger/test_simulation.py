@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.ledger.audit.verify import _Verification
 from farebox.ledger.db.engine import disposing, read_engine, write_engine
-from farebox.ledger.engine import Ledger, _Advance, _Claim, _Ingest, _perform, _Records, _TopUp
+from farebox.ledger.engine import Ledger, _CreditLease, _Ingest, _perform, _Records, _Renewals, _TopUp
 from farebox.ledger.writer import TransactionWriter, _Job
 from tests.ledger.databases import Database, Databases, SqliteDatabases, scratch
 from tests.ledger.script import Script, Step, Work
@@ -116,7 +116,7 @@ class Lives:
         for step in Script(random_).steps(random_.randint(*STEPS)):
             self._clock.now += step.later
             self._do(random_, books, step.together)
-        self._do(random_, books, (_Advance(),))
+        self._do(random_, books, (_Renewals(),))
         with self._reader.begin() as connection:
             compare(connection, books)
             report = _Verification(connection).run()
@@ -141,7 +141,7 @@ async def live_concurrently(seed: int, database: Database) -> None:
     random_ = random.Random(seed)
     clock, books = Clock(), Books()
     ledger, observer = await _open(database, clock, books)
-    for step in [*Script(random_).steps(random_.randint(*STEPS)), Step(timedelta(0), (_Advance(),))]:
+    for step in [*Script(random_).steps(random_.randint(*STEPS)), Step(timedelta(0), (_Renewals(),))]:
         clock.now += step.later
         left = list(step.together)
         while left:
@@ -186,11 +186,11 @@ async def _hand_over(ledger: Ledger, work: Work) -> object:
             return await ledger.record(records)
         case _TopUp(order):
             return await ledger.post_topup(order)
-        case _Claim(order):
+        case _CreditLease(order):
             return await ledger.lease_credit(order)
         case _Ingest(events):
             return await ledger.ingest(events)
-        case _Advance():
+        case _Renewals():
             return await ledger.process_due_renewals()
 
 
