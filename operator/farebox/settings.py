@@ -56,7 +56,7 @@ class OperatorSettings(CommonSettings):
     meter_url: str = Field("http://farebox-meter.farebox-system.svc:8090", description="where the meter is")
     meter_token_file: Path | None = Field(
         Path("/var/run/secrets/farebox/meter-token"),
-        description="bearer token for the meter, read anew when it changes",
+        description="bearer token for the meter, re-read when it changes",
     )
     listen_host: str = Field("0.0.0.0", description="the address to listen on")
     listen_port: int = Field(8080, description="/healthz, /readyz, /metrics")
@@ -97,7 +97,7 @@ class GatewaySettings(CommonSettings):
     meter_url: str = Field("http://farebox-meter.farebox-system.svc:8090", description="where the meter is")
     meter_token_file: Path | None = Field(
         Path("/var/run/secrets/farebox/meter-token"),
-        description="bearer token for the meter, read anew when it changes",
+        description="bearer token for the meter, re-read when it changes",
     )
     gateway_directory: Path = Field(
         Path("/var/run/farebox"),

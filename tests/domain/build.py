@@ -56,7 +56,7 @@ RESUMING = Previous(Phase.STOPPED, BillingMode.PAY_AS_YOU_GO, (), EARLIER, EARLI
 def stopped(
     *reasons: StopReason, ran: bool = True, mode: BillingMode = BillingMode.PAY_AS_YOU_GO
 ) -> Previous:
-    """A service that stood still for these reasons; `ran` says that it had been ready before."""
+    """A service that is stopped for these reasons; `ran` says that it was ready before."""
     return Previous(Phase.STOPPED, mode, reasons, EARLIER, EARLIER if ran else None)
 
 
@@ -103,7 +103,7 @@ def facts(
 
 
 def remembered(verdict: ServiceVerdict) -> Previous:
-    """What the next decision finds in the status after this verdict was written."""
+    """The previous state that the next decision reads from the status of this verdict."""
     return Previous(**{field.name: getattr(verdict, field.name) for field in fields(Previous)})
 
 

@@ -1,4 +1,4 @@
-"""Arbitrary facts, and every way in which unknown facts may turn out."""
+"""Strategies for arbitrary facts, and all known facts that unknown ones may become."""
 
 import os
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def backends(draw: st.DrawFn) -> BackendFacts:
 
 @st.composite
 def services(draw: st.DrawFn) -> ServiceFacts:
-    """Services as the CRD lets them in."""
+    """Services that the CRD accepts."""
     type_ = draw(st.sampled_from(ServiceType))
     custom = type_ is ServiceType.CUSTOM
     dedicated = custom and draw(st.booleans())
@@ -91,7 +91,7 @@ def services(draw: st.DrawFn) -> ServiceFacts:
 
 @st.composite
 def histories(draw: st.DrawFn) -> Previous:
-    """Statuses that the operator can have written."""
+    """Statuses that the operator may have written."""
     modes = st.sampled_from(BillingMode)
     ran = draw(st.booleans())
     times = (EARLIER, EARLIER if ran else None)
@@ -113,7 +113,7 @@ def histories(draw: st.DrawFn) -> Previous:
 def any_facts(
     *, unknown: bool, history: st.SearchStrategy[Previous] | None = None
 ) -> st.SearchStrategy[Facts]:
-    """Facts of any service; with `unknown` some of them may not be known."""
+    """Facts of any service; with `unknown`, some of them may be unknown."""
     maybe: tuple[Any, ...] = (UNKNOWN,) if unknown else ()
     return st.builds(
         Facts,
@@ -131,7 +131,7 @@ def any_facts(
 
 
 def resolutions(facts: Facts) -> Iterator[Facts]:
-    """Every way in which the unknown ones among the facts may turn out."""
+    """All facts with known values in place of the unknown ones."""
     accounts: tuple[Any, ...] = (facts.account,)
     if facts.account is UNKNOWN:
         accounts = (*ACCOUNTS, MISSING)

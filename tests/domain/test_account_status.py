@@ -58,22 +58,22 @@ def test_an_overdue_account_says_how_much_is_missing(left: str, words: str) -> N
 
 @THOROUGH
 @given(st.integers(max_value=0), st.integers(min_value=1))
-def test_the_missing_amount_is_the_least_that_helps(left: int, extra: int) -> None:
-    """A top-up of the amount that is named changes nothing, the smallest one above it does."""
+def test_b3_the_missing_amount_is_the_smallest_that_helps(left: int, extra: int) -> None:
+    """A top-up of exactly that amount changes nothing; the smallest larger one reactivates the account."""
     sentence = top_up_hint(Nano(left), "USD")
     needed = 0 if left == 0 else -left
     assert sentence.startswith("Any top-up" if left == 0 else f"Top up more than {format_amount(needed)} USD")
     assert left + needed <= 0 < left + needed + extra
 
 
-def test_overdue_since_stays_and_goes_with_the_debt() -> None:
+def test_overdue_since_is_set_once_and_removed_with_the_debt() -> None:
     facts = replace(SOLVENT, balance=Nano(0), credit_limit=Nano(0), overdue_since=EARLIER)
     assert decide_account(facts, NOW).overdue_since == EARLIER
     assert decide_account(replace(facts, balance=Nano(1)), NOW).overdue_since is None
 
 
 @pytest.mark.parametrize("since", [None, EARLIER])
-def test_an_unknown_balance_leaves_what_was_reported(since: object) -> None:
+def test_an_unknown_balance_keeps_the_reported_state(since: object) -> None:
     facts = replace(SOLVENT, balance=UNKNOWN, overdue_since=EARLIER if since else None)
     verdict = decide_account(facts, NOW)
     assert (verdict.state, verdict.balance, verdict.available) == (None, None, None)
@@ -87,7 +87,7 @@ def test_an_unknown_balance_leaves_what_was_reported(since: object) -> None:
 
 
 @pytest.mark.parametrize("balance", [UNKNOWN, Nano(5)])
-def test_refused_terms_are_stalled_in_the_ledgers_words(balance: Nano | Unknown) -> None:
+def test_rejected_terms_are_stalled_with_the_ledgers_message(balance: Nano | Unknown) -> None:
     verdict = decide_account(replace(SOLVENT, balance=balance, refusal="kept in USD since"), NOW)
     assert conditions(verdict)["Stalled"] == "True CurrencyChanged"
     assert message(verdict, ConditionType.STALLED) == "kept in USD since"
@@ -103,7 +103,7 @@ def test_refused_terms_are_stalled_in_the_ledgers_words(balance: Nano | Unknown)
         ("15.000000001", "True BelowThreshold"),
     ],
 )
-def test_a_low_balance_is_told_below_its_threshold(threshold: str, expected: str) -> None:
+def test_low_balance_is_true_below_its_threshold(threshold: str, expected: str) -> None:
     verdict = decide_account(replace(SOLVENT, low_balance=parse_amount(threshold)), NOW)
     assert conditions(verdict)["LowBalance"] == expected
 
@@ -123,8 +123,8 @@ amounts = st.integers(-(10**12), 10**12).map(Nano)
         overdue_since=st.sampled_from((None, EARLIER)),
     )
 )
-def test_a_second_look_says_the_same(facts: AccountStatusFacts) -> None:
-    """B20: whatever time it is. Of Ready, Reconciling and Stalled just one is True."""
+def test_b20_a_second_decision_is_the_same(facts: AccountStatusFacts) -> None:
+    """At any time. Exactly one of Ready, Reconciling and Stalled is True."""
     verdict = decide_account(facts, NOW)
     later = NOW + timedelta(hours=1)
     assert decide_account(replace(facts, overdue_since=verdict.overdue_since), later) == verdict

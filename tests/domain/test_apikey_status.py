@@ -1,4 +1,4 @@
-"""Keys: what they look like, whose a Secret is that was met, and what is reported (B14, B20)."""
+"""API keys: their format, the ownership of an existing Secret, and the conditions (B14, B20)."""
 
 import hashlib
 import re
@@ -37,7 +37,7 @@ def facts(**changes: object) -> APIKeyFacts:
 
 
 def told(verdict: APIKeyVerdict) -> dict[str, str]:
-    """Every condition that is True, with its reason; Ready in any case."""
+    """Every condition that is True, with its reason, and always Ready."""
     return {
         condition.type.value: condition.reason
         for condition in verdict.conditions
@@ -54,14 +54,14 @@ def test_a_key_needs_no_quoting_and_only_its_hash_and_prefix_are_shown(random: b
     assert made.token not in repr(made)
 
 
-def test_a_key_of_too_little_randomness_is_not_made() -> None:
+def test_a_key_needs_256_random_bits() -> None:
     with pytest.raises(AssertionError, match="256 random bits"):
         new_credential(b"1234")
 
 
 @pytest.mark.parametrize("outcome", SecretOutcome)
 @pytest.mark.parametrize("recorded", [True, False])
-def test_b20_only_a_secret_that_came_after_the_hash_is_the_keys_own(
+def test_b20_only_a_secret_created_after_the_hash_is_the_keys_own(
     recorded: bool, outcome: SecretOutcome
 ) -> None:
     assert is_own_secret(recorded, SecretWriteResult(outcome)) is (
@@ -90,13 +90,13 @@ def test_b14_a_key_is_ready_in_every_state_that_its_owner_wants(
     assert verdict.due == due
 
 
-def test_b20_a_secret_that_was_only_found_is_said_to_be_so() -> None:
+def test_b20_the_condition_says_that_a_secret_was_found_later() -> None:
     message = decide_apikey(facts(creation_confirmed=False), NOW).conditions[0].message
     assert "status.keyHash" in message
     assert "create the APIKey again" in message
 
 
-def test_a_key_that_is_being_made_is_on_its_way() -> None:
+def test_a_key_without_its_secret_is_reconciling() -> None:
     verdict = decide_apikey(facts(secret_exists=False, creation_confirmed=False), NOW)
     assert told(verdict) == {"Ready": "MakingKey", "Reconciling": "MakingKey"}
 
@@ -104,7 +104,7 @@ def test_a_key_that_is_being_made_is_on_its_way() -> None:
 @pytest.mark.parametrize(
     ("age", "beside", "again"), [(0, "Reconciling", True), (29, "Reconciling", True), (30, "Stalled", False)]
 )
-def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(age: int, beside: str, again: bool) -> None:
+def test_a_foreign_secret_stalls_the_key_only_after_30_seconds(age: int, beside: str, again: bool) -> None:
     failure = SecretWriteResult(SecretOutcome.EXISTS, "already exists")
     created = NOW - timedelta(seconds=age)
     verdict = decide_apikey(facts(secret_exists=False, created=created, failure=failure), NOW)
@@ -113,7 +113,7 @@ def test_a_foreign_secret_may_be_one_on_its_way_out_at_first(age: int, beside: s
     assert "Delete it" in verdict.conditions[0].message
 
 
-def test_a_refusal_is_told_in_the_api_servers_words() -> None:
+def test_a_rejection_is_reported_with_the_api_servers_message() -> None:
     failure = SecretWriteResult(SecretOutcome.REFUSED, "exceeded quota: few")
     verdict = decide_apikey(facts(secret_exists=False, failure=failure), NOW)
     assert told(verdict) == {"Ready": "SecretRefused", "Stalled": "SecretRefused"}

@@ -1,4 +1,4 @@
-"""Which Default services an account has (B1)."""
+"""The Default services of an account (B1)."""
 
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ USERS = ExistingService(ServiceType.CUSTOM, ACME.key, pristine=False)
 OF_OTHER = ExistingService(ServiceType.DEFAULT, OLDER.key, pristine=True)
 
 
-def test_every_selected_model_gets_one_in_order() -> None:
+def test_b1_every_selected_model_gets_a_default_service() -> None:
     plan = plan_default_services(ACME, [ACME], ["b", "a", "b"], {})
     assert (plan.create, plan.delete) == (("a", "b"), ())
     assert (plan.condition.status, plan.condition.reason) == (ConditionStatus.TRUE, "Ready")
@@ -48,7 +48,7 @@ def test_b1_another_owners_service_stays_unchanged_and_is_reported(there: Existi
     assert "Default services a and stay unchanged" in plan.condition.message
 
 
-def test_a_long_list_of_taken_names_is_cut() -> None:
+def test_a_long_list_of_taken_names_is_truncated() -> None:
     names = [f"model-{number:02}" for number in range(12)]
     plan = plan_default_services(ACME, [ACME], names, dict.fromkeys(names, USERS))
     assert "model-09 and 2 more" in plan.condition.message
@@ -65,10 +65,10 @@ def test_a_rejection_is_reported_with_the_api_servers_message() -> None:
     ("neighbours", "owner"),
     [([OLDER], OLDER), ([ACME, OLDER, YOUNGER], OLDER), ([TWIN], TWIN), ([YOUNGER], ACME), ([], ACME)],
 )
-def test_of_several_accounts_the_oldest_has_them(
+def test_b1_of_several_accounts_the_oldest_has_the_default_services(
     neighbours: list[SiblingAccount], owner: SiblingAccount
 ) -> None:
-    """Of two made in the same second the uid decides, so that both see it alike."""
+    """Of two accounts of the same second the uid decides, so that both come to the same result."""
     plan = plan_default_services(ACME, neighbours, ["a"], {"a": OWN})
     if owner is ACME:
         assert (plan.delete, plan.condition.reason) == ((), "Ready")
@@ -78,12 +78,12 @@ def test_of_several_accounts_the_oldest_has_them(
         assert str(owner.key) in plan.condition.message
 
 
-def test_an_account_that_wants_none_has_nothing_to_report() -> None:
+def test_an_account_without_default_services_is_ready() -> None:
     plan = plan_default_services(ACME, [OLDER], [], {})
     assert (plan.create, plan.delete, plan.condition.reason) == ((), (), "Ready")
 
 
-def test_what_is_not_selected_any_more_goes_unless_it_was_enabled() -> None:
+def test_a_service_that_is_no_longer_selected_is_deleted_unless_it_was_enabled() -> None:
     plan = plan_default_services(ACME, [ACME], ["a"], {"b": OWN, "c": ENABLED, "d": USERS, "e": OF_OTHER})
     assert (plan.create, plan.delete) == (("a",), ("b",))
 
@@ -101,10 +101,10 @@ services = st.builds(
 @given(
     st.lists(accounts), st.lists(st.sampled_from("abcd")), st.dictionaries(st.sampled_from("abcd"), services)
 )
-def test_a_plan_carried_out_leaves_nothing_to_do(
+def test_b20_after_a_plan_is_carried_out_the_next_one_is_empty(
     neighbours: list[SiblingAccount], selected: list[str], existing: dict[str, ExistingService]
 ) -> None:
-    """B20; and no plan takes away what a user wrote or enabled, or what another account has."""
+    """No plan deletes what a user created or enabled, or what another account has."""
     plan = plan_default_services(ACME, neighbours, selected, existing)
     for name in plan.delete:
         assert existing[name].pristine
@@ -118,7 +118,7 @@ def test_a_plan_carried_out_leaves_nothing_to_do(
 
 @THOROUGH
 @given(st.lists(accounts, min_size=1, unique=True), st.sampled_from("ab"))
-def test_exactly_one_account_of_a_namespace_makes_a_service(
+def test_b1_exactly_one_account_of_a_namespace_creates_a_service(
     neighbours: list[SiblingAccount], model: str
 ) -> None:
     plans = [plan_default_services(account, neighbours, [model], {}) for account in neighbours]

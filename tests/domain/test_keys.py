@@ -1,4 +1,4 @@
-"""Keys: what is written is what is read, and nothing else is taken for one."""
+"""Object keys: text that is written is read back, and other text is rejected."""
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,6 @@ def test_a_keys_text_is_read_back(namespace: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "/", "a", "a/", "/a", "a/b/c", "a//b", "/a/b"])
-def test_anything_else_is_no_key(text: str) -> None:
+def test_other_text_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="namespace/name"):
         ObjectKey.parse(text)

@@ -1,7 +1,7 @@
-"""Any order of what users, admins, calls, failures and the operator do: the state is what the spec says.
+"""Any order of actions of users, admins, calls and the operator gives the state of the specification.
 
 The machine changes a small world at random, lets the operator's decisions act on it, and compares with
-`Expected`, which is written from the specification and shares no code with decide().
+`Expected`, which is written from the specification and shares no code with `decide_service`.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(name=names)
     def create_or_delete(self, name: str) -> None:
-        """A service that is made again begins anew: no status, no backend."""
+        """A service that is created again has no status and no backend."""
         if self.world.services.pop(name, None) is None:
             self._create(name)
 
@@ -76,14 +76,14 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule()
     def delete_or_create_account(self) -> None:
-        """The balance is the ledger's: a new account of the same name has it (B11)."""
+        """The balance is in the ledger: a new account of the same name has it (B11)."""
         self.world.has_account = not self.world.has_account
 
     @rule()
     def ledger_goes_silent_or_comes_back(self) -> None:
         self.world.heard = not self.world.heard
 
-    # -- the gallery and the cluster ------------------------------------------------------------------
+    # -- models and the cluster -----------------------------------------------------------------------
 
     @rule()
     def delete_or_create_model(self) -> None:
@@ -119,51 +119,51 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(prompt=st.booleans())
     def operator_is_prompt_or_slow(self, prompt: bool) -> None:
-        """Prompt: it looks at everything after each change. Slow: many changes come before a look."""
+        """Prompt: it reconciles after each change. Slow: many changes come before a reconcile."""
         self.prompt = prompt
 
     @invariant()
-    def operator_looks(self) -> None:
+    def operator_reconciles(self) -> None:
         if self.prompt:
             for name in list(self.world.services):
-                self.look_at(name)
-            self.world.pass_over_model()
+                self.reconcile(name)
+            self.world.reconcile_model()
 
     @rule(name=names)
-    def look_at(self, name: str) -> None:
-        """One pass, then the comparison."""
+    def reconcile(self, name: str) -> None:
+        """One reconcile, then the comparison."""
         service = self.world.services.get(name)
         if service is None:
             return
-        self.expected[name].look(self.world, service)
-        self.world.pass_over(service)
+        self.expected[name].update(self.world, service)
+        self.world.reconcile(service)
         self._compare(name, service)
 
     @rule(name=names, writes=st.integers(0, 1))
     def is_killed_in_the_middle(self, name: str, writes: int) -> None:
-        """What was written stays; the next pass, by whomever, finishes the job (B20)."""
+        """Completed writes stay, and the next reconcile of any replica finishes the job (B20)."""
         service = self.world.services.get(name)
         if service is None:
             return
         before = service.status
-        if self.world.cut_pass(service, writes).wanted:
+        if self.world.interrupted_reconcile(service, writes).wanted:
             assert service.status == before
         elif writes:
-            # Down, the word comes first, so that calls are refused before the pods go (B18).
-            self.expected[name].look(self.world, service)
+            # Down: the status comes first, so that calls are refused before the pods end (B18).
+            self.expected[name].update(self.world, service)
 
     @rule()
-    def look_at_the_model(self) -> None:
-        self.world.pass_over_model()
+    def reconcile_model(self) -> None:
+        self.world.reconcile_model()
 
     @rule()
-    def everything_settles(self) -> None:
-        """Backends start what is asked of them and everybody is looked at, until nothing changes any more."""
+    def everything_converges(self) -> None:
+        """Backends start their replicas and everything is reconciled until nothing changes any more."""
         for _ in range(8):
             before = self._picture()
             for name in list(self.world.services):
-                self.look_at(name)
-            self.world.pass_over_model()
+                self.reconcile(name)
+            self.world.reconcile_model()
             for backend in self._backends():
                 backend.ready = backend.desired
             if self._picture() == before:

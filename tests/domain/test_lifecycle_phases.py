@@ -1,4 +1,4 @@
-"""decide() from phase to phase: first enable, stop and resume, replicas, external models (B1-B5)."""
+"""`decide_service` from phase to phase: first enable, stop and resume, replicas, external models (B1-B5)."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -34,8 +34,7 @@ from tests.domain.build import (
 R = StopReason
 
 
-def test_first_enable_goes_from_not_enabled_over_creating_to_running() -> None:
-    """B1, B2."""
+def test_b2_first_enable_goes_from_not_enabled_over_creating_to_running() -> None:
     default: dict[str, Any] = {"type": ServiceType.DEFAULT, "dedicated": False, "replicas": 1}
     fresh = decide_service(facts(**default, postpaid=False, previous=NEVER, backend=MISSING), NOW)
     assert (fresh.phase, fresh.billing_mode, fresh.wanted) == (Phase.NOT_ENABLED, BillingMode.NONE, False)
@@ -58,8 +57,7 @@ def test_one_ready_replica_serves(ready: int) -> None:
     assert said(verdict)["Ready"] == ("False Progressing" if ready else "False Creating")
 
 
-def test_overdue_and_back_runs_through_resuming() -> None:
-    """B3."""
+def test_b3_overdue_and_back_runs_through_resuming() -> None:
     overdue = decide_service(facts(account=POOR_ACCOUNT), NOW)
     assert (overdue.phase, overdue.stop_reasons) == (Phase.STOPPED, (R.OVERDUE,))
     assert overdue.billing_mode is BillingMode.PAY_AS_YOU_GO
@@ -71,7 +69,7 @@ def test_overdue_and_back_runs_through_resuming() -> None:
     assert (running.phase, running.first_running_at) == (Phase.RUNNING, EARLIER)
 
 
-def test_a_backend_that_did_not_go_away_serves_at_once_again() -> None:
+def test_a_resumed_service_whose_backend_still_runs_serves_at_once() -> None:
     assert decide_service(facts(previous=stopped(R.OVERDUE), backend=READY), NOW).phase is Phase.RUNNING
 
 
@@ -89,8 +87,8 @@ def test_a_new_service_on_an_overdue_account_waits_for_the_first_top_up() -> Non
 
 
 @pytest.mark.parametrize("topped_up_first", [True, False])
-def test_no_top_up_starts_what_its_owner_disabled(topped_up_first: bool) -> None:
-    """B4: disable, overdue and top-up in every order; re-enabling while overdue stays stopped."""
+def test_b4_no_top_up_starts_a_service_that_its_owner_disabled(topped_up_first: bool) -> None:
+    """Disable, overdue and top-up in every order; re-enabling while overdue stays stopped."""
     overdue = remembered(decide_service(facts(account=POOR_ACCOUNT), NOW))
     account = GOOD_ACCOUNT if topped_up_first else POOR_ACCOUNT
     disabled = decide_service(facts(account=account, postpaid=False, previous=overdue, backend=EMPTY), NOW)
@@ -105,7 +103,7 @@ def test_no_top_up_starts_what_its_owner_disabled(topped_up_first: bool) -> None
     assert decide_service(facts(previous=remembered(while_overdue), backend=EMPTY), NOW).wanted
 
 
-def test_a_default_service_once_enabled_is_stopped_not_unenabled() -> None:
+def test_a_default_service_that_was_enabled_is_stopped_not_not_enabled() -> None:
     verdict = decide_service(facts(type=ServiceType.DEFAULT, postpaid=False), NOW)
     assert (verdict.phase, verdict.stop_reasons) == (Phase.STOPPED, (R.POSTPAID_DISABLED,))
 
@@ -115,7 +113,7 @@ def test_a_custom_service_never_enabled_is_stopped() -> None:
     assert (verdict.phase, verdict.enabled_at) == (Phase.STOPPED, None)
 
 
-def test_not_enabled_is_nothing_but_postpaid_disabled() -> None:
+def test_not_enabled_needs_postpaid_disabled_as_the_only_reason() -> None:
     retired = replace(GOOD_MODEL, retired=True)
     verdict = decide_service(
         facts(type=ServiceType.DEFAULT, postpaid=False, model=retired, previous=NOT_ENABLED), NOW
@@ -133,8 +131,8 @@ def test_a_backend_that_fails_later_keeps_running(backend: Any) -> None:
     assert said(verdict)["Serving"] == "False NoReplicaReady"
 
 
-def test_a_scale_or_roll_out_that_nobody_has_looked_at_yet_refuses_no_call() -> None:
-    """The gateway goes by Serving; the pods that were ready are there until newer ones are."""
+def test_a_scale_or_rollout_that_is_not_observed_yet_refuses_no_call() -> None:
+    """The gateway reads Serving; pods that were ready stay until newer ones are ready."""
     verdict = decide_service(facts(replicas=3, backend=replace(READY, desired=3, current=False)), NOW)
     assert (verdict.phase, said(verdict)["Serving"]) == (Phase.RUNNING, "True Serving")
     assert said(verdict)["Ready"] == "False Progressing"
@@ -142,14 +140,14 @@ def test_a_scale_or_roll_out_that_nobody_has_looked_at_yet_refuses_no_call() -> 
 
 
 @pytest.mark.parametrize("previous", [CREATING, RESUMING, stopped(R.OVERDUE)])
-def test_on_the_way_up_pods_of_an_older_specification_count_for_nothing(previous: Previous) -> None:
+def test_a_resuming_service_does_not_count_pods_of_an_older_specification(previous: Previous) -> None:
     verdict = decide_service(facts(previous=previous, backend=replace(READY, current=False)), NOW)
     assert verdict.phase is not Phase.RUNNING
     assert said(verdict)["Serving"].startswith("False")
     assert condition(verdict, ConditionType.READY).message == "0 of 2 replicas are ready"
 
 
-def test_a_failed_roll_out_is_stalled_with_the_deployments_sentence() -> None:
+def test_a_failed_rollout_is_stalled_with_the_deployments_message() -> None:
     broken = replace(STARTING, failure='ReplicaSet "x" has timed out progressing.')
     verdict = decide_service(facts(backend=broken), NOW)
     assert said(verdict)["Stalled"] == "True BackendFailed"
@@ -161,7 +159,7 @@ def test_a_failure_of_an_older_specification_does_not_count() -> None:
     assert said(decide_service(facts(backend=broken), NOW))["Stalled"] == "False NotStalled"
 
 
-def test_a_backend_that_the_api_server_refuses_is_stalled_and_named() -> None:
+def test_a_backend_that_the_api_server_rejects_is_stalled_and_named() -> None:
     verdict = decide_service(facts(previous=CREATING, backend=MISSING, backend_error="spec.x: no"), NOW)
     assert (verdict.phase, said(verdict)["Stalled"]) == (Phase.CREATING, "True BackendRejected")
     message = condition(verdict, ConditionType.STALLED).message
@@ -175,7 +173,7 @@ def test_replicas_follow_the_spec_while_wanted(wanted: bool, replicas: int, expe
 
 
 @pytest.mark.parametrize("backend", [EMPTY, MISSING])
-def test_zero_replicas_asked_for_are_ready_and_do_not_serve(backend: Any) -> None:
+def test_a_service_scaled_to_zero_is_ready_and_does_not_serve(backend: Any) -> None:
     verdict = decide_service(facts(replicas=0, backend=backend), NOW)
     assert (verdict.phase, verdict.wanted) == (Phase.RUNNING, True)
     assert said(verdict) == {
@@ -187,7 +185,7 @@ def test_zero_replicas_asked_for_are_ready_and_do_not_serve(backend: Any) -> Non
 
 
 @pytest.mark.parametrize("backend", [EMPTY, MISSING])
-def test_zero_replicas_from_the_beginning_are_ready_too(backend: Any) -> None:
+def test_a_service_created_with_zero_replicas_is_ready(backend: Any) -> None:
     verdict = decide_service(facts(replicas=0, backend=backend, previous=CREATING), NOW)
     assert (verdict.phase, said(verdict)["Ready"]) == (Phase.CREATING, "True ScaledToZero")
     assert said(verdict)["Serving"] == "False ScaledToZero"
@@ -199,7 +197,7 @@ def test_zero_replicas_resume_without_waiting() -> None:
 
 
 @pytest.mark.parametrize("stray", [replace(READY, replicas=3, updated=2), replace(READY, desired=3)])
-def test_a_dedicated_backend_is_ready_at_just_its_replicas(stray: Any) -> None:
+def test_a_dedicated_backend_is_ready_only_at_exactly_its_replicas(stray: Any) -> None:
     assert said(decide_service(facts(backend=stray), NOW))["Ready"] == "False Progressing"
 
 
@@ -209,14 +207,14 @@ def test_a_shared_backend_is_measured_by_its_own_replicas() -> None:
     assert (said(verdict)["Ready"], said(verdict)["Serving"]) == ("True Running", "True Serving")
 
 
-def test_a_shared_backend_at_zero_is_not_ready_for_a_service_that_wants_it() -> None:
+def test_a_shared_backend_at_zero_is_not_ready_for_a_service_that_needs_it() -> None:
     verdict = decide_service(facts(dedicated=False, replicas=1, backend=EMPTY, previous=CREATING), NOW)
     assert (verdict.phase, said(verdict)["Ready"]) == (Phase.CREATING, "False Creating")
 
 
 @pytest.mark.parametrize("previous", [NEVER, CREATING, RUNNING, RESUMING, stopped(R.OVERDUE)])
 @pytest.mark.parametrize("dedicated", [True, False])
-def test_an_external_model_serves_as_soon_as_it_may(previous: Previous, dedicated: bool) -> None:
+def test_an_external_model_serves_as_soon_as_no_reason_holds(previous: Previous, dedicated: bool) -> None:
     verdict = decide_service(facts(backend=EXTERNAL, previous=previous, dedicated=dedicated), NOW)
     assert (verdict.phase, verdict.first_running_at) == (Phase.RUNNING, previous.first_running_at or NOW)
     assert (said(verdict)["Ready"], said(verdict)["Serving"]) == ("True External", "True Serving")

@@ -1,4 +1,4 @@
-"""What holds of decide() for any facts: it is a function, it comes to rest, and it never guesses."""
+"""Properties of `decide_service` for any facts: it is a function, it converges, and it never guesses."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +14,7 @@ from tests.domain.build import EARLIER, NOW, condition, is_true, remembered
 from tests.domain.strategies import BRANCHING, THOROUGH, any_facts, resolutions
 from tests.domain.test_lifecycle_table import NEVER_TOGETHER
 
-# Statuses that another hand wrote, too: the operator has to live with them.
+# Includes statuses that another writer wrote: the operator must handle them.
 times = st.sampled_from((None, NOW - timedelta(days=30), EARLIER))
 anything_before = st.builds(
     Previous,
@@ -35,8 +35,8 @@ def test_the_same_facts_give_the_same_verdict(facts: Facts) -> None:
 
 @THOROUGH
 @given(whatever)
-def test_a_verdict_on_the_same_facts_is_final(facts: Facts) -> None:
-    """B20: the second pass has nothing to write, now and later."""
+def test_b20_a_verdict_on_the_same_facts_is_final(facts: Facts) -> None:
+    """The second reconcile has nothing to write, now and later."""
     first = decide_service(facts, NOW)
     again = replace(facts, previous=remembered(first))
     assert decide_service(again, NOW) == first
@@ -114,7 +114,7 @@ def test_conditions_follow_the_kstatus_rules(facts: Facts) -> None:
     assert not (busy and stuck)
     assert is_true(verdict, ConditionType.READY) is not (busy or stuck)
     for said in verdict.conditions:
-        # An abnormal condition that is False has nothing to tell.
+        # An abnormal condition that is False has no message.
         silent = said.type in (ConditionType.RECONCILING, ConditionType.STALLED) and (
             said.status is ConditionStatus.FALSE
         )
@@ -131,8 +131,8 @@ def test_calls_are_accepted_only_by_a_running_service(facts: Facts) -> None:
 
 @THOROUGH
 @given(any_facts(unknown=False))
-def test_known_facts_are_decided_whatever_was_before(facts: Facts) -> None:
-    """The state is derived: history decides only between Creating, Resuming and Running, never up or down."""
+def test_known_facts_decide_whatever_the_previous_state(facts: Facts) -> None:
+    """History decides only between Creating, Resuming and Running, never whether the service runs."""
     verdict = decide_service(facts, NOW)
     fresh = decide_service(replace(facts, previous=Previous()), NOW)
     assert verdict.decided
@@ -145,7 +145,7 @@ def test_known_facts_are_decided_whatever_was_before(facts: Facts) -> None:
 @BRANCHING
 @given(any_facts(unknown=True))
 def test_an_unknown_fact_neither_starts_nor_stops(facts: Facts) -> None:
-    """Up or down stays as it was, unless it is the same whatever the unknown facts turn out to be."""
+    """The service keeps running or stopped, unless every value of the unknown facts gives the same result."""
     verdict = decide_service(facts, NOW)
     outcomes = {decide_service(resolution, NOW).wanted for resolution in resolutions(facts)}
     assert verdict.wanted is facts.previous.wanted or outcomes == {verdict.wanted}
@@ -154,7 +154,7 @@ def test_an_unknown_fact_neither_starts_nor_stops(facts: Facts) -> None:
 @BRANCHING
 @given(any_facts(unknown=True))
 def test_an_unknown_fact_changes_no_reason(facts: Facts) -> None:
-    """Each reason by itself: known, or as it was. What is held is as it was in everything."""
+    """Each reason is known or unchanged. An undecided service is unchanged in everything."""
     verdict = decide_service(facts, NOW)
     before = facts.previous
     if not verdict.decided:
@@ -176,8 +176,8 @@ def test_an_unknown_fact_changes_no_phase(facts: Facts) -> None:
     outcomes = {decide_service(resolution, NOW).phase for resolution in resolutions(facts)}
     if verdict.phase is before.phase or outcomes == {verdict.phase}:
         return
-    # What remains is what known facts did: the backend came up or went, or an off service is off in
-    # another way (a Default one was never enabled, so it is NotEnabled until a reason is known).
+    # The remaining changes come from known facts: the backend started or ended, or a stopped Default service
+    # was never enabled, so it is NotEnabled until another reason is known.
     both_up = before.wanted and verdict.wanted
     both_off = not before.wanted and not verdict.wanted
     assert both_up or (both_off and StopReason.POSTPAID_DISABLED in verdict.stop_reasons)
@@ -194,8 +194,8 @@ def test_an_unknown_backend_is_no_more_than_an_absent_one(facts: Facts) -> None:
 
 @THOROUGH
 @given(any_facts(unknown=True))
-def test_a_balance_that_moves_changes_no_word(facts: Facts) -> None:
-    """While the account's state stays: or each call would be a write to every service on the account."""
+def test_a_changing_balance_changes_no_message(facts: Facts) -> None:
+    """Otherwise each call would write the status of every service on the account."""
     account = facts.account
     if not isinstance(account, AccountFacts):
         return

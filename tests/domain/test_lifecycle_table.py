@@ -1,4 +1,4 @@
-"""decide() by the state table of the specification: reasons, phases, billing, what an unknown fact may do."""
+"""`decide_service` by the state table of product.md: reasons, phases, billing, due times."""
 
 import re
 from dataclasses import replace
@@ -41,7 +41,7 @@ R = StopReason
 
 
 class Reason(NamedTuple):
-    """What makes a reason hold, what of its service must be so, and the words that its message needs."""
+    """The facts that make a reason hold, the service that it needs, and words of its message."""
 
     because: dict[str, Any]
     kind: dict[str, Any]
@@ -82,10 +82,10 @@ PAYMENT = {
     R.RESERVATION_EXPIRED,
 }
 NEVER_TOGETHER = {
-    # What pays is one thing: nothing, postpaid, the trial's quota, or a reservation.
+    # One thing pays: nothing, postpaid, the trial's quota, or a reservation.
     *(frozenset({R.POSTPAID_DISABLED, reason}) for reason in PAYMENT),
     *(frozenset(pair) for pair in combinations(PAYMENT, 2)),
-    # An account, or a model, that is not there has no balance, no currency and no rules.
+    # An account or model that does not exist has no balance, currency or rules.
     *(
         frozenset({R.ACCOUNT_NOT_FOUND, reason})
         for reason in (R.ACCOUNT_NOT_ALLOWED, R.CURRENCY_MISMATCH, R.OVERDUE)
@@ -96,7 +96,7 @@ PAIRS = [pair for pair in combinations(StopReason, 2) if frozenset(pair) not in 
 
 
 def with_reasons(*reasons: StopReason, previous: Previous = RUNNING) -> Facts:
-    """Facts under which just these reasons hold."""
+    """Facts under which exactly these reasons hold."""
     given: dict[str, Any] = {}
     for reason in reasons:
         given |= REASONS[reason].kind
@@ -109,27 +109,27 @@ def with_reasons(*reasons: StopReason, previous: Previous = RUNNING) -> Facts:
 
 
 def _both(one: Any, other: Any) -> Any:
-    """An account, or a model, with the faults of both."""
+    """An account or a model with the changes of both."""
     good: Any = GOOD_ACCOUNT if one.__class__ is GOOD_ACCOUNT.__class__ else GOOD_MODEL
     names = [name for name in good.__slots__ if getattr(other, name) != getattr(good, name)]
     return replace(one, **{name: getattr(other, name) for name in names})
 
 
-def test_each_reason_is_tested_and_checked_once_in_its_order() -> None:
+def test_every_reason_has_one_check_and_one_row_in_order() -> None:
     assert [reason for reason, _ in CHECKS] == list(StopReason)
     assert set(REASONS) == set(StopReason)
     assert (len(PAIRS), len(NEVER_TOGETHER)) == (35, 20)
 
 
 @pytest.mark.parametrize("reason", StopReason)
-def test_a_reason_stops_and_reports_itself_alone(reason: StopReason) -> None:
+def test_a_reason_stops_the_service_and_is_the_only_one_reported(reason: StopReason) -> None:
     verdict = decide_service(with_reasons(reason), NOW)
     assert (verdict.phase, verdict.stop_reasons, verdict.wanted) == (Phase.STOPPED, (reason,), False)
     assert said(verdict)["Serving"] == f"False {reason.value}"
 
 
 @pytest.mark.parametrize("reason", StopReason)
-def test_a_reason_that_is_gone_clears_and_the_service_resumes(reason: StopReason) -> None:
+def test_a_reason_clears_and_the_service_resumes(reason: StopReason) -> None:
     kind = REASONS[reason].kind
     verdict = decide_service(facts(previous=stopped(reason), backend=EMPTY, **kind), NOW)
     assert (verdict.phase, verdict.stop_reasons, verdict.wanted) == (Phase.STOPPED, (), True)
@@ -161,14 +161,14 @@ def test_a_message_names_the_object_the_field_and_what_to_do(reason: StopReason)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
-def test_a_message_speaks_of_every_reason(pair: tuple[StopReason, StopReason]) -> None:
+def test_a_message_contains_every_reason(pair: tuple[StopReason, StopReason]) -> None:
     message = condition(decide_service(with_reasons(*pair), NOW), ConditionType.SERVING).message
     for reason in pair:
         assert condition(decide_service(with_reasons(reason), NOW), ConditionType.SERVING).message in message
 
 
-def test_a_services_words_do_not_move_with_the_balance() -> None:
-    """Or each call on an overdue account would be a write to every service on it."""
+def test_a_services_message_has_no_amount() -> None:
+    """Otherwise each call on an overdue account would write the status of every service on it."""
     amounts = (0, -1, -7_000_000_000)
     verdicts = [decide_service(facts(account=replace(GOOD_ACCOUNT, available=Nano(n))), NOW) for n in amounts]
     assert verdicts[0].stop_reasons == (R.OVERDUE,)
@@ -195,20 +195,20 @@ def test_nothing_left_is_overdue(available: int, overdue: bool) -> None:
         ({"postpaid": True, "reserves": True, "reservation": ReservationState.PENDING}, True),
     ],
 )
-def test_overdue_stops_pay_as_you_go_alone(service: dict[str, Any], overdue: bool) -> None:
+def test_b3_overdue_stops_only_pay_as_you_go_services(service: dict[str, Any], overdue: bool) -> None:
     verdict = decide_service(facts(account=POOR_ACCOUNT, **service), NOW)
     assert verdict.stop_reasons == ((R.OVERDUE,) if overdue else ())
     assert verdict.wanted is not overdue
 
 
 @pytest.mark.parametrize("quota", [replace(QUOTA, used=1000), replace(QUOTA, expires_at=EARLIER), UNKNOWN])
-def test_postpaid_goes_on_when_the_free_quota_is_gone(quota: Any) -> None:
+def test_b6_a_postpaid_service_continues_when_the_free_quota_is_used_up(quota: Any) -> None:
     verdict = decide_service(facts(trial=True, quota=quota), NOW)
     assert (verdict.phase, verdict.billing_mode) == (Phase.RUNNING, BillingMode.PAY_AS_YOU_GO)
 
 
 @pytest.mark.parametrize("state", [ReservationState.UNPAID, ReservationState.EXPIRED])
-def test_postpaid_goes_on_when_the_reservation_ends(state: ReservationState) -> None:
+def test_b9_a_postpaid_service_continues_when_the_reservation_ends(state: ReservationState) -> None:
     verdict = decide_service(facts(reserves=True, reservation=state), NOW)
     assert (verdict.phase, verdict.billing_mode) == (Phase.RUNNING, BillingMode.PAY_AS_YOU_GO)
 
@@ -229,7 +229,7 @@ ENDS = QUOTA.expires_at
         (TRIAL | {"account": UNKNOWN, "previous": NEVER}, ENDS),
         (TRIAL | {"account": MISSING}, ENDS),
         (TRIAL | {"reserves": True}, ENDS),
-        # It says Exhausted until then, and Expired from then on.
+        # Exhausted until then, and Expired from then on.
         (TRIAL | {"quota": replace(QUOTA, used=1000)}, ENDS),
         (TRIAL | {"quota": replace(QUOTA, expires_at=NOW)}, None),
         (TRIAL | {"quota": replace(QUOTA, expires_at=EARLIER)}, None),
@@ -238,7 +238,7 @@ ENDS = QUOTA.expires_at
         ({"trial": True}, None),
         ({}, None),
         ({"postpaid": False}, None),
-        # The ledger tells when a reservation ends.
+        # The ledger reports the end of a reservation.
         (RESERVED, None),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_reservation_that_is_not_bought_yet_neither_starts_nor_stops() -> None
 
 
 @pytest.mark.parametrize("reason", [reason for reason in StopReason if reason is not R.POSTPAID_DISABLED])
-def test_a_standstill_is_not_ready_and_stalled_with_its_reason(reason: StopReason) -> None:
+def test_a_stopped_service_is_stalled_with_its_reason(reason: StopReason) -> None:
     assert said(decide_service(with_reasons(reason), NOW)) == {
         "Ready": f"False {reason.value}",
         "Reconciling": "False NotReconciling",
@@ -279,7 +279,7 @@ def test_a_standstill_is_not_ready_and_stalled_with_its_reason(reason: StopReaso
 
 @pytest.mark.parametrize("backend", [EMPTY, MISSING, EXTERNAL])
 @pytest.mark.parametrize("previous", [NOT_ENABLED, RUNNING])
-def test_off_by_its_owners_wish_is_ready(previous: Previous, backend: Any) -> None:
+def test_a_disabled_service_is_ready(previous: Previous, backend: Any) -> None:
     verdict = decide_service(
         facts(type=ServiceType.DEFAULT, postpaid=False, previous=previous, backend=backend), NOW
     )
@@ -291,7 +291,7 @@ def test_off_by_its_owners_wish_is_ready(previous: Previous, backend: Any) -> No
     }
 
 
-def test_off_by_its_owners_wish_is_ready_whatever_else_is_wrong() -> None:
+def test_a_disabled_service_is_ready_whatever_other_reason_holds() -> None:
     verdict = decide_service(with_reasons(R.POSTPAID_DISABLED, R.MODEL_RETIRED), NOW)
     assert (
         said(decide_service(facts(postpaid=False, model=MISSING, backend=EMPTY), NOW))["Ready"]
@@ -309,8 +309,8 @@ def test_a_disabled_service_is_not_ready_before_its_pods_are_gone() -> None:
 
 @pytest.mark.parametrize("dimension", ["rpm", "tpm"])
 @pytest.mark.parametrize("off", [False, True])
-def test_a_limit_above_the_ceiling_is_stalled_and_names_the_ceiling(dimension: str, off: bool) -> None:
-    """B8; it keeps running with the ceiling as its limit."""
+def test_b8_a_limit_above_the_ceiling_is_stalled_and_names_the_ceiling(dimension: str, off: bool) -> None:
+    """The service keeps running with the ceiling as its limit."""
     ceiling: dict[str, Any] = {f"{dimension}_ceiling": 600}
     limit: dict[str, Any] = {f"{dimension}_limit": 601}
     over = facts(model=replace(GOOD_MODEL, **ceiling), postpaid=not off, **limit)

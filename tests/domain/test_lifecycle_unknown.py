@@ -1,4 +1,4 @@
-"""decide() with unknown facts: they stop nothing and start nothing; what pays stays as it was."""
+"""`decide_service` with unknown facts: they stop nothing, start nothing, and keep the billing mode."""
 
 from dataclasses import replace
 from typing import Any
@@ -64,7 +64,7 @@ def test_an_unknown_fact_starts_nothing_new(unknown: str) -> None:
 @pytest.mark.parametrize("unknown", UNKNOWNS)
 @pytest.mark.parametrize("reason", StopReason)
 def test_an_unknown_fact_starts_nothing_that_was_stopped(unknown: str, reason: StopReason) -> None:
-    """Whatever it was stopped for, and whether that reason is gone, stays, or cannot be told."""
+    """For every stop reason, whether it has cleared, still holds, or is unknown."""
     previous = stopped(reason)
     verdict = decide_service(facts(previous=previous, backend=EMPTY, **UNKNOWNS[unknown]), NOW)
     assert (verdict.phase, verdict.stop_reasons) == (Phase.STOPPED, (reason,))
@@ -86,9 +86,7 @@ def test_an_unknown_fact_starts_nothing_that_was_stopped(unknown: str, reason: S
         ("reservation", R.RESERVATION_EXPIRED),
     ],
 )
-def test_a_reason_that_cannot_be_told_is_kept_and_says_what_it_waits_for(
-    unknown: str, reason: StopReason
-) -> None:
+def test_an_unknown_reason_is_kept_and_says_what_it_waits_for(unknown: str, reason: StopReason) -> None:
     verdict = decide_service(facts(previous=stopped(reason), backend=EMPTY, **UNKNOWNS[unknown]), NOW)
     assert (verdict.decided, said(verdict)["Stalled"]) == (True, f"True {reason.value}")
     assert f"Still {reason.value}: waiting for" in condition(verdict, ConditionType.SERVING).message
@@ -111,7 +109,7 @@ def test_enabling_while_the_balance_is_unknown_changes_nothing_until_it_is_known
     assert (known.phase, known.wanted) == (Phase.CREATING, True)
 
 
-def test_a_backend_that_is_not_seen_yet_changes_no_phase() -> None:
+def test_an_unknown_backend_changes_no_phase() -> None:
     for previous in (CREATING, RUNNING, RESUMING):
         assert decide_service(facts(previous=previous, backend=UNKNOWN), NOW).phase is previous.phase
 
@@ -155,6 +153,6 @@ def test_an_unknown_quota_changes_no_billing_mode(mode: BillingMode) -> None:
 
 
 @pytest.mark.parametrize("mode", BillingMode)
-def test_a_service_that_was_switched_off_bills_nothing(mode: BillingMode) -> None:
+def test_a_disabled_service_has_no_billing_mode(mode: BillingMode) -> None:
     previous = replace(RUNNING, billing_mode=mode)
     assert decide_service(facts(postpaid=False, previous=previous), NOW).billing_mode is BillingMode.NONE

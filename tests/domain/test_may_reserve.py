@@ -17,7 +17,7 @@ RESERVES = {"reserves": True, "postpaid": False}
     ("changes", "allowed"),
     [
         ({}, True),
-        # Money is the ledger's question, which asks it again after each top-up.
+        # The ledger checks the money, again after each top-up.
         ({"account": replace(GOOD_ACCOUNT, available=Nano(-5))}, True),
         ({"account": replace(GOOD_ACCOUNT, available=UNKNOWN)}, True),
         ({"account": MISSING}, False),
@@ -28,7 +28,7 @@ RESERVES = {"reserves": True, "postpaid": False}
         ({"model": MISSING}, False),
         ({"model": UNKNOWN}, UNKNOWN),
         ({"model": replace(GOOD_MODEL, retired=True)}, False),
-        # What is known to forbid it is enough, whatever else is not known.
+        # One known obstacle is enough, whatever else is unknown.
         ({"account": replace(GOOD_ACCOUNT, allows=False), "model": UNKNOWN}, False),
     ],
 )

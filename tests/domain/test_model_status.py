@@ -1,4 +1,4 @@
-"""The shared backend of a model: at zero exactly when no service on it is wanted, and honest conditions."""
+"""The shared backend of a model: at zero exactly when no service needs it; and its conditions."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def test_replicas_follow_demand(backend: Any, wanted: Any, replicas: int | None)
 
 @pytest.mark.parametrize("backend", [READY, EMPTY, MISSING])
 def test_a_model_scaled_to_zero_stays_there(backend: Any) -> None:
-    """The Model has a scale subresource of its own; a backend is not made just to be empty."""
+    """The Model has its own scale subresource; no backend is created only to be empty."""
     verdict = decide_model(SharedBackendFacts(backend, wanted=True, replicas=0))
     assert verdict.replicas == (None if backend is MISSING else 0)
     if backend is not READY:
@@ -66,12 +66,12 @@ def test_a_model_scaled_to_zero_stays_there(backend: Any) -> None:
         (replace(STARTING, failure="timed out", current=False), True, "False Progressing"),
     ],
 )
-def test_ready_says_what_is(backend: Any, wanted: Any, ready: str) -> None:
+def test_ready_has_the_reason_for_the_backends_state(backend: Any, wanted: Any, ready: str) -> None:
     verdict = decide_model(SharedBackendFacts(backend, wanted, replicas=2))
     assert said(verdict)["Ready"] == ready
 
 
-def test_refusals_are_stalled_in_the_refusers_words() -> None:
+def test_rejections_are_stalled_with_their_message() -> None:
     verdict = decide_model(replace(WANTED, refusal="spec.template.x: no"))
     assert said(verdict)["Stalled"] == "True BackendRejected"
     assert "spec.template.x: no" in verdict.conditions[0].message
@@ -92,7 +92,7 @@ facts = st.builds(
 
 @THOROUGH
 @given(facts)
-def test_unknown_demand_scales_nothing_and_known_demand_comes_to_rest(facts: SharedBackendFacts) -> None:
+def test_unknown_demand_scales_nothing_and_known_demand_converges(facts: SharedBackendFacts) -> None:
     verdict = decide_model(facts)
     if facts.wanted is UNKNOWN or facts.backend is EXTERNAL:
         assert verdict.replicas is None

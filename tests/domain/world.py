@@ -1,6 +1,6 @@
-"""A simulated world for decide(): what facts are made of, and verdicts carried out as the operator does.
+"""A simulated world for `decide_service`: what facts are made of, and verdicts carried out as the operator does.
 
-A pass writes the status and the backend in the operator's order, and may be cut off between the two (B20).
+A reconcile writes the status and the backend in the operator's order, and may be interrupted between both (B20).
 """
 
 from dataclasses import dataclass, field
@@ -27,13 +27,13 @@ from tests.domain.build import ACCOUNT, MODEL, NEVER, NOW, SERVICE, remembered
 
 @dataclass
 class Deployment:
-    """A backend: what is asked of it, and how many replicas answer."""
+    """A backend: its desired replicas, and how many are ready."""
 
     desired: int = 0
     ready: int = 0
 
     def scale(self, replicas: int) -> None:
-        """Replicas that are too many go at once; missing ones have to start."""
+        """Surplus replicas end at once; missing ones have to start."""
         self.desired, self.ready = replicas, min(self.ready, replicas)
 
     def facts(self) -> BackendFacts:
@@ -43,7 +43,7 @@ class Deployment:
 
 @dataclass
 class Service:
-    """A service's spec, its status, and what the last pass made of it."""
+    """A service's spec, its status, and the result of its last reconcile."""
 
     type: ServiceType
     dedicated: bool
@@ -94,14 +94,14 @@ class World:
             previous=service.status,
         )
 
-    def pass_over(self, service: Service) -> ServiceVerdict:
-        """One whole pass: as the operator does, up by the backend first, down by the word first (B18)."""
-        verdict = self.cut_pass(service, writes=2)
+    def reconcile(self, service: Service) -> ServiceVerdict:
+        """One reconcile in the operator's order: up, the backend first; down, the status first (B18)."""
+        verdict = self.interrupted_reconcile(service, writes=2)
         service.verdict = verdict
         return verdict
 
-    def cut_pass(self, service: Service, writes: int) -> ServiceVerdict:
-        """A pass of which only so many writes are done."""
+    def interrupted_reconcile(self, service: Service, writes: int) -> ServiceVerdict:
+        """A reconcile that is interrupted after `writes` writes."""
         self.now += timedelta(seconds=1)
         verdict = decide_service(self.facts(service), self.now)
         steps = (self._write_status, self._write_backend)
@@ -109,8 +109,8 @@ class World:
             step(service, verdict)
         return verdict
 
-    def pass_over_model(self) -> None:
-        """The shared backend to what its services need."""
+    def reconcile_model(self) -> None:
+        """Scale the shared backend to what its services need."""
         if not self.has_model:
             self.shared = None
             return
@@ -139,7 +139,7 @@ class World:
 
 @dataclass
 class Expected:
-    """The specification, in a few lines and from nothing but its own words: what a reader expects to see."""
+    """The specification in a few lines, written independently of the code: what a reader expects."""
 
     phase: Phase | None = None
     reasons: frozenset[str] = frozenset()
@@ -148,8 +148,8 @@ class Expected:
     enabled_once: bool = False
     ready_once: bool = False
 
-    def look(self, world: World, service: Service) -> None:
-        """What must be after a pass over the service, given what was after the last one."""
+    def update(self, world: World, service: Service) -> None:
+        """Update what is expected after a reconcile of the service, given the expectation before."""
         reasons = set()
         if not service.postpaid:
             reasons.add("PostpaidDisabled")

@@ -1,4 +1,4 @@
-"""What covers a call: its reservation, then the quota, then money; uncached input first (B6, B9)."""
+"""The coverage of a call: reservation, then quota, then money; uncached input first (B6, B9)."""
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ PRICES = (TokenPriceTier(None, Nano(500), Nano(50), Nano(1_500)),)
     ("reserved", "quota", "coverage", "to_pay"),
     [
         ((0, 0), 0, Coverage(0, 0, 0), (60, 40, 20)),
-        # The reservation: uncached input first, and input and output apart.
+        # The reservation: uncached input first; input and output separately.
         ((50, 0), 0, Coverage(50, 0, 0), (10, 40, 20)),
         ((70, 5), 0, Coverage(70, 5, 0), (0, 30, 15)),
         ((900, 0), 0, Coverage(100, 0, 0), (0, 0, 20)),
@@ -30,7 +30,7 @@ PRICES = (TokenPriceTier(None, Nano(500), Nano(50), Nano(1_500)),)
         ((0, 0), 61, Coverage(0, 0, 61), (0, 39, 20)),
         ((0, 0), 101, Coverage(0, 0, 101), (0, 0, 19)),
         ((0, 0), 900, Coverage(0, 0, 120), (0, 0, 0)),
-        # Both: the quota is asked for what the reservation left.
+        # Both: the quota covers what the reservation leaves.
         ((50, 10), 15, Coverage(50, 10, 15), (0, 35, 10)),
         ((70, 20), 900, Coverage(70, 20, 30), (0, 0, 0)),
         ((900, 900), 900, Coverage(100, 20, 0), (0, 0, 0)),
@@ -69,7 +69,7 @@ def test_nothing_is_paid_while_a_quota_is_left(call: Tokens, of_input: int, outp
 def test_it_goes_token_by_token_in_the_order_of_product_md(
     call: Tokens, of_input: int, output: int, quota: int
 ) -> None:
-    """Beside a count that takes one token after the other."""
+    """Compared with a count that takes one token after the other."""
     expected = uncovered(call, cover(call, of_input, output, quota))
     to_pay = [0, 0, 0]
     for sort, tokens in enumerate(call):

@@ -1,4 +1,4 @@
-"""Money is whole nano-units, and its strings say exactly those."""
+"""Money is integers of nano-units, and its strings are exact."""
 
 import pytest
 from hypothesis import given
@@ -43,7 +43,7 @@ def test_a_decimal_string_is_nano_units(text: str, nano: int) -> None:
         *("1.0000000001", "12345678901", "9223372036.854775808", "9999999999"),
     ],
 )
-def test_anything_else_is_refused_and_quoted(text: str) -> None:
+def test_other_text_is_rejected_and_quoted(text: str) -> None:
     with pytest.raises(InvalidAmount) as refusal:
         parse_amount(text)
     assert repr(text) in str(refusal.value)
@@ -69,7 +69,7 @@ def test_an_amount_has_two_decimals_and_as_many_more_as_it_needs(nano: int, text
 @THOROUGH
 @given(st.integers(), st.integers(min_value=0))
 def test_overdue_is_nothing_left_of_balance_and_credit(balance: int, limit: int) -> None:
-    """B3: and so is a new, empty account without credit."""
+    """B3: a new, empty account without credit is overdue too."""
     assert is_overdue(balance, limit) is (balance + limit <= 0)
     assert is_overdue(balance, limit) is (available(balance, limit) <= 0)
     assert is_overdue(0, 0)

@@ -1,4 +1,4 @@
-"""When a term is bought and what state that leaves: every state x time x money x buying (B9)."""
+"""When a term is bought, and the resulting state: every state x time x money x buying (B9)."""
 
 from itertools import pairwise, product
 
@@ -31,12 +31,12 @@ RICH, POOR = Nano(PRICE), Nano(PRICE - 1)
 
 
 def plan(buying: Buying, days: int = 30) -> ReservationPlan:
-    """2,000 tokens a minute in, 300 out."""
+    """2,000 input and 300 output tokens per minute."""
     return ReservationPlan(2_000, 300, days, buying)
 
 
 def expected(buying: Buying, bought: tuple[Term, ...], money: Nano | None, now: int) -> str | int:
-    """The state, or the start of the term to buy: the rule in the words of product.md."""
+    """The expected state, or the start of the term to buy, by the rule of product.md."""
     if not bought:
         if buying is Buying.NOTHING or money is None:
             return "Pending"
@@ -96,7 +96,7 @@ def test_the_next_term_is_bought_a_day_ahead_or_half_of_a_short_one(days: int, a
         ({"input_tpm": 1_000 * MAX_NANO}, "64 bits"),
     ],
 )
-def test_what_cannot_be_bought_is_said_in_a_sentence(changes: dict[str, int], sentence: str) -> None:
+def test_an_offer_that_does_not_match_is_explained(changes: dict[str, int], sentence: str) -> None:
     values = {"input_tpm": 2_000, "output_tpm": 300, "days": 30} | changes
     wanted = ReservationPlan(**values, buying=Buying.RENEWING)
     price = term_price(wanted, OFFER)
@@ -109,14 +109,14 @@ def test_what_cannot_be_bought_is_said_in_a_sentence(changes: dict[str, int], se
         assert step.message.startswith(price)
 
 
-def test_a_model_that_offers_none_sells_none() -> None:
+def test_a_model_without_an_offer_sells_no_term() -> None:
     step = decide_reservation(plan(Buying.ONCE), (), None, RICH, 0)
     assert isinstance(step, ReservationOutcome)
     assert (step.state, step.reason) == (UNPAID, "NotOffered")
 
 
 def live(buying: Buying, days: int, moments: list[int], money: int) -> tuple[list[Term], int]:
-    """Judge at each of these moments; the terms bought, and the money left."""
+    """Decide at each of these moments; returns the terms bought and the money left."""
     bought: list[Term] = []
     for now in moments:
         while isinstance(
@@ -148,7 +148,7 @@ def test_through_400_days_each_term_is_bought_once(days: int, terms: int) -> Non
     st.lists(st.integers(0, 400 * DAY), max_size=40).map(sorted),
     st.integers(0, 20 * PRICE),
 )
-def test_terms_never_overlap_and_are_never_paid_for_time_that_is_over(
+def test_terms_never_overlap_and_never_begin_in_the_past(
     buying: Buying, days: int, moments: list[int], money: int
 ) -> None:
     bought, left = live(buying, days, moments, money)
