@@ -1,6 +1,7 @@
-"""A simulated world for `decide_service`: what facts are made of, and verdicts carried out as the operator does.
+"""A simulated world for `decide_service`: sources of facts, and verdicts carried out as the operator does.
 
-A reconcile writes the status and the backend in the operator's order, and may be interrupted between both (B20).
+A reconcile writes the status and the backend in the operator's order, and may be interrupted between them
+(B20).
 """
 
 from dataclasses import dataclass, field
