@@ -1,10 +1,11 @@
 """A stand-in for a model server: OpenAI-compatible, no GPU, no weights.
 
-The samples run it where there is no GPU, and tests and benchmarks use it as an upstream. It answers with
-words that mean nothing, but its `usage` is honest: the text it was given and the text it gave, counted by
-the rule in `tokens`, at the pace that was asked for. It never calls anything, stores anything or checks keys.
+The samples use it without a GPU, and tests and benchmarks use it as an upstream. Its answers have no meaning,
+but its `usage` is exact: input and output are counted by the rule in `tokens`, at the configured pace. It
+never calls other services, stores data or checks keys.
 
-`server` is the HTTP side, `engine` what a model would do, `tokens` the counting, `protocol` the requests.
+`server` has the HTTP handlers, `engine` the answers, `tokens` the counting, `protocol` the requests, and
+`reply` and `dialects` the formats of answers.
 """
 
 from farebox.simulator.server import Profile, run, serving

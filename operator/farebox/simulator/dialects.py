@@ -1,6 +1,6 @@
-"""How an answer is worded by OpenAI's Responses and Anthropic's Messages: whole, or as named events.
+"""Answers in the formats of OpenAI's Responses and Anthropic's Messages, whole or as named events.
 
-Unlike the chunks of `reply`, an event has a name, which is its `type`, and no [DONE] comes at the end.
+Unlike the chunks of `reply`, an event has a name, which is its `type`, and there is no final [DONE].
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -12,7 +12,7 @@ from farebox.simulator.engine import Completion
 
 @dataclass(frozen=True, slots=True)
 class ResponsesReply:
-    """POST /v1/responses. The usage comes with the last event."""
+    """The answer of POST /v1/responses. The last event has the usage."""
 
     id: str
     created: int
@@ -22,12 +22,12 @@ class ResponsesReply:
     cached_tokens: int
 
     def whole(self) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """The body of an answer without streaming."""
         return self._response(self.answer.text, finished=True)
 
     async def events(self, pieces: AsyncIterator[str]) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a stream, each as soon as its piece is there."""
-        place = {"item_id": f"msg_{self.id}", "output_index": 0, "content_index": 0}
+        """The events of a stream, each when its piece is available."""
+        position = {"item_id": f"msg_{self.id}", "output_index": 0, "content_index": 0}
         part = {"type": "output_text", "text": "", "annotations": []}
         whole_part = part | {"text": self.answer.text}
         number = 0
@@ -39,11 +39,11 @@ class ResponsesReply:
 
         yield event("created", response=self._response("", finished=False))
         yield event("output_item.added", output_index=0, item=self._item("", finished=False))
-        yield event("content_part.added", **place, part=part)
+        yield event("content_part.added", **position, part=part)
         async for piece in pieces:
-            yield event("output_text.delta", **place, delta=piece, logprobs=[])
-        yield event("output_text.done", **place, text=self.answer.text, logprobs=[])
-        yield event("content_part.done", **place, part=whole_part)
+            yield event("output_text.delta", **position, delta=piece, logprobs=[])
+        yield event("output_text.done", **position, text=self.answer.text, logprobs=[])
+        yield event("content_part.done", **position, part=whole_part)
         yield event("output_item.done", output_index=0, item=self._item(self.answer.text, finished=True))
         end = "incomplete" if self.answer.finish_reason == "length" else "completed"
         yield event(end, response=self.whole())
@@ -89,7 +89,7 @@ class ResponsesReply:
 
 @dataclass(frozen=True, slots=True)
 class MessagesReply:
-    """POST /v1/messages. Anthropic's `input_tokens` leaves the cached ones out."""
+    """The answer of POST /v1/messages. Anthropic's `input_tokens` excludes cached tokens."""
 
     id: str
     model: str
@@ -98,12 +98,12 @@ class MessagesReply:
     cached_tokens: int
 
     def whole(self) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """The body of an answer without streaming."""
         content = [{"type": "text", "text": self.answer.text}]
         return self._message(content, self._stop_reason(), len(self.answer.tokens))
 
     async def events(self, pieces: AsyncIterator[str]) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a stream: the input is counted in the first, the output in the last but one."""
+        """The events of a stream. The first has the input tokens, the last but one the output tokens."""
         yield {"type": "message_start", "message": self._message([], None, 0)}
         yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
         async for piece in pieces:

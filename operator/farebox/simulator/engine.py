@@ -1,7 +1,7 @@
-"""What a model would do, without one: an answer, its count of tokens, and its pace. No HTTP.
+"""The simulated model: an answer, its number of tokens, and its pace. No HTTP.
 
-Answers are a fixed round of short words, so that every word is one token by the rule in `tokens`, and the
-same request gets the same answer.
+Answers repeat a fixed list of short words. Every word is one token by the rule in `tokens`, and equal
+requests get equal answers.
 """
 
 import asyncio
@@ -15,19 +15,19 @@ from farebox.errors import ConfigurationError
 
 WORDS = ("this", "is", "a", "text", "of", "no", "use", "but", "each", "word", "in", "it", "is", "paid", "for")
 NATURAL_TOKENS = 64
-"""How long an answer is when the request sets neither a minimum nor a lower limit."""
+"""The length of an answer if the request sets neither a minimum nor a lower limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast the answer comes.
+    """The speed of an answer.
 
     Args:
         ttft_ms: time to the first token, in milliseconds.
-        tokens_per_second: of each stream on its own; 0 means without any pause.
+        tokens_per_second: of each stream; 0 means without pauses.
 
     Raises:
-        ConfigurationError: a negative figure.
+        ConfigurationError: a value is negative.
     """
 
     ttft_ms: float
@@ -35,24 +35,24 @@ class Pace:
 
     def __post_init__(self) -> None:
         if self.ttft_ms < 0 or self.tokens_per_second < 0:
-            raise ConfigurationError("the time to first token and the tokens per second cannot be negative")
+            raise ConfigurationError("the time to first token and the tokens per second must not be negative")
 
     def due(self, index: int) -> float:
-        """Seconds from the start of the request to token `index` (the first is 0)."""
+        """Seconds from the start of the request to token `index`, counted from 0."""
         between = index / self.tokens_per_second if self.tokens_per_second else 0.0
         return self.ttft_ms / 1000 + between
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer; `finish_reason` is "length" when the limit cut it."""
+    """A complete answer; `finish_reason` is "length" if the limit cut it."""
 
     tokens: tuple[str, ...]
     finish_reason: Literal["stop", "length"]
 
     @property
     def text(self) -> str:
-        """The tokens as one text, one word each."""
+        """The text, one word per token."""
         return " ".join(self.tokens)
 
 
@@ -65,9 +65,9 @@ def compose(limit: int | None, at_least: int) -> Completion:
 
 
 async def paced(answer: Completion, pace: Pace) -> AsyncIterator[str]:
-    """The pieces of the answer's text, each when it is due; they join to `answer.text`.
+    """The pieces of the answer's text, each when it is due; joined, they are `answer.text`.
 
-    Each is timed from the start, so that late ones do not make the rest later.
+    Each is timed from the start, so that a late piece does not delay the others.
     """
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -77,6 +77,6 @@ async def paced(answer: Completion, pace: Pace) -> AsyncIterator[str]:
 
 
 def embed(tokens: Sequence[str], dimensions: int) -> list[float]:
-    """A vector of numbers in [-1, 1] that depends on the tokens alone. It has no meaning."""
+    """A vector of numbers in [-1, 1] that depends only on the tokens. It has no meaning."""
     digest = hashlib.shake_128("\0".join(tokens).encode()).digest(2 * dimensions)
     return [number / 32768 for number in struct.unpack(f"<{dimensions}h", digest)]

@@ -1,7 +1,7 @@
-"""The requests that the simulator understands, and the errors that it answers with.
+"""The requests that the simulator accepts, and its errors.
 
-Fields that change nothing here (temperature, tools, user, ...) are accepted and ignored; fields that would
-make the answer wrong if they were ignored (`n`, images) are refused.
+Fields without effect here (temperature, tools, user, ...) are ignored. Fields that would make the answer
+wrong if they were ignored (`n`, images) are refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -14,13 +14,13 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class RequestError(Exception):
-    """A request that is refused, in the form of OpenAI's errors.
+    """A refused request, in the format of OpenAI's errors.
 
     Args:
         status: the HTTP status code.
         message: a sentence for the caller, naming the field.
-        param: the field, where there is one.
-        code: the machine-readable code, where OpenAI has one.
+        param: the field, if there is one.
+        code: the machine-readable code, if OpenAI has one.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class RequestError(Exception):
         self.code = code
 
     def body(self) -> dict[str, Any]:
-        """The JSON body of the answer."""
+        """The JSON body of the response."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class SimulatorRequest(BaseModel):
-    """What every endpoint's body has."""
+    """The fields of every endpoint's body."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -47,14 +47,14 @@ class SimulatorRequest(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """`continuous_usage_stats` is vLLM's: every chunk carries the usage so far."""
+    """`continuous_usage_stats` is vLLM's: every chunk has the usage so far."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
 class GenerationRequest(SimulatorRequest):
-    """What chat and text completions share. `min_tokens` is vLLM's: the answer is at least so long."""
+    """The fields of chat and text completions. `min_tokens` is vLLM's minimum length of the answer."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -64,12 +64,12 @@ class GenerationRequest(SimulatorRequest):
 
     @property
     def token_limit(self) -> int | None:
-        """The most tokens that the answer may have."""
+        """The maximum number of tokens of the answer."""
         return self.max_tokens
 
 
 class TextPart(BaseModel):
-    """The only kind of content part there is without a model that can see or hear."""
+    """The only content part of a model without vision and audio."""
 
     type: Literal["text"]
     text: str
@@ -97,7 +97,7 @@ class ChatRequest(GenerationRequest):
 
     @property
     def token_limit(self) -> int | None:
-        """`max_completion_tokens` is the newer name, and wins."""
+        """`max_completion_tokens` is the newer name, and takes precedence."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -113,7 +113,7 @@ class CompletionRequest(GenerationRequest):
 
 
 class ResponsesPart(BaseModel):
-    """A part of an item's content, the model's own words of an earlier turn among them."""
+    """A part of an item's content, including the model's output of an earlier turn."""
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -146,7 +146,7 @@ class ResponsesRequest(SimulatorRequest):
 
     @property
     def texts(self) -> list[str]:
-        """One for each message, the instructions first."""
+        """The texts of all messages, the instructions first."""
         items = [self.input] if isinstance(self.input, str) else [item.text for item in self.input]
         return [self.instructions, *items] if self.instructions else items
 
@@ -166,7 +166,7 @@ class MessagesTurn(BaseModel):
 
 
 class MessagesRequest(SimulatorRequest):
-    """POST /v1/messages, as Anthropic has it and vLLM too."""
+    """POST /v1/messages, as in Anthropic's API and vLLM."""
 
     messages: Annotated[list[MessagesTurn], Field(min_length=1)]
     system: str | list[TextPart] | None = None
@@ -176,7 +176,7 @@ class MessagesRequest(SimulatorRequest):
 
     @property
     def texts(self) -> list[str]:
-        """One for each message, the system's first."""
+        """The texts of all messages, the system prompt first."""
         turns = [turn.text for turn in self.messages]
         if isinstance(self.system, list):
             return [" ".join(part.text for part in self.system), *turns]
@@ -192,7 +192,7 @@ class EmbeddingRequest(SimulatorRequest):
 
     @property
     def inputs(self) -> list[str | TokenIds]:
-        """Always a list of inputs, each of which gets a vector."""
+        """The inputs as a list; each gets a vector."""
         if isinstance(self.input, str):
             return [self.input]
         if all(isinstance(item, int) for item in self.input):

@@ -1,4 +1,4 @@
-"""How an answer is worded for each endpoint: whole, or as the chunks of a stream. No HTTP, no pace."""
+"""Answers in the formats of chat and text completions, whole or as chunks. No HTTP, no pace."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from farebox.simulator.protocol import StreamOptions
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The words of an endpoint. `opening` is the chunk before the first piece, where there is one."""
+    """The format of an endpoint. `opening` is the chunk before the first piece, if there is one."""
 
     id_prefix: str
     whole_object: str
@@ -40,9 +40,9 @@ TEXT = Form(
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer with its head and its count.
+    """An answer with its metadata and usage.
 
-    `cached_tokens` are part of `prompt_tokens`, as in OpenAI's `usage`.
+    `prompt_tokens` includes `cached_tokens`, as in OpenAI's `usage`.
     """
 
     form: Form
@@ -54,7 +54,7 @@ class Reply:
     cached_tokens: int
 
     def whole(self) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """The body of an answer without streaming."""
         choice = {"index": 0, "logprobs": None, "finish_reason": self.answer.finish_reason}
         choice |= self.form.whole(self.answer.text)
         usage = self._usage(len(self.answer.tokens))
@@ -63,10 +63,10 @@ class Reply:
     async def chunks(
         self, pieces: AsyncIterator[str], options: StreamOptions | None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks of a stream, each as soon as its piece is there.
+        """The chunks of a stream, each when its piece is available.
 
-        With `include_usage` the last one has the usage and no choice, and the others `usage: null`, as from
-        OpenAI; with vLLM's `continuous_usage_stats` every chunk has the usage up to it.
+        With `include_usage` the last chunk has the usage and no choice, and the others have `usage: null`, as
+        in OpenAI's API. With vLLM's `continuous_usage_stats` every chunk has the usage so far.
         """
         options = options or StreamOptions()
         given = 0

@@ -1,7 +1,7 @@
-"""The HTTP side of the simulator: routes, JSON and server-sent events, errors in OpenAI's form, a clean end.
+"""The simulator's HTTP server: routes, JSON and server-sent events, errors in OpenAI's format, graceful stop.
 
-A stop closes the listener first and lets running answers finish; Kubernetes bounds that by the pod's grace
-period. There is no authentication: in a cluster the NetworkPolicy of the backends' namespace is in front.
+A stop closes the listener and lets running answers finish, bounded by the pod's grace period. There is no
+authentication: in a cluster, the NetworkPolicy of the backends' namespace restricts access.
 """
 
 import asyncio
@@ -37,10 +37,10 @@ from farebox.simulator.reply import CHAT, TEXT, Form, Reply
 from farebox.simulator.tokens import MESSAGE_TOKENS, PrefixCache, tokenize
 
 DRAIN_SECONDS = 600.0
-"""Running answers get so long to finish after a stop; in a cluster the pod's grace period is shorter."""
+"""The time that running answers have after a stop; in a cluster the pod's grace period is shorter."""
 MAX_BODY_BYTES = 16 * 2**20
 ANY_MODEL = "*"
-"""As the name of the model: it plays every model that it is asked for."""
+"""The model name that accepts requests for every model."""
 
 log = structlog.get_logger(__name__)
 AnyRequest = TypeVar("AnyRequest", bound=SimulatorRequest)
@@ -49,7 +49,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Which model is played, and how fast."""
+    """The simulated model and its pace."""
 
     model: str
     pace: Pace
@@ -61,12 +61,12 @@ async def run(
     """Serve until `stop` is set, then let running answers finish.
 
     Args:
-        model: the name that requests have to give; any other is a 404, as from vLLM.
+        model: the name that requests must use; any other gets a 404, as from vLLM.
         ttft_ms: time to the first token in milliseconds.
-        tokens_per_second: of each answer; 0 means without any pause.
+        tokens_per_second: of each answer; 0 means without pauses.
 
     Raises:
-        ConfigurationError: a negative pace, or a port that is taken.
+        ConfigurationError: the pace is negative, or the port is in use.
     """
     profile = Profile(model, Pace(ttft_ms, tokens_per_second))
     async with serving(host, port, profile) as url:
@@ -77,7 +77,7 @@ async def run(
 
 @asynccontextmanager
 async def serving(host: str, port: int, profile: Profile) -> AsyncIterator[str]:
-    """Serve inside the `async with`; gives the base URL. Port 0 takes a free one."""
+    """Serve inside the `async with`; yields the base URL. Port 0 selects a free port."""
     runner = web.AppRunner(Simulator(profile).app(), access_log=None, shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()
     try:
@@ -97,7 +97,7 @@ class Simulator:
         self._started = int(time.time())
 
     def app(self) -> web.Application:
-        """The application with all routes."""
+        """The application with its routes."""
         app = web.Application(middlewares=[openai_errors], client_max_size=MAX_BODY_BYTES)
         app.router.add_get("/health", self.health)
         app.router.add_get("/v1/models", self.models)
@@ -109,11 +109,11 @@ class Simulator:
         return app
 
     async def health(self, request: web.Request) -> web.Response:
-        """200 while the server listens, with an empty body, as vLLM answers."""
+        """200 with an empty body while the server listens, as in vLLM."""
         return web.Response()
 
     async def models(self, request: web.Request) -> web.Response:
-        """The one model that is played."""
+        """A list with the simulated model."""
         entry = {"id": self._profile.model, "object": "model", "created": self._started}
         return web.json_response({"object": "list", "data": [{**entry, "owned_by": "farebox"}]})
 
@@ -141,7 +141,7 @@ class Simulator:
             input_tokens=len(prompt) + MESSAGE_TOKENS * len(body.texts),
             cached_tokens=self._cache.admit(prompt),
         )
-        return await self._say(request, body.stream, reply)
+        return await self._answer(request, body.stream, reply)
 
     async def message(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/messages."""
@@ -154,10 +154,10 @@ class Simulator:
             input_tokens=len(prompt) + MESSAGE_TOKENS * len(body.texts),
             cached_tokens=self._cache.admit(prompt),
         )
-        return await self._say(request, body.stream, reply)
+        return await self._answer(request, body.stream, reply)
 
     async def embeddings(self, request: web.Request) -> web.Response:
-        """POST /v1/embeddings. The vectors depend on the input alone, and mean nothing."""
+        """POST /v1/embeddings. The vectors depend only on the input, and have no meaning."""
         body = await self._read(request, EmbeddingRequest)
         inputs = [tokens_of(item) for item in body.inputs]
         await asyncio.sleep(self._profile.pace.due(0))
@@ -171,7 +171,7 @@ class Simulator:
         return web.json_response({"object": "list", "model": body.model, "data": data, "usage": usage})
 
     async def _read(self, request: web.Request, kind: type[AnyRequest]) -> AnyRequest:
-        """The request's body. Raises RequestError: not JSON, a wrong field, another model."""
+        """The body of a request. Raises RequestError: invalid JSON, an invalid field, or another model."""
         raw = await request.read()
         try:
             body = kind.model_validate(json.loads(raw))
@@ -187,7 +187,7 @@ class Simulator:
     async def _generate(
         self, request: web.Request, body: GenerationRequest, prompt: Sequence[str], framing: int, form: Form
     ) -> web.StreamResponse:
-        """Answer a prompt in the form of its endpoint, whole or as a stream."""
+        """Answer a prompt in the format of its endpoint, whole or as a stream."""
         pace = self._profile.pace
         reply = Reply(
             form=form,
@@ -204,10 +204,10 @@ class Simulator:
         await asyncio.sleep(pace.due(len(reply.answer.tokens) - 1))
         return web.json_response(reply.whole())
 
-    async def _say(
+    async def _answer(
         self, request: web.Request, streamed: bool, reply: ResponsesReply | MessagesReply
     ) -> web.StreamResponse:
-        """Answer in the words of a dialect, whole or as a stream."""
+        """Answer in a dialect, whole or as a stream."""
         pace = self._profile.pace
         if streamed:
             events = reply.events(paced(reply.answer, pace))
@@ -217,7 +217,7 @@ class Simulator:
 
 
 class EventStream(Enum):
-    """How a stream is written: UNNAMED chunks and then [DONE], or events NAMED by their `type`."""
+    """The format of a stream: UNNAMED chunks and a final [DONE], or events NAMED by their `type`."""
 
     UNNAMED = "unnamed"
     NAMED = "named"
@@ -226,7 +226,7 @@ class EventStream(Enum):
 async def stream(
     request: web.Request, chunks: AsyncGenerator[dict[str, Any], None], reply_id: str, events: EventStream
 ) -> web.StreamResponse:
-    """The chunks as server-sent events. A client that goes away ends it: no more is made."""
+    """The chunks as server-sent events. The stream ends if the client disconnects."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
     try:
@@ -244,28 +244,28 @@ async def stream(
 
 
 def tokens_of(text: str | Sequence[int]) -> list[str]:
-    """The tokens of a text, or of a list of token ids, each of which is one."""
+    """The tokens of a text, or of a list of token ids."""
     return tokenize(text) if isinstance(text, str) else [str(token) for token in text]
 
 
 def encode_vector(vector: Sequence[float], body: EmbeddingRequest) -> list[float] | str:
-    """The vector as the request wants it: numbers, or little-endian float32 in base64."""
+    """The vector in the requested encoding: numbers, or little-endian float32 in base64."""
     if body.encoding_format == "float":
         return list(vector)
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def refusal(error: ValidationError) -> RequestError:
-    """The first thing that is wrong with a body, as one sentence that names the field."""
+    """The first error in a body, as a sentence that names the field."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
-    message = f"`{field}`: {first['msg']}." if field else f"The body is wrong: {first['msg']}."
+    message = f"`{field}`: {first['msg']}." if field else f"The body is invalid: {first['msg']}."
     return RequestError(400, message, param=field or None)
 
 
 @web.middleware
 async def openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error in OpenAI's form, those of the router (404, 405, 413) too."""
+    """Convert every error to OpenAI's format, those of the router (404, 405, 413) included."""
     try:
         return await handler(request)
     except RequestError as error:

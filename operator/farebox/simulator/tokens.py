@@ -1,8 +1,8 @@
-"""What a token is here, and which of a prompt's tokens count as cached.
+"""The simulator's tokens, and its cache of prompt prefixes.
 
-The rule, so that anyone can check a bill by hand: text is split at white space, and every word is cut into
+The rule is simple enough to check a bill by hand: text is split at white space, and every word is cut into
 pieces of four characters; each piece is a token. "Hello there" is Hell|o|ther|e: 4 tokens. Each chat message
-costs MESSAGE_TOKENS more, for its role and framing. A token id in a request is one token.
+adds MESSAGE_TOKENS for its role and framing. A token id in a request is one token.
 """
 
 from collections import OrderedDict
@@ -24,10 +24,10 @@ def tokenize(text: str) -> list[str]:
 
 
 class PrefixCache:
-    """Remembers which prompt prefixes were seen, so that `cached_tokens` behaves as behind a real server.
+    """A cache of prompt prefixes, so that `cached_tokens` behaves as with a real server.
 
     Args:
-        max_blocks: how many blocks are remembered; the least recently used are forgotten first.
+        max_blocks: the capacity; the least recently used blocks are evicted first.
     """
 
     def __init__(self, max_blocks: int = 65_536) -> None:
@@ -35,9 +35,10 @@ class PrefixCache:
         self._blocks: OrderedDict[int, None] = OrderedDict()
 
     def admit(self, tokens: Sequence[str]) -> int:
-        """How many of the prompt's first tokens were cached; from now on all its whole blocks are.
+        """Cache all complete blocks of the prompt; returns how many of its first tokens were cached before.
 
-        At least one token of a prompt is never cached: a model has to compute something to go on from.
+        At least one token of a prompt is never cached, because a model must compute something to continue
+        from.
         """
         cached_blocks = 0
         still_cached = True

@@ -1,4 +1,4 @@
-"""`farebox up`: all of Farebox on a laptop."""
+"""`farebox up`: operator, meter and gateway on a laptop."""
 
 from farebox.up.process import run
 from farebox.up.settings import UpSettings, default_ledger_url

@@ -1,9 +1,8 @@
-"""The gateway of a laptop: `farebox gateway` with its Envoy, as a child process, where there is an Envoy.
+"""The gateway of `farebox up`: `farebox gateway` and its Envoy as a child process, if Envoy is installed.
 
-A process of its own, as in a cluster: when all is ended it finishes running calls and ships their usage, and
-the meter is still there. Should this process be killed, the gateway finds out and ends by itself; usage that
-no meter took is sent at the next start. It reports to the meter with a token that is made for it alone and
-never leaves its directory.
+It is a process of its own, as in a cluster: at the end it finishes running calls and ships their usage while
+the meter still runs. If this process is killed, the gateway notices and ends; unsent usage is sent at the
+next start. It authenticates to the meter with a token that is created for it and stays in its directory.
 """
 
 import asyncio
@@ -27,15 +26,15 @@ from farebox.up.settings import UpSettings
 
 TOKEN_FILE: Final = "meter-token"
 _DRAIN_SECONDS: Final = 10
-"""Running calls get so long at the end, where nobody set FAREBOX_DRAIN_SECONDS."""
+"""The default of FAREBOX_DRAIN_SECONDS: the time that running calls have at the end."""
 
 log = structlog.get_logger(__name__)
 
 
 class GatewayToken:
-    """An Authenticator that knows this process's own gateway, and asks another about everybody else.
+    """An Authenticator that accepts the token of this process's gateway, and delegates other tokens.
 
-    Kubernetes would vouch for a ServiceAccount, but a laptop's cluster need not have one.
+    In a cluster the gateway has a ServiceAccount. On a laptop it may not run in the cluster at all.
     """
 
     def __init__(self, others: Authenticator) -> None:
@@ -51,15 +50,15 @@ class GatewayToken:
 
 @asynccontextmanager
 async def gateway(settings: UpSettings, token: str) -> AsyncIterator[asyncio.Task[None]]:
-    """Take calls inside the `async with`, if there is an Envoy and `settings.gateway` says so.
+    """Run the gateway inside the `async with`, if Envoy is installed and `settings.gateway` is set.
 
     Yields:
-        A task that ends, with ConfigurationError, when the gateway does so by itself.
+        A task that fails with ConfigurationError if the gateway exits by itself.
 
     Raises:
-        ConfigurationError: one of its ports is taken.
+        ConfigurationError: a port is in use.
     """
-    if not _wanted(settings):
+    if not _enabled(settings):
         never = asyncio.create_task(_never())
         try:
             yield never
@@ -73,7 +72,7 @@ async def gateway(settings: UpSettings, token: str) -> AsyncIterator[asyncio.Tas
         *(sys.executable, "-m", "farebox", "gateway", "--parent", str(os.getpid())),
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for this process, which tells the gateway when it is its turn
+        start_new_session=True,  # Ctrl-C reaches only this process, which stops the gateway in order
     )
     ended = asyncio.create_task(_ended(process))
     log.info("farebox.gateway", calls=f"http://{settings.listen_host}:{settings.gateway_port}/v1")
@@ -86,19 +85,19 @@ async def gateway(settings: UpSettings, token: str) -> AsyncIterator[asyncio.Tas
         await process.wait()
 
 
-def _wanted(settings: UpSettings) -> bool:
+def _enabled(settings: UpSettings) -> bool:
     if not settings.gateway:
         return False
     try:
         find()
     except ConfigurationError as error:
-        log.warning("farebox.gateway.off", because=str(error))
+        log.warning("farebox.gateway.disabled", reason=str(error))
         return False
     return True
 
 
 def _environment(settings: UpSettings, token: str) -> dict[str, str]:
-    """What the gateway is told; whatever else begins with FAREBOX_ is its own to read."""
+    """The environment of the gateway. Other FAREBOX_ variables are passed on unchanged."""
     directory = settings.gateway_directory
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     token_file = _write_token(directory, token)
@@ -119,7 +118,7 @@ def _environment(settings: UpSettings, token: str) -> dict[str, str]:
 
 
 def _write_token(directory: Path, token: str) -> Path:
-    """For the owner of this process alone, from its first byte on."""
+    """Write the token into a file that only the owner of this process can ever read."""
     path = directory / TOKEN_FILE
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
@@ -129,7 +128,7 @@ def _write_token(directory: Path, token: str) -> Path:
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
     code = await process.wait()
-    raise ConfigurationError(f"the gateway has ended with code {code}: its last lines are above")
+    raise ConfigurationError(f"the gateway has exited with code {code}; see its last log lines above")
 
 
 async def _never() -> None:

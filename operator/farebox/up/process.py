@@ -1,7 +1,7 @@
-"""The operator and the meter in one process, with the ledger in one SQLite file, and a gateway beside it.
+"""The operator and the meter in one process with an SQLite ledger, and a gateway as a child process.
 
-The operator talks to the ledger directly; the meter's HTTP API is there for usage to be posted. It never runs
-beside an installed Farebox: two ledgers would disagree about every balance.
+The operator accesses the ledger directly; the meter's HTTP API receives usage. This never runs beside an
+installed Farebox, because two ledgers would disagree about every balance.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ from farebox.up.settings import UpSettings
 
 OPERATOR_DEPLOYMENT: Final = "farebox-operator"
 SHUTDOWN_SECONDS: Final = 5.0
-"""Running requests to the API get so long to finish."""
+"""The time that running requests to the API have at the end."""
 
 log = structlog.get_logger(__name__)
 
 
 async def run(settings: UpSettings) -> None:
-    """Run until a signal comes, or the operator ends for one of its own reasons.
+    """Run until a signal arrives, or the operator or the gateway ends.
 
     Raises:
         ConfigurationError: namespaces or kinds are missing, Farebox is installed in the cluster, or a port is
-            taken.
+            in use.
     """
     client = await KubeClient.connect(settings.kubeconfig)
     try:
@@ -57,7 +57,7 @@ async def run(settings: UpSettings) -> None:
 
 
 async def _serve(settings: UpSettings, client: KubeClient, ledger: Ledger, metrics: MeterMetrics) -> None:
-    """The API and the gateway beside the operator; the end of either is the end of all."""
+    """Run the API, the gateway and the operator; if the operator or the gateway ends, all end."""
     authenticator = GatewayToken(
         KubeAuthenticator(client, settings.token_audience, settings.review_cache_seconds)
     )
@@ -80,7 +80,7 @@ async def _serve(settings: UpSettings, client: KubeClient, ledger: Ledger, metri
 
 
 async def _until_either_ends(operator: Operator, gateway_ended: asyncio.Task[None]) -> None:
-    """Raises what ended it, if it was not a signal."""
+    """Wait for the first of them to end. Raises its error, if it has one."""
     operating = asyncio.create_task(operator.run())
     await asyncio.wait({operating, gateway_ended}, return_when=asyncio.FIRST_COMPLETED)
     if not operating.done():
@@ -92,13 +92,13 @@ async def _until_either_ends(operator: Operator, gateway_ended: asyncio.Task[Non
 
 
 async def _check_cluster(client: KubeClient, settings: UpSettings) -> None:
-    """Refuse where it could not work, or would do harm."""
+    """Check the namespaces, and that Farebox is not installed. Raises ConfigurationError."""
     for namespace in (settings.system_namespace, settings.backend_namespace):
         try:
             await client.get(core_path("namespaces", name=namespace))
         except NotFound as error:
             raise ConfigurationError(
-                f"the namespace {namespace} is missing in the cluster at {client.configuration.host}; "
+                f"namespace {namespace} is missing in the cluster at {client.configuration.host}; "
                 "run: kubectl apply -f manifests/base/namespaces.yaml"
             ) from error
     try:
@@ -114,7 +114,7 @@ async def _check_cluster(client: KubeClient, settings: UpSettings) -> None:
 
 
 def _make_directory(ledger_url: str) -> None:
-    """The directory of an SQLite file, for its owner alone; other URLs need none."""
+    """Create the directory of an SQLite file, accessible only to its owner; other URLs need none."""
     prefix = "sqlite:///"
     if ledger_url.startswith(prefix):
         Path(ledger_url.removeprefix(prefix)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)

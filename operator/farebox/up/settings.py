@@ -1,4 +1,4 @@
-"""Settings of `farebox up`, from environment variables as all others."""
+"""Settings of `farebox up`, from environment variables."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ _STATE_HOME: Final = "XDG_STATE_HOME"
 
 
 class UpSettings(OperatorSettings):
-    """Those of the operator and of the meter, with defaults for a laptop; the gateway's go on to it."""
+    """The settings of operator and meter with defaults for a laptop; the gateway's are passed on to it."""
 
     log_format: Literal["json", "console"] = Field("console", description="json, or console for people")
     ledger_url: str = Field(
@@ -36,10 +36,10 @@ class UpSettings(OperatorSettings):
 
 
 def default_ledger_url(state_home: str) -> str:
-    """Where the ledger of a laptop lives.
+    """The default URL of the ledger.
 
     Args:
-        state_home: $XDG_STATE_HOME, or "" for its default; a relative one is ignored, as its rules say.
+        state_home: $XDG_STATE_HOME, or "" for its default; a relative path is ignored (XDG specification).
     """
     return f"sqlite:///{_directory(state_home) / 'farebox.db'}"
 

@@ -1,9 +1,9 @@
-"""Where a call comes from, and whether a list of address ranges has it. Pure.
+"""The address of a client, and whether it is in a list of address ranges. Pure.
 
-X-Forwarded-For is written by whoever likes to. The trusted-hop rule: begin at the address that the connection
-came from; while the address at hand is one of our own proxies (`trusted`), the entry that this proxy added,
-the next one from the right, is the address at hand; the first that is not a trusted proxy is the client. So
-without trusted proxies the header is never looked at, and what stands left of the client is never believed.
+Any client can set X-Forwarded-For. The trusted-hop rule: start at the address of the connection. While the
+current address is a trusted proxy, continue with the entry that this proxy added, which is the next one from
+the right. The first address that is not a trusted proxy is the client. So without trusted proxies the header
+is ignored, and entries left of the client are never trusted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ _MAX_HOPS: Final = 32
 
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address | None:
-    """An address, without its port or zone; None for anything else. IPv4 within IPv6 is IPv4.
+    """Parse an address and drop its port or zone; None if it is invalid. IPv4-mapped IPv6 becomes IPv4.
 
     >>> parse_address(" [2001:db8::1]:443 "), parse_address("::ffff:10.0.0.1"), parse_address("unknown")
     (IPv6Address('2001:db8::1'), IPv4Address('10.0.0.1'), None)
@@ -50,7 +50,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...] | None:
-    """The ranges of a list, or None if one cannot be read. Bits beyond the prefix do not matter."""
+    """The ranges of a list; None if one is invalid. Bits beyond the prefix are ignored."""
     try:
         return tuple(ip_network(text, strict=False) for text in texts)
     except ValueError:
@@ -58,7 +58,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...] | None:
 
 
 def within(address: Address | None, networks: Sequence[Network]) -> bool:
-    """Whether one of the ranges has the address. An address that is not known is in no range."""
+    """Whether the address is in one of the ranges. An unknown address is in none."""
     if address is not None:
         for network in networks:
             if address.version == network.version and address in network:
@@ -69,17 +69,16 @@ def within(address: Address | None, networks: Sequence[Network]) -> bool:
 def client_address(
     peer: str, forwarded_for: str | None, trusted: Sequence[Network], *, repeated: bool = False
 ) -> Address | None:
-    """The address of the client by the trusted-hop rule; None if it cannot be told.
+    """The address of the client by the trusted-hop rule; None if it cannot be determined.
 
     Args:
-        peer: the address that the connection came from.
+        peer: the address of the connection.
         forwarded_for: X-Forwarded-For, or None.
-        trusted: the ranges of our own proxies.
-        repeated: the header came more than once, so that `forwarded_for` is not all of it.
+        trusted: the ranges of trusted proxies.
+        repeated: whether the header occurs more than once, so `forwarded_for` is incomplete.
 
-    A trusted proxy that did not say for whom it speaks is taken as the client itself: it may be one, such as
-    a monitor on the proxy's host. An entry that is no address, where a trusted proxy put it, makes the client
-    unknown, and so do more than 32 hops.
+    A trusted proxy that sends no header is the client itself, for example a monitor on the proxy's host. An
+    invalid entry of a trusted proxy makes the client unknown, and so do more than 32 hops.
     """
     address = parse_address(peer)
     if not forwarded_for or not within(address, trusted):

@@ -1,9 +1,9 @@
-"""What a call may use and cost, before it is made. Pure; corrected by what it did use, afterwards.
+"""Estimates and bounds of a call's tokens and cost, before the call. Pure.
 
-Two figures, for two purposes. The estimate is a likely count of tokens, for limits that smooth traffic: four
-bytes of the request are a token. The bound is a count that a call cannot exceed, for money that must not be
-overspent (B17, Hard): a token has at least one byte, what encloses a text in JSON is longer than what
-encloses it in a model's prompt, and what stands around all of them is ADDED_TOKENS at most.
+The estimate is a likely number of tokens, for rate limits: four bytes of the request are a token. It is
+corrected after the call. The bound is a number that the call cannot exceed, for money that must not be
+overspent (B17, Hard): a token has at least one byte, the JSON around a text is longer than the markup around
+it in a model's prompt, and templates add at most ADDED_TOKENS.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, Tier
 
 BYTES_PER_TOKEN: Final = 4
-"""Of JSON with text in most languages and tokenizers: between 3 and 5."""
+"""For JSON with text, most languages and tokenizers have between 3 and 5."""
 ASSUMED_OUTPUT_TOKENS: Final = 1000
-"""What an answer is expected to have at most when the caller does not say."""
+"""The assumed maximum of an answer if the caller sets no bound."""
 
 ADDED_TOKENS: Final = 1000
-"""What a chat template or a provider adds to the texts of a call: a system prompt of its own, instructions
-for tools. Those of Llama, Qwen, gpt-oss and Claude are between 20 and 600 tokens."""
+"""The maximum that a chat template or a provider adds to a call, such as a system prompt or instructions for
+tools. Those of Llama, Qwen, gpt-oss and Claude have between 20 and 600 tokens."""
 
 
 def estimate_input(body_bytes: int, context_tokens: int = 0) -> int:
-    """A likely count of input tokens of a request, at most the model's context (0: not known).
+    """The likely number of input tokens, at most the model's context (0: unknown).
 
     >>> estimate_input(4001), estimate_input(4_000_000, context_tokens=8192)
     (1001, 8192)
@@ -33,14 +33,14 @@ def estimate_input(body_bytes: int, context_tokens: int = 0) -> int:
 
 
 def bound_input(body_bytes: int, *, text_only: bool, context_tokens: int = 0) -> int | None:
-    """A count that the input cannot exceed, or None where nothing bounds it.
+    """A number of tokens that the input cannot exceed; None if there is no bound.
 
     >>> bound_input(500, text_only=True), bound_input(500, text_only=True, context_tokens=1200)
     (1500, 1200)
 
     Args:
-        text_only: everything that the model will see is text in the request. An image or a document is not:
-            a short reference to it may be many tokens, and only the model's context bounds those.
+        text_only: whether the request contains only text. A short reference to an image or a document may
+            be many tokens, which only the model's context bounds.
     """
     if text_only:
         most = body_bytes + ADDED_TOKENS
@@ -49,7 +49,7 @@ def bound_input(body_bytes: int, *, text_only: bool, context_tokens: int = 0) ->
 
 
 def bound_output(asked: int | None, choices: int, max_output_tokens: int, context_tokens: int) -> int | None:
-    """A count that all answers of a call together cannot exceed, or None where nothing bounds it.
+    """A number of tokens that all answers together cannot exceed; None if there is no bound.
 
     Args:
         asked: the caller's own bound on each answer.
@@ -63,10 +63,10 @@ def bound_output(asked: int | None, choices: int, max_output_tokens: int, contex
 
 
 def most_expensive(tiers: Sequence[Tier], input_bound: int, output_bound: int) -> Nano | None:
-    """The most that a call within both bounds can cost, in nano-units; None if it does not fit into 64 bits.
+    """The maximum cost of a call within both bounds, in nano-units; None if it does not fit into 64 bits.
 
-    A longer call may be cheaper, since one tier prices a call whole: every tier that it can reach is looked
-    at, at its upper end. Cached input counts as whichever price is higher.
+    One tier prices a whole call, so a longer call can be cheaper. Therefore every reachable tier is evaluated
+    at its upper end. Input is priced at the higher of the prices of cached and uncached input.
     """
     if max(input_bound, output_bound) > MAX_TOKENS:
         return None

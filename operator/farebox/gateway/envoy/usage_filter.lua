@@ -1,30 +1,30 @@
--- Runs in Envoy (LuaJIT) on each answer: copies the usage that it tells to where the access log finds it, and takes
--- out of a stream what its caller did not ask for. It neither says what usage means nor decides anything: an answer
--- passes as it is when the script fails, and its call is charged by an estimate.
+-- Runs in Envoy (LuaJIT) on each answer: copies the reported usage into the metadata that the access log writes, and
+-- removes from a stream the usage that its caller did not ask for. It does not interpret usage or decide anything. If
+-- the script fails, the answer passes unchanged, and its call is charged by an estimate.
 --
--- envoy_answers.py puts before it: NAMESPACE, the metadata that the log writes; REDACTION, a Hiding.
+-- usage_filter.py defines NAMESPACE, the name of the metadata, and REDACTION, a UsageRedaction, in front of it.
 --
--- Patterns look at each byte of a text, slowly, and those with a repetition in front many times: long texts are
--- searched for plain words here.
+-- Lua patterns are slow, and patterns that start with a repetition scan a text many times. So long texts are searched
+-- for plain words.
 
 local byte, find, match, sub, concat = string.byte, string.find, string.match, string.sub, table.concat
 
--- Bytes of a line of a stream that are waited for where its usage is hidden; a longer one passes as it is.
-local LONGEST_HIDDEN = 1048576
--- The same where usage is read; of a longer one no more is kept than LONGEST_USAGE.
+-- The maximum length of a line in which usage is redacted; a longer line passes unchanged.
+local LONGEST_REDACTED = 1048576
+-- The maximum length of a line that is buffered to read usage; of a longer line only LONGEST_USAGE bytes are kept.
 local LONGEST_KEPT = 65536
 local LONGEST_USAGE = 4096
--- Objects at the top of a document that may tell the usage in its place.
+-- Objects at the top level of a document that may contain the usage.
 local WITHIN = { message = true, response = true }
 
--- How many backslashes stand right before a place, from `from` on.
+-- The number of backslashes directly before `place`, not before `from`.
 local function backslashes(text, from, place)
   local at = place - 1
   while at >= from and byte(text, at) == 92 do at = at - 1 end
   return place - 1 - at
 end
 
--- The quote that ends a string which goes on at `at`; or nil, and where to go on when more has come.
+-- The position of the closing quote of a string; or nil, and the position to continue at with more text.
 local function closing(text, at)
   local stop = find(text, '"', at, true)
   while stop and backslashes(text, at, stop) % 2 == 1 do
@@ -34,7 +34,7 @@ local function closing(text, at)
   return nil, #text + 1 - backslashes(text, at, #text + 1) % 2
 end
 
--- The place of the first byte at `at` or behind it that is no white space, and the byte; nil at the end of the text.
+-- The position of the first byte from `at` on that is not white space, and the byte; nil at the end of the text.
 local function behind_space(text, at)
   local sign = byte(text, at)
   while sign == 32 or sign == 10 or sign == 13 or sign == 9 do
@@ -44,7 +44,7 @@ local function behind_space(text, at)
   return at, sign
 end
 
--- The place of the first quote or brace at `at` or behind it, and the byte; nil at the end of the text.
+-- The position of the first quote or brace from `at` on, and the byte; nil at the end of the text.
 local function next_sign(text, at)
   local sign = byte(text, at)
   while sign and sign ~= 34 and sign ~= 123 and sign ~= 125 do
@@ -54,17 +54,17 @@ local function next_sign(text, at)
   return at, sign
 end
 
--- Where the value begins of a key that ends before `at`, and its first byte: nil, if the text ends before it. Without a
--- colon it is no key: nil, and what comes in its place.
+-- The position of the value of a key that ends before `at`, and its first byte, which is nil if the text ends before
+-- it. Without a colon it is not a key: nil, and the byte found instead.
 local function value_behind(text, at)
   local colon, sign = behind_space(text, at)
   if sign ~= 58 then return nil, sign end
   return behind_space(text, colon + 1)
 end
 
--- A reader of one JSON document in whatever pieces it comes. Called with each, it returns the usage once, as text,
--- and the name of the object at the top that it is in. Only keys of these places count: whatever a model or its
--- caller wrote is in strings, or deeper.
+-- A reader of one JSON document that arrives in pieces. Called with each piece, it returns the usage once, as text,
+-- and the name of the top-level object that contains it. Only keys at these levels count: text of the model or the
+-- caller is in strings or deeper.
 local function document()
   local rest, in_string, depth, name, within = "", false, 0, nil, nil
   return function(text)
@@ -118,7 +118,7 @@ local function document()
   end
 end
 
--- Where the last line begins that begins before `place`; `from` is on that line, or before it.
+-- The start of the last line that starts before `place`; `from` is on that line or before it.
 local function line_of(text, from, place)
   local line, at = from, find(text, "\n", from, true)
   while at and at < place do
@@ -127,13 +127,13 @@ local function line_of(text, from, place)
   return line
 end
 
--- A reader of a stream's events. Called with each piece, it tells the usage of the last event so far that has one,
--- and of the first: that of Anthropic's has the input. Most events are never read as documents.
-local function events(tell)
+-- A reader of a stream's events. Called with each piece, it reports the usage of the last event that has one, and of
+-- the first, which has the input tokens in Anthropic's streams. Most events are never parsed as documents.
+local function events(report)
   local begun = false
 
   local function read_lines(text)
-    -- Lines that may tell it: where the word is, and where the line ends. Each is read once, whatever is in it.
+    -- Candidate lines: the position of the word, and the end of the line. Each is read once, whatever it contains.
     local spots, stops, at = {}, {}, find(text, '"usage"', 1, true)
     while at do
       local _, first = value_behind(text, at + 7)
@@ -149,11 +149,11 @@ local function events(tell)
       return document()(sub(text, line, stops[number]))
     end
     local last = #spots
-    while last > 0 and not tell(read(last)) do last = last - 1 end
+    while last > 0 and not report(read(last)) do last = last - 1 end
     if last > 0 and not begun then
       begun = true
       local usage, within = read(1)
-      if within == "message" then tell(usage, within) end
+      if within == "message" then report(usage, within) end
     end
   end
 
@@ -161,7 +161,7 @@ local function events(tell)
   return function(text)
     if long then
       local stop = find(text, "\n", 1, true)
-      tell(long(sub(text, 1, stop)))
+      report(long(sub(text, 1, stop)))
       if not stop then return end
       text, long = sub(text, stop + 1), nil
     end
@@ -174,16 +174,16 @@ local function events(tell)
     held[#held + 1], size = text, size + #text
     if size > LONGEST_KEPT then
       long = document()
-      tell(long(concat(held)))
+      report(long(concat(held)))
       held, size = {}, 0
     end
   end
 end
 
--- Whole lines of a stream as its caller may see them, and whether the blank line that follows is to go too. In JSON
--- no text of the model can look like these names: its quotes are escaped. An event without choices is the one that
--- tells the usage of all.
-local function shown(text)
+-- Complete lines of a stream without redacted usage, and whether the following blank line is removed too. Text of the
+-- model cannot look like these names, because its quotes are escaped in JSON. The event without choices has the usage
+-- of the whole stream.
+local function redacted(text)
   local parts, from, line, stop = {}, 1, 1, 0
   local at = find(text, '"usage"', 1, true)
   while at do
@@ -215,9 +215,9 @@ local function shown(text)
   return concat(parts), false
 end
 
--- What a caller may see of a stream, piece by piece. What comes of a line that has no end yet is held; at the end of
--- a stream it is no event, and is left out.
-local function hider()
+-- A redactor of a stream, piece by piece. An incomplete line is held back; at the end of a stream it is not an event,
+-- and is dropped.
+local function redactor()
   local held, size, blank, passes = {}, 0, false, REDACTION == ""
   return function(bytes)
     if passes then return bytes end
@@ -227,19 +227,19 @@ local function hider()
       local text = concat(held)
       held, size = { sub(bytes, whole + 1) }, #bytes - whole
       if blank then text = text:gsub("^\r?\n", "") end
-      text, blank = shown(text)
+      text, blank = redacted(text)
       return text
     end
     held[#held + 1], size = bytes, size + #bytes
-    if size <= LONGEST_HIDDEN then return "" end
+    if size <= LONGEST_REDACTED then return "" end
     passes = true
     return concat(held)
   end
 end
 
--- Keeps usage for the log, and returns it; without usage nothing is kept. What Envoy gives of the metadata is good
--- until the next piece comes.
-local function teller(handle)
+-- A function that stores usage for the log, if there is any, and returns it. Envoy's metadata object is valid only until
+-- the next piece.
+local function reporter(handle)
   return function(usage, within)
     if usage then
       handle:streamInfo():dynamicMetadata():set(NAMESPACE, within == "message" and "first" or "last", usage)
@@ -251,19 +251,19 @@ end
 function envoy_on_response(handle)
   local headers = handle:headers()
   local kind = (headers:get("content-type") or ""):lower()
-  local tell = teller(handle)
+  local report = reporter(handle)
   if sub(kind, 1, 16) == "application/json" then
-    local read, told = document(), nil
+    local read, reported = document(), nil
     for chunk in handle:bodyChunks() do
-      told = told or tell(read(chunk:getBytes(0, chunk:length())))
+      reported = reported or report(read(chunk:getBytes(0, chunk:length())))
     end
   elseif sub(kind, 1, 17) == "text/event-stream" then
     if REDACTION ~= "" then headers:remove("content-length") end
-    local read, hide = events(tell), hider()
+    local read, redact = events(report), redactor()
     for chunk in handle:bodyChunks() do
       local bytes = chunk:getBytes(0, chunk:length())
       read(bytes)
-      local seen = hide(bytes)
+      local seen = redact(bytes)
       if seen ~= bytes then chunk:setBytes(seen) end
     end
   end
