@@ -1,4 +1,4 @@
-"""The operator and its workers: no key is lost, whatever a pass ends with, and nobody is held up."""
+"""The operator and its workers: no key is lost, however its reconcile ends, and none delays another."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,8 +29,8 @@ async def server() -> AsyncIterator[Server]:
         yield running
 
 
-async def test_a_pass_that_met_a_lease_renewed_late_is_done_once_it_is(server: Server) -> None:
-    """B21 forbids the write; nobody else would make it, though, as the Lease was never lost."""
+async def test_b21_a_key_is_retried_once_a_late_lease_is_renewed(server: Server) -> None:
+    """B21 forbids the write. No other replica makes it, because the Lease was never lost."""
     patched = asyncio.Event()
 
     async def patch(request: web.Request) -> web.StreamResponse:
@@ -81,9 +81,9 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
         service = service_key(ObjectKey(objects.TEAM, "chat"))
         operator.cache.services.put(objects.service("chat"))
 
-        def looks_at_it_after(balance: int, sequence: int) -> bool:
-            heard = [AccountBalance(ACCOUNT, "USD", balance, 0, sequence)]
-            for changed in operator.balances.update(heard, complete=True):
+        def is_queued_after(balance: int, sequence: int) -> bool:
+            update = [AccountBalance(ACCOUNT, "USD", balance, 0, sequence)]
+            for changed in operator.balances.update(update, complete=True):
                 operator.dispatcher.on_balance(changed)
             return service in taken()
 
@@ -95,16 +95,16 @@ async def test_a_top_up_brings_back_what_a_lower_credit_limit_stopped(server: Se
             return keys
 
         operator.resync.reflectors[Kind.ACCOUNT].on_event("ADDED", account(1, "100"))
-        assert looks_at_it_after(-50, 1)
-        assert not looks_at_it_after(-60, 2), "a figure alone"
+        assert is_queued_after(-50, 1)
+        assert not is_queued_after(-60, 2), "a figure alone"
         operator.resync.reflectors[Kind.ACCOUNT].on_event("MODIFIED", account(2, "0"))
         assert service in taken()
-        assert looks_at_it_after(+40, 3)
+        assert is_queued_after(+40, 3)
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service"])
 async def test_b23_a_namespace_of_backends_that_is_missing_is_named(server: Server, kind: str) -> None:
-    """As on a laptop, where nobody has applied it."""
+    """As on a laptop, where it was never applied."""
 
     async def missing(request: web.Request) -> web.StreamResponse:
         return status(404, "NotFound", 'namespaces "farebox-models" not found')
@@ -119,7 +119,7 @@ async def test_b23_a_namespace_of_backends_that_is_missing_is_named(server: Serv
             await create(body, Priority.HIGH)
 
 
-async def test_a_backend_that_cannot_be_made_for_now_is_told_of_meanwhile(server: Server) -> None:
+async def test_b23_a_refused_backend_is_reported_until_it_is_created(server: Server) -> None:
     """A webhook is down: the Deployment was deleted, and the service must not say that it serves (B23)."""
     serving = {
         "type": "Serving",
@@ -217,7 +217,7 @@ async def test_b6_a_trial_stops_when_its_quota_ends_though_nothing_else_happens(
         assert len(looks) == 3
 
 
-async def test_workers_take_turns_so_that_passes_without_a_wait_hold_nobody_up() -> None:
+async def test_workers_take_turns_so_that_reconciles_without_a_wait_delay_no_other_task() -> None:
     queue, passes = WorkQueue(), list[Key]()
     keys = [service_key(ObjectKey("team-a", f"s{number}")) for number in range(40)]
     for each in keys:
@@ -242,7 +242,7 @@ async def test_workers_take_turns_so_that_passes_without_a_wait_hold_nobody_up()
     assert passes == keys
 
 
-def test_a_watch_that_is_left_open_at_the_end_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_generator_that_is_left_open_at_the_end_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     """As Kopf's are when the Lease is lost while one tells something."""
     left: list[AsyncIterator[None]] = []
 

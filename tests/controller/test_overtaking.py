@@ -1,10 +1,10 @@
-"""Whatever overtakes what, every service ends where it belongs, without a sweep and without a restart.
+"""Every service ends in its state, whatever the order of answers and events, without a resync or a restart.
 
 A small cluster with a Deployment controller of its own takes its time over everything. Requests are carried
-out some while after they came and answered some while after that, and some answers are lost; each watch tells
-of changes as late as it likes, and loses its place at times; users, and hands that scale and delete
-Deployments, are at work meanwhile. Kopf's kinds are filtered when they are read
-(controller/sources/kopf_filter.py), and reach the operator a while after that.
+out some time after they arrive and answered later still, and some answers are lost. Each watch reports
+changes with a delay of its own, and loses its place at times. Meanwhile users edit services, and scale and
+delete Deployments. Kopf's kinds are filtered when they are read (controller/sources/kopf_filter.py), and
+reach the operator a while after that.
 """
 
 import asyncio
@@ -44,22 +44,22 @@ KINDS = {
     "namespaces": Kind.NAMESPACE,
 }
 BACKEND_KINDS = (Kind.DEPLOYMENT, Kind.ENDPOINT)
-"""Those that a watch of our own tells of; Kopf watches the others."""
+"""Kinds that a reflector watches; Kopf watches the others."""
 SECONDS = 30.0
 
 
 @dataclass
 class Cluster:
-    """Objects by kind and key, as the API server has them, and what its watches have not told yet."""
+    """Objects by kind and key, as the API server has them, and what its watches have not reported yet."""
 
     chance: random.Random
     objects: dict[tuple[Kind, ObjectKey], JSONObject] = field(default_factory=dict)
-    untold: dict[Kind, asyncio.Queue[tuple[str, JSONObject]]] = field(default_factory=dict)
+    unreported: dict[Kind, asyncio.Queue[tuple[str, JSONObject]]] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     version: int = 100
 
     def __post_init__(self) -> None:
-        self.untold = {kind: asyncio.Queue() for kind in KINDS.values()}
+        self.unreported = {kind: asyncio.Queue() for kind in KINDS.values()}
 
     async def while_passes(self) -> None:
         """Nothing, a few turns of the loop, or some milliseconds."""
@@ -74,7 +74,7 @@ class Cluster:
     # -- the API server ---------------------------------------------------------------------------------
 
     def commit(self, kind: Kind, raw: JSONObject, spec_changed: bool) -> JSONObject:
-        """Store an object and let the watches know."""
+        """Store an object, and let its watch report it."""
         self.version += 1
         key, known = key_of(raw), self.objects.get((kind, key_of(raw)))
         generation = known["metadata"]["generation"] + spec_changed if known else 1
@@ -83,7 +83,7 @@ class Cluster:
             identity |= {"uid": f"uid-{self.version}", "creationTimestamp": "2026-03-01T12:00:00Z"}
         stored = changed(raw, {"metadata": identity})
         self.objects[kind, key] = stored
-        self.untold[kind].put_nowait(("MODIFIED" if known else "ADDED", stored))
+        self.unreported[kind].put_nowait(("MODIFIED" if known else "ADDED", stored))
         if kind is Kind.DEPLOYMENT and (spec_changed or known is None):
             self.soon(self._roll_out(key, stored["metadata"]["uid"]))
         return stored
@@ -92,7 +92,7 @@ class Cluster:
         gone = self.objects.pop((kind, key), None)
         if gone is not None:
             self.version += 1
-            self.untold[kind].put_nowait(
+            self.unreported[kind].put_nowait(
                 ("DELETED", changed(gone, {"metadata": {"resourceVersion": str(self.version)}}))
             )
 
@@ -164,8 +164,8 @@ class Cluster:
 
     # -- the watches ------------------------------------------------------------------------------------
 
-    async def tell(self, kind: Kind, operator: Operator) -> None:
-        """A watch: changes in their order, whenever it likes."""
+    async def report(self, kind: Kind, operator: Operator) -> None:
+        """Report changes as a watch does: in their order, with random delays."""
         reading: asyncio.Queue[tuple[str, JSONObject]] = asyncio.Queue()
         self.soon(self._deliver(kind, operator, reading))
         if kind in BACKEND_KINDS:
@@ -177,7 +177,7 @@ class Cluster:
                 if of is kind:
                     self._read(kind, operator, "ADDED", raw, reading)
         while True:
-            type_, raw = await self.untold[kind].get()
+            type_, raw = await self.unreported[kind].get()
             await self.while_passes()
             if kind in BACKEND_KINDS and self.chance.random() < 0.05:
                 since = await relisted(kind, operator)
@@ -207,7 +207,7 @@ class Cluster:
 
 
 async def relisted(kind: Kind, operator: Operator) -> int:
-    """What a watch does that lost its place; see Reflector."""
+    """List again, as a watch that lost its place does; see Reflector."""
     while True:
         try:
             await operator.resync.reflectors[kind].relist(operator.dispatcher.on_change)
@@ -216,8 +216,8 @@ async def relisted(kind: Kind, operator: Operator) -> int:
             await asyncio.sleep(0.001)
 
 
-async def prime(operator: Operator) -> None:
-    """The first lists; a process that cannot have them would start anew."""
+async def initial_list(operator: Operator) -> None:
+    """Make the initial list. A process that cannot list would restart."""
     while True:
         try:
             return await operator.resync.initial_list()
@@ -235,10 +235,10 @@ def amiss(cluster: Cluster) -> str:
         if has != (replicas, replicas):
             return f"{backend} has {has}, not {replicas}"
     for service, replicas in ((own, own["spec"]["replicas"]), (shared, of_model)):
-        told = service.get("status") or {}
-        ready = {each["type"]: each["status"] for each in told.get("conditions", ())}.get("Ready")
-        if (told.get("phase"), ready, told.get("readyReplicas")) != ("Running", "True", replicas):
-            return f"{service['metadata']['name']}: {told}"
+        reported = service.get("status") or {}
+        ready = {each["type"]: each["status"] for each in reported.get("conditions", ())}.get("Ready")
+        if (reported.get("phase"), ready, reported.get("readyReplicas")) != ("Running", "True", replicas):
+            return f"{service['metadata']['name']}: {reported}"
     return ""
 
 
@@ -276,7 +276,7 @@ async def people(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("seed", range(25))
-async def test_whatever_overtakes_what_every_service_ends_where_it_belongs(seed: int) -> None:
+async def test_every_service_ends_in_its_state_whatever_the_order_of_answers_and_events(seed: int) -> None:
     cluster = Cluster(random.Random(seed))
     cluster.commit(Kind.MODEL, objects.model(), spec_changed=True)
     cluster.commit(Kind.ACCOUNT, objects.account(), spec_changed=True)
@@ -286,13 +286,13 @@ async def test_whatever_overtakes_what_every_service_ends_where_it_belongs(seed:
         operator.context.writer.may_write = lambda: True
         operator.balances.update([AccountBalance(ACCOUNT, "USD", 5, 0, 1)], complete=True)
         at_work = asyncio.ensure_future(people(cluster))
-        await prime(operator)
+        await initial_list(operator)
         workers = [
             asyncio.create_task(operator.workers.work(priority))
             for priority in (Priority.HIGH, Priority.LOW, Priority.LOW, Priority.LOW)
         ]
         for kind in KINDS.values():
-            cluster.soon(cluster.tell(kind, operator))
+            cluster.soon(cluster.report(kind, operator))
         try:
             operator.dispatcher.enqueue_all()
             await at_work

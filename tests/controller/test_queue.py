@@ -162,7 +162,7 @@ async def test_an_edit_wakes_a_worker_of_the_bulk_lane_if_no_other_waits() -> No
 
 
 @pytest.mark.parametrize("priority", Priority)
-async def test_a_cancelled_worker_passes_its_wake_up_on(priority: Priority) -> None:
+async def test_a_cancelled_worker_hands_on_its_wake_up(priority: Priority) -> None:
     queue = WorkQueue()
     async with worker(queue) as first, worker(queue) as second:
         queue.add(A, priority)
@@ -223,7 +223,7 @@ async def test_failures_wait_ever_longer_up_to_the_limit() -> None:
     assert queue.retry(A, Priority.LOW) == 1.0
 
 
-async def test_jitter_spreads_retries_between_half_and_the_whole() -> None:
+async def test_jitter_spreads_retries_between_half_and_all_of_the_backoff() -> None:
     least = WorkQueue(base_delay=1.0, jitter=lambda: 0.0)
     middle = WorkQueue(base_delay=1.0, jitter=lambda: 0.5)
     assert (least.retry(A, Priority.HIGH), middle.retry(A, Priority.HIGH)) == (0.5, 0.75)
@@ -276,7 +276,7 @@ class Shop:
                     self.seen[key] = version
                     self.queue.forget(key)
             except asyncio.CancelledError:
-                # A worker that ends in the middle leaves the key to whoever comes next.
+                # A worker that ends in the middle leaves the key to the next one.
                 self.queue.add(key, priority)
                 raise
             finally:
@@ -305,7 +305,7 @@ class Shop:
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_whatever_happens_each_key_is_looked_at_after_its_last_change(seed: int) -> None:
+async def test_each_key_is_reconciled_after_its_last_change(seed: int) -> None:
     shop = Shop(seed)
     for slowest in (Priority.LOW, Priority.HIGH, Priority.LOW, Priority.HIGH, Priority.LOW, Priority.LOW):
         shop.hire(slowest)
@@ -351,7 +351,7 @@ def test_tokens_do_not_pile_up_beyond_the_burst() -> None:
     assert [bucket.try_take() for _ in range(4)] == [True, True, True, False]
 
 
-async def test_who_waits_is_served_in_order_at_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiters_are_served_in_order_at_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     bucket = TokenBucket(rate=10.0, burst=1, clock=clock)
     waits: list[float] = []
@@ -368,7 +368,7 @@ async def test_who_waits_is_served_in_order_at_the_rate(monkeypatch: pytest.Monk
     assert bucket.try_take()
 
 
-async def test_passes_that_never_wait_let_others_have_their_turn() -> None:
+async def test_reconciles_that_never_wait_yield_to_other_tasks() -> None:
     queue = WorkQueue()
     done = 0
 

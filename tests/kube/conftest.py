@@ -10,7 +10,7 @@ from tests.kube.server import Server, client_of, serving
 
 @pytest_asyncio.fixture
 async def server() -> AsyncIterator[Server]:
-    """A server that does as it is told."""
+    """A server with scripted answers."""
     async with serving() as running:
         yield running
 

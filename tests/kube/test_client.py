@@ -54,7 +54,7 @@ def answering(code: int, reason: str, message: str) -> Answer:
         (503, KubeError),
     ],
 )
-async def test_an_error_has_its_class_and_the_servers_own_sentence(
+async def test_an_error_has_its_class_and_the_message_of_the_server(
     server: Server, client: KubeClient, code: int, expected: type[KubeError]
 ) -> None:
     server.trouble = answering(code, "Reason", "spec.replicas: must not be negative")
@@ -66,7 +66,7 @@ async def test_an_error_has_its_class_and_the_servers_own_sentence(
     assert len(server.requests) == 1, "it never retries"
 
 
-async def test_an_answer_of_something_between_is_an_error_too(server: Server, client: KubeClient) -> None:
+async def test_an_answer_of_a_proxy_is_an_error_too(server: Server, client: KubeClient) -> None:
     server.trouble = nonsense
     with pytest.raises(KubeError, match="the proxy is down") as caught:
         await client.get(PATH)
@@ -83,14 +83,14 @@ async def test_no_answer_leaves_the_outcome_unknown(
     assert len(server.requests) == 1, "a write that may have been done is not sent again"
 
 
-async def test_nobody_listens() -> None:
+async def test_a_refused_connection_is_unreachable() -> None:
     lost = Server(port=1)
     async with client_of(lost) as client:
         with pytest.raises(KubeUnreachable):
             await client.get(PATH)
 
 
-async def test_it_goes_on_after_trouble(server: Server, client: KubeClient) -> None:
+async def test_requests_succeed_again_after_an_error(server: Server, client: KubeClient) -> None:
     server.objects[PATH] = {"metadata": {"name": "b"}}
     for trouble in (reset, refuse, hang):
         server.trouble = trouble
@@ -112,7 +112,7 @@ async def test_requests_are_json_and_patches_say_what_they_are(server: Server, c
 
 
 @pytest.mark.parametrize("code", [200, 404, 409])
-async def test_a_delete_is_of_one_uid_and_what_is_gone_is_fine(
+async def test_a_delete_names_one_uid_and_accepts_an_absent_object(
     server: Server, client: KubeClient, code: int
 ) -> None:
     server.trouble = answering(code, "", "")
@@ -120,7 +120,7 @@ async def test_a_delete_is_of_one_uid_and_what_is_gone_is_fine(
     assert server.bodies == [{"preconditions": {"uid": "uid-1"}}]
 
 
-async def test_a_delete_that_is_refused_says_so(server: Server, client: KubeClient) -> None:
+async def test_a_refused_delete_raises(server: Server, client: KubeClient) -> None:
     server.trouble = answering(403, "Forbidden", "no")
     with pytest.raises(Forbidden):
         await client.delete(PATH, "uid-1")
@@ -157,9 +157,7 @@ async def test_a_list_whose_token_expired_starts_again_and_misses_nothing(
     assert found == ["0", "1", "2", "3", "0", "1", "2", "3", "4", "5"]
 
 
-async def test_what_a_list_that_began_anew_has_no_more_is_not_there(
-    server: Server, client: KubeClient
-) -> None:
+async def test_keys_are_those_of_the_last_attempt_of_a_list(server: Server, client: KubeClient) -> None:
     def page(version: str, *names: str, more: str = "") -> JSONObject:
         items = [{"metadata": {"name": name, "namespace": "a"}} for name in names]
         return {"metadata": {"resourceVersion": version, "continue": more}, "items": items}
@@ -182,7 +180,7 @@ async def test_an_empty_list_has_a_version(server: Server, client: KubeClient) -
     assert await client.listed(PATH, lambda raw: None) == (set(), "7")
 
 
-async def test_a_list_that_is_gone_from_the_start_is_an_error(server: Server, client: KubeClient) -> None:
+async def test_a_list_whose_first_page_is_expired_is_an_error(server: Server, client: KubeClient) -> None:
     server.trouble = answering(410, "Gone", "gone")
     with pytest.raises(KubeError, match="gone"):
         assert [item async for item in client.list("/api/v1/namespaces")]
@@ -212,7 +210,7 @@ async def test_the_token_of_a_kubeconfig_is_sent(server: Server, tmp_path: Path)
     assert server.requests[0][2]["Authorization"] == "Bearer first"
 
 
-async def test_the_pods_token_is_read_anew_when_kubernetes_replaced_it(
+async def test_a_replaced_token_of_the_pod_is_read_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, authority = tmp_path / "token", tmp_path / "ca.crt"
@@ -240,7 +238,7 @@ async def test_the_pods_token_is_read_anew_when_kubernetes_replaced_it(
     ]
 
 
-async def test_no_credentials_is_a_sentence_that_says_what_to_do(
+async def test_missing_credentials_raise_an_error_that_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)

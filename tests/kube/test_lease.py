@@ -73,7 +73,7 @@ def foreign(server: Server, holder: str, seconds: int = 1) -> None:
     }
 
 
-async def test_the_first_takes_a_lease_that_nobody_made(server: Server, client: KubeClient) -> None:
+async def test_the_first_replica_creates_the_lease(server: Server, client: KubeClient) -> None:
     only = elector(client, "a")
     async with running(only):
         await only.leading.wait()
@@ -85,7 +85,7 @@ async def test_the_first_takes_a_lease_that_nobody_made(server: Server, client: 
         assert only.healthy()
 
 
-async def test_of_many_one_leads(server: Server, client: KubeClient) -> None:
+async def test_one_of_many_replicas_leads(server: Server, client: KubeClient) -> None:
     many = [elector(client, f"e{number}") for number in range(8)]
     async with running(*many):
         await until(lambda: any(each.leading.is_set() for each in many))
@@ -96,7 +96,7 @@ async def test_of_many_one_leads(server: Server, client: KubeClient) -> None:
         assert all(each.healthy() for each in many), "a standby is healthy"
 
 
-async def test_a_holder_that_vanished_is_followed_when_its_lease_ran_out(
+async def test_another_replica_leads_once_the_lease_of_a_dead_holder_expires(
     server: Server, client: KubeClient
 ) -> None:
     foreign(server, "gone", seconds=1)
@@ -110,13 +110,13 @@ async def test_a_holder_that_vanished_is_followed_when_its_lease_ran_out(
     assert spec(server)["leaseTransitions"] == 4
 
 
-def test_b21_the_terms_of_the_operators_lease_bring_the_next_one_within_15_s(client: KubeClient) -> None:
+def test_b21_the_lease_settings_allow_a_takeover_within_15_s(client: KubeClient) -> None:
     next_one = elector(client, "b", OperatorSettings.model_fields["lease_seconds"].default)
     # It sees the last renewal up to a period late, and the end of the lease up to another.
     assert next_one.duration + 2 * next_one.period <= 15
 
 
-async def test_a_lease_that_is_renewed_is_left_alone(server: Server, client: KubeClient) -> None:
+async def test_a_renewed_lease_is_not_taken(server: Server, client: KubeClient) -> None:
     holder, standby = elector(client, "a"), elector(client, "b")
     async with running(holder):
         await holder.leading.wait()
@@ -140,7 +140,7 @@ async def test_a_lease_given_back_is_taken_at_once(server: Server, client: KubeC
 
 
 @pytest.mark.parametrize("trouble", [hang, reset, refuse, nonsense])
-async def test_a_leader_that_cannot_renew_stops_before_its_lease_runs_out(
+async def test_a_leader_that_cannot_renew_stops_before_its_lease_expires(
     server: Server, client: KubeClient, trouble: Answer
 ) -> None:
     leader = elector(client, "a", duration=3)
@@ -155,10 +155,10 @@ async def test_a_leader_that_cannot_renew_stops_before_its_lease_runs_out(
         # The last renewal that it knows of is older than `last`, and others wait 3 s from it.
         assert loop.time() - last - stalls.seconds < leader.duration
         watching.cancel()
-    assert spec(server)["holderIdentity"] == "a", "nobody gave it back"
+    assert spec(server)["holderIdentity"] == "a", "it was not given back"
 
 
-async def test_a_short_trouble_costs_nothing(server: Server, client: KubeClient) -> None:
+async def test_a_short_outage_does_not_cost_the_lease(server: Server, client: KubeClient) -> None:
     leader = elector(client, "a", duration=3)
     async with running(leader) as (task,):
         await leader.leading.wait()
@@ -210,7 +210,7 @@ async def test_a_lease_that_another_took_meanwhile_is_lost_at_once(
     assert spec(server)["holderIdentity"] == "b"
 
 
-async def test_whoever_slept_past_its_deadline_is_unhealthy_before_it_asks_anybody(
+async def test_a_replica_that_slept_past_its_deadline_is_unhealthy_before_any_request(
     server: Server, client: KubeClient
 ) -> None:
     time = [0.0]
@@ -225,7 +225,7 @@ async def test_whoever_slept_past_its_deadline_is_unhealthy_before_it_asks_anybo
         assert leader.leading.is_set(), "the process was asleep, and could not note it"
 
 
-async def test_a_note_is_left_for_whoever_comes_next(server: Server, client: KubeClient) -> None:
+async def test_the_bookmark_is_left_for_the_next_leader(server: Server, client: KubeClient) -> None:
     notes = {"a": "first"}
     first, second = elector(client, "a", duration=60), elector(client, "b", duration=3)
     first.bookmark, second.bookmark = lambda: notes.get("a"), lambda: notes.get("b")
@@ -247,7 +247,7 @@ async def test_a_note_is_left_for_whoever_comes_next(server: Server, client: Kub
     assert await first.read_bookmark() == "second"
 
 
-async def test_it_cannot_be_taken_by_a_write_that_comes_late(server: Server, client: KubeClient) -> None:
+async def test_a_late_write_cannot_take_the_lease(server: Server, client: KubeClient) -> None:
     foreign(server, "gone")
     late = elector(client, "late")
     assert not await late._attempt()

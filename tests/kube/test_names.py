@@ -93,17 +93,17 @@ def test_any_text_makes_a_valid_label_and_value(text: str) -> None:
 
 
 @given(labels.filter(lambda name: name[0] in string.ascii_lowercase))
-def test_what_is_valid_stays_as_it_is(name: str) -> None:
+def test_a_valid_name_is_unchanged(name: str) -> None:
     assert dns_label(name) == name
     assert label_value(name) == name
 
 
 @given(names, names)
-def test_label_values_tell_names_apart(one: str, other: str) -> None:
+def test_different_names_have_different_label_values(one: str, other: str) -> None:
     assert (label_value(one) == label_value(other)) is (one == other)
 
 
-def test_a_name_that_had_to_change_can_still_be_read() -> None:
+def test_a_derived_name_stays_readable() -> None:
     assert shared_backend_name("qwen3-8b") == "m-qwen3-8b"
     assert shared_backend_name("qwen2.5-7b").startswith("m-qwen2-5-7b-")
     assert dedicated_backend_name(ObjectKey("team-a", "chat")).startswith("s-team-a-chat-")

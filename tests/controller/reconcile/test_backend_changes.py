@@ -1,4 +1,4 @@
-"""Which changes of a backend are looked at, and which are nothing to anybody."""
+"""Which changes of a backend queue its owner, and which do not."""
 
 import copy
 from typing import Any

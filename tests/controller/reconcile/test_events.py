@@ -36,7 +36,7 @@ async def sent(recorder: Recorder, server: Server) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("before", "told"),
+    ("before", "recorded"),
     [
         ({}, True),
         ({"status": ConditionStatus.FALSE, "reason": "NotStalled"}, True),
@@ -46,18 +46,16 @@ async def sent(recorder: Recorder, server: Server) -> list[dict[str, Any]]:
     ids=["new", "went well", "another", "the same"],
 )
 async def test_a_stalled_object_has_one_event_for_each_reason(
-    recorder: Recorder, server: Server, before: dict[str, Any], told: bool
+    recorder: Recorder, server: Server, before: dict[str, Any], recorded: bool
 ) -> None:
     found = service(**before)
     recorder.stalled(found, found.status, stalled("BackendRejected"))
     events = await sent(recorder, server)
-    expected = [("Warning", "BackendRejected", "because of BackendRejected")] if told else []
+    expected = [("Warning", "BackendRejected", "because of BackendRejected")] if recorded else []
     assert [(event["type"], event["reason"], event["note"]) for event in events] == expected
 
 
-async def test_what_has_an_event_of_its_own_and_what_goes_well_is_not_told(
-    recorder: Recorder, server: Server
-) -> None:
+async def test_reported_reasons_and_progress_have_no_event(recorder: Recorder, server: Server) -> None:
     found = service()
     recorder.stalled(found, found.status, stalled("Overdue"), reported=("Overdue",))
     progress = kstatus(false(ConditionType.READY, "Creating"), reconciling="Creating")

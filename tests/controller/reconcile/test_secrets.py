@@ -30,7 +30,7 @@ SECRET = api_key_secret(KEY, TOKEN)
 
 
 class Answering:
-    """A server that says what it is told to, and quotes the whole request in its error, as a webhook may."""
+    """A server with scripted answers, which quotes the whole request in its error, as a webhook may."""
 
     def __init__(self) -> None:
         self.status, self.reason = 201, ""
@@ -98,7 +98,7 @@ async def test_a_final_no_is_an_answer_without_the_key(
         (500, "InternalError", KubeError),
     ],
 )
-async def test_b20_what_says_nothing_of_the_secret_is_tried_again(
+async def test_b20_an_error_that_leaves_the_outcome_open_is_retried(
     server: tuple[Answering, ClusterWriter], status: int, reason: str, error: type[KubeError]
 ) -> None:
     answering, writer = server

@@ -60,7 +60,7 @@ def test_the_first_status_has_its_zeros() -> None:
     assert change.urgency is Urgency.NOW
 
 
-def test_only_what_differs_is_in_the_patch_and_null_takes_away() -> None:
+def test_the_patch_has_only_what_differs_and_null_removes_a_field() -> None:
     status = reported()
     change = changed(status, replicas=5, endpoint=None)
     assert change.patch == {"replicas": 5, "endpoint": None}

@@ -54,11 +54,11 @@ def filled() -> Cache:
     [
         (READ, {"skewed", "same", "after"}),
         (Bookmark("ledger", 9, START + timedelta(hours=1)), set()),
-        # Nobody noted anything: each receipt may be all that is left.
+        # Without a bookmark each receipt may be all that is left.
         (Bookmark(), {"old", "before", "skewed", "same", "after"}),
     ],
 )
-def test_what_was_booked_after_the_place_up_to_which_a_leader_had_read_is_asked_for_again(
+def test_top_ups_after_the_bookmark_of_the_last_leader_are_unverified(
     read: Bookmark, asked: set[str]
 ) -> None:
     cache, balances = filled(), Balances(45)
@@ -68,9 +68,7 @@ def test_what_was_booked_after_the_place_up_to_which_a_leader_had_read_is_asked_
     assert balances.any_unverified is bool(asked)
 
 
-async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is_decided(
-    server: Server, ledger: Ledger
-) -> None:
+async def test_b10_a_lost_top_up_is_posted_again_before_any_decision(server: Server, ledger: Ledger) -> None:
     """B10: the ledger was restored from before the booking, and has come further than the leader had read."""
     await ledger.record([terms(ACME)])
     async with client_of(server) as client:
@@ -81,7 +79,7 @@ async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is
         page = await ledger.changes(0, 0)
         operator.feed.bookmark = page.bookmark
         operator.balances.update(page.accounts, page.complete)
-        assert operator.elector.bookmark() is None, "the place that was noted stays until then"
+        assert operator.elector.bookmark() is None, "the stored bookmark stays until then"
         await operator._confirm_receipts()
         found = operator.balances.of(ACME, 0)
         assert found is not UNKNOWN
@@ -93,7 +91,9 @@ async def test_a_top_up_that_is_lost_with_the_place_is_booked_before_anything_is
         assert await ledger.head() == head
 
 
-async def test_while_the_ledger_is_away_the_balance_is_unknown_and_the_place_stays(server: Server) -> None:
+async def test_an_unreachable_ledger_leaves_the_balance_unknown_and_the_bookmark(
+    server: Server,
+) -> None:
     async with client_of(server) as client, MeterClient("http://127.0.0.1:9") as away:
         operator = Operator(OperatorSettings(), client, away)
         operator.cache.accounts.put(objects.account())
@@ -107,7 +107,7 @@ async def test_while_the_ledger_is_away_the_balance_is_unknown_and_the_place_sta
 
 
 class Away:
-    """The way to a ledger that is away until it is there."""
+    """A ledger that is unreachable until `there` is true."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -122,7 +122,7 @@ class Away:
         return ask
 
 
-async def test_a_top_up_that_came_while_the_ledger_was_away_is_booked_as_soon_as_it_is_back(
+async def test_a_top_up_is_posted_as_soon_as_the_ledger_is_reachable_again(
     server: Server, ledger: Ledger
 ) -> None:
     """However often it was tried in vain, and however long its next backoff would be."""

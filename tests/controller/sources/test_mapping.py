@@ -1,4 +1,4 @@
-"""Whom a change concerns: everybody who has to look again, nobody else, and crowds in the slow priority."""
+"""A change queues what depends on it and nothing else, and many keys as bulk work."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def test_an_edit_of_a_service_concerns_the_service(cache: Cache) -> None:
     assert after(cache, cache.services.put(edited(objects.service("chat")))) == {CHAT: Priority.HIGH}
 
 
-def test_a_status_write_comes_back_and_concerns_nobody_but_the_counts(cache: Cache) -> None:
+def test_a_status_write_concerns_the_counts_alone(cache: Cache) -> None:
     change = cache.services.put(objects.service("chat", 2, status={"phase": "Running"}))
     assert change is not None
     (work,) = set(requests_for(cache, change))
@@ -89,7 +89,7 @@ def test_a_new_or_deleted_service_concerns_its_model_and_every_account_beside_it
     assert after(cache, cache.services.remove(key, 6)) == expected
 
 
-def test_a_service_made_again_on_another_model_meanwhile_concerns_both_models(cache: Cache) -> None:
+def test_a_service_recreated_on_another_model_concerns_both_models(cache: Cache) -> None:
     """A watch that lost its place tells of a deletion and of what came after it as one change (B11)."""
     again = objects.service("chat", 2, spec={"modelRef": {"name": "other"}}, uid="another")
     expected = {
@@ -102,7 +102,7 @@ def test_a_service_made_again_on_another_model_meanwhile_concerns_both_models(ca
     assert after(cache, cache.services.put(again)) == expected
 
 
-def test_an_account_made_again_meanwhile_concerns_its_neighbours(cache: Cache) -> None:
+def test_a_recreated_account_concerns_its_siblings(cache: Cache) -> None:
     """It is younger than before, and no longer the one with the Default services, perhaps (B1)."""
     assert OTHER in after(cache, cache.accounts.put(objects.account("acme", 2, uid="another")))
 
@@ -124,13 +124,13 @@ def test_an_edit_of_an_account_concerns_its_services_and_top_ups(cache: Cache) -
     assert after(cache, cache.accounts.put(objects.account("acme", 3, generation=2, status=status))) == {}
 
 
-def test_a_new_account_concerns_its_neighbours_and_who_waited_for_it(cache: Cache) -> None:
+def test_a_new_account_concerns_its_siblings_and_what_waits_for_it(cache: Cache) -> None:
     cache.accounts.remove(ACME.object, 2)
     change = cache.accounts.put(objects.account("acme", 3))
     assert set(after(cache, change)) == {ACME, CHAT, JULY, OTHER}
 
 
-def test_a_top_up_with_a_receipt_concerns_nobody(cache: Cache) -> None:
+def test_a_top_up_with_a_receipt_concerns_nothing(cache: Cache) -> None:
     assert after(cache, cache.topups.put(objects.topup("july", 2))) == {JULY: Priority.HIGH}
     assert after(cache, cache.topups.put(objects.topup("july", 3, status={"phase": "Posted"}))) == {}
     assert after(cache, cache.topups.remove(JULY.object, 4)) == {JULY: Priority.LOW}
@@ -170,7 +170,7 @@ def test_a_shared_backend_concerns_its_model_and_the_shared_services_on_it(cache
     }
 
 
-def test_a_deleted_endpoint_concerns_whom_its_deployment_does(cache: Cache) -> None:
+def test_a_deleted_endpoint_concerns_the_owner_of_its_deployment(cache: Cache) -> None:
     deployment = objects.dedicated("chat")
     cache.backends.put(deployment)
     metadata = deployment["metadata"]
@@ -180,7 +180,7 @@ def test_a_deleted_endpoint_concerns_whom_its_deployment_does(cache: Cache) -> N
     assert after(cache, cache.endpoints.remove(key, 2)) == {CHAT: Priority.LOW}
 
 
-def test_backends_without_their_owner_bring_the_pass_that_deletes_them(cache: Cache) -> None:
+def test_backends_without_their_owner_queue_the_key_that_deletes_them(cache: Cache) -> None:
     gone = ObjectKey(TEAM, "gone")
     orphan = cache.backends.put(objects.dedicated("gone"))
     assert orphan is not None

@@ -33,7 +33,7 @@ def time() -> Time:
 
 @pytest.fixture
 def balances(time: Time) -> Balances:
-    """Balances of two accounts, heard just now."""
+    """Balances of two accounts, updated just now."""
     made = Balances(45, time)
     made.update([at(7), at(8, OTHER)], complete=True)
     return made
@@ -52,9 +52,7 @@ def test_nothing_is_known_before_the_end_of_the_feed(time: Time) -> None:
     assert balances.known, "once complete, a page of news does not make the rest unknown"
 
 
-def test_silence_makes_everything_unknown_until_the_feed_is_heard_again(
-    balances: Balances, time: Time
-) -> None:
+def test_a_silent_feed_makes_every_balance_unknown(balances: Balances, time: Time) -> None:
     time.now += 44.9
     assert balances.of(ACME, 0) == at(7)
     time.now += 0.1
@@ -63,7 +61,7 @@ def test_silence_makes_everything_unknown_until_the_feed_is_heard_again(
     assert balances.of(ACME, 0) == at(7)
 
 
-def test_the_newest_counts_whoever_brings_it(balances: Balances) -> None:
+def test_the_newest_balance_wins_whatever_its_source(balances: Balances) -> None:
     assert balances.update_account(at(9, balance=6)), "a receipt"
     assert balances.update([at(8), at(9), at(12, OTHER)], complete=True) == [OTHER]
     assert balances.of(ACME, 0) == at(9, balance=6)
@@ -77,13 +75,13 @@ def test_a_ledger_that_is_behind_what_was_reported_is_not_believed(balances: Bal
     assert not balances.behind(ObjectKey("billing", "nobody"), 8), "which the ledger does not have"
 
 
-def test_silence_says_nothing_about_who_is_behind(balances: Balances, time: Time) -> None:
+def test_no_account_is_behind_while_the_feed_is_silent(balances: Balances, time: Time) -> None:
     """Another replica may have reported what this one did not hear yet."""
     time.now += 60
     assert not balances.behind(ACME, 8)
 
 
-def test_a_doubted_balance_is_unknown_until_its_last_top_up_is_in_it(balances: Balances) -> None:
+def test_an_unverified_balance_is_unknown_until_its_last_top_up_is_confirmed(balances: Balances) -> None:
     balances.mark_unverified(ACME, [JULY, AUGUST], 8)
     assert balances.is_unverified(ACME, JULY)
     assert not balances.is_unverified(OTHER, JULY)
@@ -97,7 +95,7 @@ def test_a_doubted_balance_is_unknown_until_its_last_top_up_is_in_it(balances: B
     assert not balances.is_unverified(ACME, AUGUST)
 
 
-def test_a_doubt_without_top_ups_is_cleared_at_once(balances: Balances) -> None:
+def test_an_unverified_balance_without_top_ups_is_confirmed_at_once(balances: Balances) -> None:
     """What the ledger lacks is usage alone: it is as it is."""
     balances.mark_unverified(ACME, [], 20)
     assert balances.of(ACME, 20) == at(7)
@@ -105,7 +103,7 @@ def test_a_doubt_without_top_ups_is_cleared_at_once(balances: Balances) -> None:
     assert balances.behind(ACME, 21), "a later report is another matter"
 
 
-def test_doubts_add_up(balances: Balances) -> None:
+def test_marks_add_up(balances: Balances) -> None:
     balances.mark_unverified(ACME, [JULY], 8)
     balances.mark_unverified(ACME, [AUGUST], 0)
     assert not balances.behind(ACME, 8), "it was doubted for that"

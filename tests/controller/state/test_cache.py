@@ -1,4 +1,4 @@
-"""The cache: the newest version wins, whoever brings it; indexes say at any time what the objects say."""
+"""The cache: the newest version wins, whatever its source; the indexes always match the objects."""
 
 from typing import Any
 
@@ -46,16 +46,16 @@ def test_versions_are_numbers_not_texts() -> None:
     assert cache.services.put(sized(10, 2)) is not None
 
 
-def test_what_was_deleted_does_not_come_back_with_an_old_version() -> None:
+def test_a_deleted_object_does_not_return_with_an_old_version() -> None:
     cache = Cache()
     cache.services.put(sized(5, 1))
     assert cache.services.remove(CHAT, 8) is not None
     assert cache.services.put(sized(7, 1)) is None, "a write's answer that was overtaken"
     assert CHAT not in cache.services
-    assert cache.services.put(sized(9, 1)) is not None, "made anew"
+    assert cache.services.put(sized(9, 1)) is not None, "recreated"
 
 
-def test_a_deletion_that_was_not_known_holds_as_well() -> None:
+def test_the_deletion_of_an_unknown_object_counts_too() -> None:
     cache = Cache()
     assert cache.services.remove(CHAT, 8) is None
     assert cache.services.put(sized(7, 1)) is None
@@ -63,14 +63,14 @@ def test_a_deletion_that_was_not_known_holds_as_well() -> None:
     assert cache.services.put(sized(7, 1)) is not None, "a list that is older cannot arrive any more"
 
 
-def test_a_late_deletion_does_not_take_what_was_made_anew() -> None:
+def test_a_late_deletion_does_not_remove_a_recreated_object() -> None:
     cache = Cache()
     cache.services.put(sized(9, 2))
     assert cache.services.remove(CHAT, 8) is None
     assert replicas(cache) == 2
 
 
-def test_what_is_assumed_after_a_write_stands_until_something_newer_comes() -> None:
+def test_an_assumed_object_stays_until_a_newer_version_arrives() -> None:
     cache = Cache()
     cache.backends.put(objects.dedicated("chat", 5, replicas=2, ready=2))
     key = next(iter(cache.backends))
@@ -85,7 +85,7 @@ def test_what_is_assumed_after_a_write_stands_until_something_newer_comes() -> N
     assert cache.backends.assume(ObjectKey(BACKENDS, "gone"), backend, 7) is None
 
 
-def test_an_object_that_cannot_be_read_holds_up_nobody() -> None:
+def test_an_unreadable_object_delays_no_other() -> None:
     cache = Cache()
     broken = objects.service("broken", 3, {"modelRef": 5})
     assert cache.services.put(broken) is None
@@ -102,7 +102,7 @@ def test_a_backend_is_known_by_its_selector(selector: dict[str, str], ours: bool
     assert not is_farebox_backend({"metadata": {}, "spec": {}})
 
 
-def test_an_edited_annotation_makes_a_backend_nobody_elses() -> None:
+def test_an_edited_annotation_gives_a_backend_no_other_owner() -> None:
     cache = Cache()
     raw = objects.dedicated("chat")
     raw["metadata"]["annotations"]["farebox.dev/service-name"] = "other"

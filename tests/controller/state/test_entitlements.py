@@ -1,4 +1,4 @@
-"""The copy of quotas and reservations: the newest counts; a quota that turns is told from one that moves."""
+"""The copy of quotas and reservations: the newest wins, and the begin and end of a quota is recognized."""
 
 from datetime import UTC, datetime
 
@@ -23,15 +23,15 @@ def reservation(sequence: int, uid: str = "u1", buying: Buying = Buying.RENEWING
 
 def test_a_quota_turns_when_it_comes_and_when_it_is_used_up_or_not_any_more() -> None:
     terms = Entitlements()
-    told = [
+    turned = [
         turned
         for page in ((1, 0), (2, 50), (3, 100), (4, 130), (5, 130, 200), (6, 140, 200))
         for _, turned in terms.update_quotas([quota(*page)])
     ]
-    assert told == [True, False, True, False, True, False]
+    assert turned == [True, False, True, False, True, False]
 
 
-def test_an_older_quota_is_no_news() -> None:
+def test_an_older_quota_changes_nothing() -> None:
     terms = Entitlements()
     assert len(list(terms.update_quotas([quota(5, 50)]))) == 1
     assert list(terms.update_quotas([quota(5, 60), quota(4, 10)])) == []
