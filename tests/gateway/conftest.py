@@ -12,6 +12,7 @@ from tests.gateway.envoy_gateway import Simulator, simulator
 from tests.ledger.databases import Database, Databases, SqliteDatabases
 from tests.ledger.support import FACTS, Clock
 from tests.meter.support import GATEWAY, Running, running
+from tests.support.valkey import new_valkey
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ def token(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[ValkeyServer]:
     """One server for all tests; they keep apart by names of their own."""
-    server = ValkeyServer()
+    server = new_valkey()
     server.start()
     yield server
     server.stop()

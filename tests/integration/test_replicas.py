@@ -16,6 +16,7 @@ from tests.integration.callers import Caller, client
 from tests.integration.tenants import SECONDS, Tenant
 from tests.support.gateway import Gateway
 from tests.support.stack import Stack
+from tests.support.valkey import new_valkey
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.plane
@@ -37,7 +38,7 @@ class Valkey:
         return f"unix://{self._socket}"
 
     def start(self) -> None:
-        self._server = ValkeyServer(unix_socket_path=self._socket)
+        self._server = new_valkey(unix_socket_path=self._socket)
         self._server.start()
 
     def stop(self) -> None:

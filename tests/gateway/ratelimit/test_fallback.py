@@ -14,6 +14,7 @@ from farebox.domain.admission.types import LimitRequest, Window
 from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
 from tests.support.ports import free_port
+from tests.support.valkey import new_valkey
 
 NOW = 1_772_366_430_000
 _names = itertools.count()
@@ -36,7 +37,7 @@ class Server:
         self._running: ValkeyServer | None = None
 
     def start(self) -> None:
-        self._running = ValkeyServer(port=self.port)
+        self._running = new_valkey(port=self.port)
         self._running.start()
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from tests.support.reaper import reaping
 from tests.support.stack import REPOSITORY
 from tests.tools.bench import bulk, gateway, ledger, restart, single
 from tests.tools.bench.report import Report, table
@@ -43,4 +44,9 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        with reaping():
+            status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

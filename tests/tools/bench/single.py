@@ -65,7 +65,7 @@ async def run(scale: float) -> Report:
         rest = max(2, round(AT_REST * scale))
         await _make_crowd(world, range(rest))
         field_ = _Field(world, probes)
-        await watches.enter_async_context(world.bare.watching(DEPLOYMENTS, field_.see_deployment))
+        await watches.enter_async_context(world.bare.watching(DEPLOYMENTS, field_.on_deployment))
         await watches.enter_async_context(world.bare.watching(path_of("TopUp"), field_.see_topup))
         calm = await field_.calm_rounds(rounds)
         _tell(report, "at rest", calm)
@@ -119,7 +119,7 @@ class _Field:
         self._crowd_moved = asyncio.Event()
         self._crowd_at = 0.0
 
-    def see_deployment(self, line: bytes, at: float) -> None:
+    def on_deployment(self, line: bytes, at: float) -> None:
         """An event of a Deployment: a probe's, or one of the crowd's."""
         seen = deployment(line)
         probe = self._by_deployment.get(seen.name.encode())

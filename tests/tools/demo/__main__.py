@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tests.support.reaper import reaping
 from tests.support.stack import SYSTEM, Stack
 from tests.tools.demo import keeping
 from tests.tools.demo.expect import Wrong
@@ -145,4 +146,6 @@ def _interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with reaping(interruptible=(os.environ.get("CLUSTER") or "plane") == "plane"):
+        status = main()
+    sys.exit(status)

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from tests.support.postgres import FAST, Postgres
+from tests.support.reaper import reaping
 from tests.tools.plane import Plane
 from tests.tools.soak.actors import Actors, schedule
 from tests.tools.soak.books import Books, logs
@@ -230,4 +231,9 @@ def allowed_answers(seen: Seen, key: str, service: str) -> set[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        with reaping():
+            status = main()
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
