@@ -7,15 +7,15 @@ IMAGE  ?= farebox:dev
 KIND_CLUSTER ?= $(or $(KIND_CLUSTER_NAME),farebox)
 # What a build may need from here: a mirror of PyPI, another Python. Proxies are Docker's own business.
 BUILD_ARGS := $(foreach name,PIP_INDEX_URL PIP_TRUSTED_HOST PYTHON_VERSION,$(if $($(name)),--build-arg $(name)='$($(name))'))
-# Tests mostly wait: three files at a time, each worker with a control plane of its own. One cluster takes one.
+# Tests mostly wait, so there are more workers than cores; they share a control plane. A real cluster takes one.
 WORKERS ?= $(if $(ARGS)$(filter-out plane,$(CLUSTER)),0,3)
 SOURCES := operator/farebox tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install plane demo test test-llama lint types layers verify check bench soak image load crds constraints clean
+.PHONY: help install plane demo test test-thorough test-llama lint prose types layers verify check bench soak image load crds constraints clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Farebox needs Python 3.11 or newer: set PYTHON=python3.12, say") if sys.version_info < (3, 11) else None'
@@ -36,6 +36,12 @@ demo: $(if $(filter-out plane,$(CLUSTER)),install,plane) ## Run the main job on 
 test: plane ## Run all tests; some of them: ARGS=tests/domain
 	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) $(ARGS)
 
+test-thorough: export FAREBOX_SEEDS = 5
+test-thorough: export FAREBOX_REPLAY = 60000
+test-thorough: export FAREBOX_TEST_EXAMPLES = 5
+test-thorough: plane ## Run all tests, the random ones at five to ten times the size
+	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --hypothesis-profile=thorough $(ARGS)
+
 test-llama: install ## Run a real model file, written by the test, behind the gateway; 100 MB of packages more
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group llama
 	@$(BIN)/python -m pytest tests/tools/llama/real_model.py
@@ -44,6 +50,9 @@ lint: install ## Style of code and YAML
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/yamllint --strict manifests crds tests/tools/plane
+
+prose: install ## Idioms that a reader has to read twice, in code, docs and manifests
+	@$(BIN)/python -m tests.tools.prose
 
 types: install ## Static types
 	@$(BIN)/mypy
@@ -57,7 +66,7 @@ verify: install ## Generated files agree with their sources
 
 check: lint types layers verify ## All of these four
 
-crds: install ## Write crds/ and docs/reference anew from the pydantic models
+crds: install ## Generate crds/ and docs/reference from the pydantic models
 	@$(BIN)/farebox crds crds
 	@$(BIN)/python -m farebox.reference_pages docs/reference
 

@@ -1,6 +1,7 @@
 """For any batches, repeats and orders: every event is charged once, and the balance is the plain sum."""
 
 import asyncio
+import os
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from farebox.meterapi.usage import UsageEvent
 from tests.ledger.databases import Database, Databases
 from tests.ledger.support import TIERS, Clock, balance, binding, price, terms, topup, usage
 
+EXAMPLES = settings(max_examples=15 * int(os.environ.get("FAREBOX_TEST_EXAMPLES", "1")))
 ACCOUNTS = [ObjectKey("billing", name) for name in ("a", "b")]
 SERVICES = {ObjectKey("team", name): ACCOUNTS[number % 2] for number, name in enumerate("wxyz")}
 MODELS = ("m1", "m2")
@@ -46,7 +48,7 @@ work = st.one_of(
 )
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(work, max_size=25), st.booleans())
 def test_any_order_of_work_ends_in_the_same_books(
     databases: Databases, script: list[list[UsageEvent] | TopUpOrder | list[Record]], together: bool
