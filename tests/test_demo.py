@@ -40,7 +40,7 @@ STORY = {
 }
 
 
-@pytest.mark.usefixtures("plane")
+@pytest.mark.usefixtures("binaries")
 def test_demo_shows_every_phase_of_the_main_job_and_can_be_kept_and_ended(tmp_path: Path) -> None:
     run = _demo(tmp_path, KEEP="1")
     try:
@@ -79,7 +79,7 @@ def _check_story(out: str) -> None:
     assert "no differences" in out
 
 
-@pytest.mark.usefixtures("plane")
+@pytest.mark.usefixtures("binaries")
 def test_a_step_that_goes_wrong_ends_the_demo_with_a_sentence_and_status_1(tmp_path: Path) -> None:
     # An operator that may write once in a quarter of an hour: it makes one Default service of three.
     run = _demo(tmp_path, "--patience=2", FAREBOX_WRITE_QPS="0.001", FAREBOX_WRITE_BURST="1")

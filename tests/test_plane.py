@@ -18,9 +18,17 @@ import pytest
 import yaml
 
 from tests.tools.plane import HOLD_ANNOTATION, KubectlError, Plane, PlaneError, binaries, places
+from tests.tools.plane.binaries import Binaries
 from tests.tools.plane.clusters import KIND_CONFIG, CurrentCluster, open_cluster
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def plane(binaries: Binaries) -> Iterator[Plane]:
+    """A plane for this file alone: its tests add nodes to it, and kill and pause its API server."""
+    with Plane.start(nodes=3) as running:
+        yield running
 
 
 @pytest.fixture
@@ -278,27 +286,34 @@ def test_two_planes_run_at_once_and_know_nothing_of_each_other(plane: Plane) -> 
     assert group_members(other._processes.pid) == []
 
 
-def test_a_killed_api_server_comes_back_with_its_data() -> None:
-    with Plane.start() as own:
-        own.kubectl("create", "configmap", "kept", "--from-literal=a=b")
-        server = own.server
-        own.kill_apiserver()
+def test_a_killed_api_server_comes_back_with_its_data(plane: Plane, namespace: str) -> None:
+    plane.kubectl("create", "configmap", "kept", "--from-literal=a=b", f"--namespace={namespace}")
+    server = plane.server
+    plane.kill_apiserver()
+    try:
         with pytest.raises(KubectlError, match=r"refused[\s\S]*killed by this test"):
-            own.kubectl("get", "configmap", "kept")
-        own.restart_apiserver()
-        assert own.server == server
-        assert own.kubectl("get", "configmap", "kept", "-o=jsonpath={.data.a}") == "b"
-        own.kubectl("create", "deployment", "after", "--image=none")
-        own.kubectl("rollout", "status", "deployment/after", "--timeout=60s")
+            plane.kubectl("get", "configmap", "kept")
+    finally:
+        plane.restart_apiserver()
+    assert plane.server == server
+    kept = plane.kubectl("get", "configmap", "kept", "-o=jsonpath={.data.a}", f"--namespace={namespace}")
+    assert kept == "b"
+    plane.kubectl("create", "deployment", "after", "--image=none", f"--namespace={namespace}")
+    plane.kubectl("rollout", "status", "deployment/after", "--timeout=60s", f"--namespace={namespace}")
 
 
-def test_a_paused_api_server_answers_nothing_until_it_is_resumed() -> None:
-    with Plane.start() as own:
-        own.pause_apiserver()
+def test_a_paused_api_server_answers_nothing_until_it_is_resumed(plane: Plane) -> None:
+    plane.pause_apiserver()
+    try:
         with pytest.raises(KubectlError, match=r"Timeout|timeout|deadline"):
-            own.kubectl("get", "--raw", "/version", "--request-timeout=1s")
-        own.resume_apiserver()
-        assert "kube-system" in own.kubectl("get", "namespaces")
+            plane.kubectl("get", "--raw", "/version", "--request-timeout=1s")
+    finally:
+        plane.resume_apiserver()
+    assert "kube-system" in plane.kubectl("get", "namespaces")
+
+
+def test_a_plane_with_a_paused_api_server_can_be_stopped() -> None:
+    with Plane.start(nodes=0) as own:
         own.pause_apiserver()
     assert not own.directory.exists()
 

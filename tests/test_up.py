@@ -24,14 +24,15 @@ from tests.support.stack import REPOSITORY, SYSTEM, Stack, usage_event
 from tests.support.waiting import wait_for
 from tests.tools.demo.fixture_services import Calls, FixtureServices
 from tests.tools.plane import Plane
+from tests.tools.plane.binaries import Binaries
 from tests.tools.plane.cluster import Cluster
 
 SHOP = FixtureServices()
 
 
 @pytest.fixture(scope="module")
-def bare(plane: Plane) -> Iterator[Plane]:
-    """A plane of its own: on the session's one Farebox is installed."""
+def bare(binaries: Binaries) -> Iterator[Plane]:
+    """A plane for `farebox up` alone: on the shared ones Farebox is installed."""
     with Plane.start() as own:
         own.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "crds"))
         base = REPOSITORY / "manifests/base"

@@ -17,6 +17,7 @@ from tests.support.api import path_of
 from tests.support.processes import Process
 from tests.support.stack import BACKENDS, SYSTEM, Stack
 from tests.support.waiting import wait_for
+from tests.tools.plane.binaries import Binaries
 from tests.tools.plane.plane import Plane
 
 LEASE_SECONDS = 3.0
@@ -32,8 +33,8 @@ KINDS = ("InferenceService", "BillingAccount", "TopUp", "Model")
 
 
 @pytest.fixture(scope="session")
-def dedicated_stack() -> Iterator[Stack]:
-    """Farebox on a plane beside the session's, without an operator: tests start and end theirs."""
+def dedicated_stack(binaries: Binaries) -> Iterator[Stack]:
+    """Farebox without an operator, on a plane that no other worker uses: tests start and end operators."""
     with Plane.start(nodes=2) as plane:
         stack = Stack(plane, plane.directory)
         stack.apply_manifests()

@@ -5,16 +5,15 @@ import hashlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from farebox.kube.names import core_path
+from tests.integration.dedicated_stack import operators
 from tests.integration.tenants import SECONDS, Tenant, condition_of
 from tests.support.api import Api, ApiError, JSONObject, manifest, path_of
 from tests.support.stack import SYSTEM, Stack
 from tests.support.waiting import wait_for
-from tests.tools.plane import Plane
 
 pytestmark = pytest.mark.plane
 
@@ -301,46 +300,41 @@ def test_b24_a_namespace_with_keys_is_deleted_without_hanging(tenant: Tenant) ->
     tenant.stack.cluster.kubectl("delete", "namespace", tenant.namespace, "--timeout=60s")
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A Farebox of this module's own, whose operator may be killed."""
-    directory: Path = tmp_path_factory.mktemp("keys")
-    with Plane.start(nodes=1) as plane:
-        stack = Stack(plane, directory)
-        stack.apply_manifests()
-        stack.start_meter()
-        with stack:
-            yield stack
+@pytest.fixture
+def killable(dedicated_stack: Stack) -> Iterator[Stack]:
+    """The dedicated stack; operators that the test starts are stopped at its end."""
+    with operators(dedicated_stack, 0):
+        yield dedicated_stack
 
 
 KILLS = 4
 MOST_KEYS = 300
 
 
-def only_operator(own: Stack) -> None:
+def only_operator(killable: Stack) -> None:
     """Start an operator; no other runs."""
-    for process in own.operators:
+    for process in killable.operators:
         if process.running():
             process.stop()
-    own.start_operator(FAREBOX_LEASE_SECONDS="3")
+    killable.start_operator(FAREBOX_LEASE_SECONDS="3")
 
 
-def test_b20_an_operator_that_is_killed_between_two_writes_loses_no_key(own: Stack) -> None:
-    tenant = Tenant(own)
+def test_b20_an_operator_that_is_killed_between_two_writes_loses_no_key(killable: Stack) -> None:
+    tenant = Tenant(killable)
     names: list[str] = []
     for _ in range(KILLS):
-        only_operator(own)
+        only_operator(killable)
         names.append(_new_key(tenant, names))
         wait_working(tenant, names[-1])
         # Stopped at any moment, again and again, until it stands still with a key half made.
         while True:
             names.append(_new_key(tenant, names))
-            own.operator.pause()
+            killable.operator.pause()
             if _half_made(tenant):
-                own.operator.kill()
+                killable.operator.kill()
                 break
-            own.operator.resume()
-    only_operator(own)
+            killable.operator.resume()
+    only_operator(killable)
     tokens = {wait_working(tenant, name) for name in names}
     assert len(tokens) == len(names)
 
@@ -358,16 +352,16 @@ def _half_made(tenant: Tenant) -> bool:
     return any("keyHash" in status and "secretName" not in status for status in statuses)
 
 
-def test_b20_an_operator_that_starts_among_finished_keys_writes_nothing(own: Stack) -> None:
-    tenant = Tenant(own)
-    only_operator(own)
+def test_b20_an_operator_that_starts_among_finished_keys_writes_nothing(killable: Stack) -> None:
+    tenant = Tenant(killable)
+    only_operator(killable)
     names = [f"k{number}" for number in range(10)]
     for name in names:
         make(tenant, name)
     for name in names:
         wait_working(tenant, name)
     versions = [tenant.version(name, "APIKey") for name in names]
-    only_operator(own)
+    only_operator(killable)
     # Keys are looked at in the order of the first list, then this one.
     make(tenant, "last")
     wait_working(tenant, "last")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.tools.plane import Plane
+from tests.tools.plane import Cluster
 
 TEAM, OTHER_TEAM, BILLING = "rbac-team", "rbac-other", "rbac-billing"
 """Namespaces of the actors below."""
@@ -89,7 +89,7 @@ class Question:
         }
 
 
-def allowed(plane: Plane, questions: Sequence[Question]) -> list[Question]:
+def allowed(plane: Cluster, questions: Sequence[Question]) -> list[Question]:
     """Those of the questions that the API server says yes to."""
     answers = _create(plane, (question.review() for question in questions))
     return [
@@ -97,7 +97,7 @@ def allowed(plane: Plane, questions: Sequence[Question]) -> list[Question]:
     ]
 
 
-def rules_of(plane: Plane, who: Identity, namespace: str) -> Rules:
+def rules_of(plane: Cluster, who: Identity, namespace: str) -> Rules:
     """Everything that RBAC allows somebody in a namespace beyond what everybody may do."""
     common = _rules(plane, ANYBODY, namespace)
     own = _rules(plane, who, namespace)
@@ -105,7 +105,7 @@ def rules_of(plane: Plane, who: Identity, namespace: str) -> Rules:
     return {key: verbs for key, verbs in beyond.items() if verbs}
 
 
-def bind_actors(plane: Plane) -> None:
+def bind_actors(plane: Cluster) -> None:
     """Make the namespaces and bind everyone; returns when the built-in roles have Farebox's rights."""
     plane.apply(
         *(_object("v1", "Namespace", name) for name in (TEAM, OTHER_TEAM, BILLING)),
@@ -124,7 +124,7 @@ def bind_actors(plane: Plane) -> None:
         assert time.monotonic() < deadline, f"never allowed: {missing}"
 
 
-def _rules(plane: Plane, who: Identity, namespace: str) -> Rules:
+def _rules(plane: Cluster, who: Identity, namespace: str) -> Rules:
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -142,7 +142,7 @@ def _rules(plane: Plane, who: Identity, namespace: str) -> Rules:
     return rules
 
 
-def _create(plane: Plane, objects: Iterable[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
+def _create(plane: Cluster, objects: Iterable[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
     """Create objects and return the API server's answers, in the same order."""
     sent = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
     text = plane.kubectl("create", "-f", "-", "--output=json", *flags, input=json.dumps(sent))

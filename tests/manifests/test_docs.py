@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.manifests.trees import ROOT
-from tests.tools.plane import Plane
+from tests.tools.plane import Cluster
 
 PAGES = [ROOT / "docs" / name for name in ("install.md", "gitops.md", "autoscaling.md", "gateway.md")]
 NOT_HERE = {"Application", "Certificate", "Kustomization", "ScaledObject"}
@@ -49,7 +49,7 @@ def test_what_scales_a_service_names_the_service(page: Path, block: dict[str, An
 @pytest.mark.parametrize(
     "block", [block for _, block in OBJECTS if block["kind"] not in NOT_HERE], ids=lambda block: block["kind"]
 )
-def test_the_api_server_takes_an_example(installed: Plane, block: dict[str, Any]) -> None:
+def test_the_api_server_takes_an_example(installed: Cluster, block: dict[str, Any]) -> None:
     namespace = block["metadata"]["namespace"]
     installed.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     installed.kubectl("create", "--dry-run=server", "-f", "-", input=yaml.safe_dump(block))
@@ -57,7 +57,7 @@ def test_the_api_server_takes_an_example(installed: Plane, block: dict[str, Any]
 
 @pytest.mark.plane
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=["image", "setting", "postgresql"])
-def test_an_overlay_builds(plane: Plane, tmp_path: Path, overlay: dict[str, Any]) -> None:
+def test_an_overlay_builds(plane: Cluster, tmp_path: Path, overlay: dict[str, Any]) -> None:
     (tmp_path / "farebox-repository").symlink_to(ROOT)
     (tmp_path / "farebox").mkdir()
     (tmp_path / "farebox" / "kustomization.yaml").write_text(yaml.safe_dump(overlay))

@@ -10,7 +10,7 @@ from farebox.gateway.envoy.bootstrap import EnvoySettings, command
 from farebox.gateway.transport import TransportSettings
 from farebox.settings import GatewaySettings
 from tests.manifests.trees import BASE, COMPONENTS, ROOT, documents, kinds
-from tests.tools.plane import Plane
+from tests.tools.plane import Cluster
 
 OPTIONAL = ["valkey", "httproute", "envoy-image", "gateway-tls", "prometheus", "postgresql"]
 QUIT_SECONDS = 5.0
@@ -32,7 +32,7 @@ def env(container: dict[str, Any]) -> dict[str, str]:
     return {item["name"]: item.get("value", "") for item in container["env"]}
 
 
-def built(plane: Plane, directory: Path, *components: str) -> list[dict[str, Any]]:
+def built(plane: Cluster, directory: Path, *components: str) -> list[dict[str, Any]]:
     """The base with components, as kubectl builds it."""
     (directory / "repository").symlink_to(ROOT)
     (directory / "farebox").mkdir()
@@ -99,7 +99,7 @@ def test_the_image_has_the_envoy_that_the_configuration_is_tested_with() -> None
 
 
 @pytest.mark.plane
-def test_the_makers_image_runs_what_ours_runs(plane: Plane, tmp_path: Path) -> None:
+def test_the_makers_image_runs_what_ours_runs(plane: Cluster, tmp_path: Path) -> None:
     config, envoy = gateway(built(plane, tmp_path, "envoy-image"))["initContainers"]
     assert config["args"] == ["gateway", "--write-envoy-config"]
     path = Path(env(config)["FAREBOX_GATEWAY_DIRECTORY"]) / "envoy.json"
@@ -108,7 +108,7 @@ def test_the_makers_image_runs_what_ours_runs(plane: Plane, tmp_path: Path) -> N
 
 
 @pytest.mark.plane
-def test_tls_is_served_with_the_certificate_of_the_secret(plane: Plane, tmp_path: Path) -> None:
+def test_tls_is_served_with_the_certificate_of_the_secret(plane: Cluster, tmp_path: Path) -> None:
     objects = built(plane, tmp_path, "gateway-tls")
     pod = gateway(objects)
     config, envoy = pod["initContainers"]
@@ -124,7 +124,7 @@ def test_tls_is_served_with_the_certificate_of_the_secret(plane: Plane, tmp_path
 
 
 @pytest.mark.plane
-def test_with_valkey_limits_are_shared_and_replicas_follow_the_load(plane: Plane, tmp_path: Path) -> None:
+def test_with_valkey_limits_are_shared_and_replicas_follow_the_load(plane: Cluster, tmp_path: Path) -> None:
     objects = built(plane, tmp_path, "valkey")
     (container,) = gateway(objects)["containers"]
     (service,) = (
@@ -158,7 +158,7 @@ FOREIGN = {"HTTPRoute", "PodMonitor"}
 
 @pytest.mark.plane
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_a_component_is_accepted_with_its_pods(installed: Plane, tmp_path: Path, name: str) -> None:
+def test_a_component_is_accepted_with_its_pods(installed: Cluster, tmp_path: Path, name: str) -> None:
     """A dry run; Pod Security warns of templates, and warnings are errors here."""
     objects = [item for item in built(installed, tmp_path, name) if item["kind"] not in FOREIGN]
     sent = yaml.safe_dump_all(objects)

@@ -23,7 +23,7 @@ from tests.manifests.rights import (
     allowed,
     rules_of,
 )
-from tests.tools.plane import KubectlError, Plane
+from tests.tools.plane import Cluster, KubectlError
 
 pytestmark = pytest.mark.plane
 
@@ -137,14 +137,14 @@ def names(value: object) -> str:
 
 @pytest.mark.parametrize(("who", "namespace", "expected"), PROCESSES, ids=names)
 def test_a_process_has_exactly_these_rights(
-    actors: Plane, who: Identity, namespace: str, expected: Rules
+    actors: Cluster, who: Identity, namespace: str, expected: Rules
 ) -> None:
     assert rules_of(actors, who, namespace) == {key: verbs for key, verbs in expected.items() if verbs}
 
 
 @pytest.mark.parametrize(("who", "namespace", "expected"), PEOPLE, ids=names)
 def test_a_person_has_exactly_these_rights_on_farebox(
-    actors: Plane, who: Identity, namespace: str, expected: Rules
+    actors: Cluster, who: Identity, namespace: str, expected: Rules
 ) -> None:
     assert only_own(rules_of(actors, who, namespace)) == expected
 
@@ -315,12 +315,12 @@ DENIED = [
 ]
 
 
-def test_what_each_identity_needs_is_allowed(actors: Plane) -> None:
+def test_what_each_identity_needs_is_allowed(actors: Cluster) -> None:
     yes = set(allowed(actors, ALLOWED))
     assert [str(question) for question in ALLOWED if question not in yes] == []
 
 
-def test_what_nobody_should_do_is_denied(actors: Plane) -> None:
+def test_what_nobody_should_do_is_denied(actors: Cluster) -> None:
     assert [str(question) for question in allowed(actors, DENIED)] == []
 
 
@@ -345,7 +345,7 @@ spec: {modelRef: {name: m}, billingAccountRef: {name: mine}, dedicated: true, re
 
 
 @pytest.mark.parametrize("who", TENANTS, ids=names)
-def test_a_tenant_who_tries_to_grant_himself_money_is_refused(actors: Plane, who: Identity) -> None:
+def test_a_tenant_who_tries_to_grant_himself_money_is_refused(actors: Cluster, who: Identity) -> None:
     actors.kubectl("apply", "-f", "-", input=ACCOUNT)
     with pytest.raises(KubectlError, match="forbidden"):
         actors.kubectl("create", "-f", "-", *who.flags, input=TOP_UP)
@@ -359,7 +359,7 @@ def test_a_tenant_who_tries_to_grant_himself_money_is_refused(actors: Plane, who
         )
 
 
-def test_a_billing_admin_applies_top_ups_as_git_tools_do_and_changes_none(actors: Plane) -> None:
+def test_a_billing_admin_applies_top_ups_as_git_tools_do_and_changes_none(actors: Cluster) -> None:
     """Server-side apply is a PATCH, of what is not there yet as well."""
     paid = TOP_UP.replace(TEAM, BILLING)
     apply = ("apply", "--server-side", "-f", "-", *BILLING_ADMIN.flags)
@@ -369,7 +369,7 @@ def test_a_billing_admin_applies_top_ups_as_git_tools_do_and_changes_none(actors
         actors.kubectl(*apply, input=paid.replace("1000000.00", "2000000.00"))
 
 
-def test_a_tenant_scales_the_service_itself(actors: Plane) -> None:
+def test_a_tenant_scales_the_service_itself(actors: Cluster) -> None:
     actors.kubectl("apply", "-f", "-", *EDITOR.flags, input=SERVICE)
     actors.kubectl("scale", "-n", TEAM, "infsvc/scaled", "--replicas=3", *EDITOR.flags)
     assert actors.kubectl("get", "-n", TEAM, "infsvc/scaled", "-o=jsonpath={.spec.replicas}") == "3"

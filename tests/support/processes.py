@@ -12,13 +12,34 @@ from pathlib import Path
 from tests.support.waiting import wait_for
 
 
-class Process:
-    """One `farebox` command. Its log is `<directory>/<name>.log`."""
+class Endpoint:
+    """A `farebox` command that runs somewhere on this machine: its HTTP port and its log."""
 
-    def __init__(self, name: str, command: str, directory: Path, env: Mapping[str, str], port: int) -> None:
+    def __init__(self, name: str, port: int, log: Path) -> None:
         self.name = name
         self.port = port
-        self.log = directory / f"{name}.log"
+        self.log = log
+
+    @property
+    def url(self) -> str:
+        """Where it answers HTTP."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def http(self, path: str, seconds: float = 20.0) -> tuple[int, str]:
+        """GET a path: status and body. Raises OSError when nothing answers in time."""
+        return get(f"{self.url}{path}", seconds)
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of its log."""
+        text = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return f"--- the end of {self.log} ---\n" + "\n".join(text)
+
+
+class Process(Endpoint):
+    """One `farebox` command that was started here. Its log is `<directory>/<name>.log`."""
+
+    def __init__(self, name: str, command: str, directory: Path, env: Mapping[str, str], port: int) -> None:
+        super().__init__(name, port, directory / f"{name}.log")
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "farebox", *command.split()],
@@ -33,11 +54,6 @@ class Process:
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
-
-    @property
-    def url(self) -> str:
-        """Where it answers HTTP."""
-        return f"http://127.0.0.1:{self.port}"
 
     def wait_ready(self, seconds: float = 60.0) -> None:
         """Wait until /readyz answers 200. Raises AssertionError with the log when it ends or takes longer."""
@@ -76,15 +92,6 @@ class Process:
     def wait_end(self, seconds: float = 60.0) -> int:
         """Wait for it to end by itself; returns its exit code."""
         return self._process.wait(seconds)
-
-    def http(self, path: str, seconds: float = 20.0) -> tuple[int, str]:
-        """GET a path: status and body. Raises OSError when nothing answers in time."""
-        return get(f"{self.url}{path}", seconds)
-
-    def tail(self, lines: int = 40) -> str:
-        """The end of its log."""
-        text = self.log.read_text(errors="replace").splitlines()[-lines:]
-        return f"--- the end of {self.log} ---\n" + "\n".join(text)
 
     def _is_ready(self) -> bool:
         if not self.running():

@@ -10,7 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.support.api import Api
 from tests.support.gateway import Gateway
 from tests.support.pods import SYSTEM, Pods
 from tests.support.ports import free_port
-from tests.support.processes import Process, get
+from tests.support.processes import Endpoint, Process, get
 from tests.support.waiting import wait_for
 from tests.tools.plane.cluster import Cluster
 
@@ -45,7 +45,10 @@ class Stack:
         self.gateways: list[Gateway] = []
         self.simulators: list[Process] = []
         self.pods = Pods(cluster)
+        # Where processes run that another process started.
+        self._remote: dict[str, Endpoint] = {}
         self._usage_token = ""
+        self._suffix = ""
         self._urls: dict[str, str] = {}
 
     @classmethod
@@ -69,6 +72,31 @@ class Stack:
             stack.close()
             raise
         return stack
+
+    @classmethod
+    def attached(cls, cluster: Cluster, endpoints: Mapping[str, Mapping[str, Any]], worker: str) -> "Stack":
+        """A Farebox that another process started, from its `endpoints`; `close` leaves it running.
+
+        Args:
+            worker: distinguishes the gateways that are started here from those of other users.
+        """
+        stack = cls(cluster, cluster.directory)
+        stack._remote = {
+            component: Endpoint(found["name"], found["port"], Path(found["log"]))
+            for component, found in endpoints.items()
+        }
+        stack.meter_url = stack._remote["meter"].url
+        stack._suffix = f"-{worker}"
+        return stack
+
+    def endpoints(self) -> dict[str, dict[str, Any]]:
+        """The acting operator and the meter, for `attached` in another process."""
+        assert self.meter is not None
+        running = {"operator": self.operator, "meter": self.meter}
+        return {
+            component: {"name": process.name, "port": process.port, "log": str(process.log)}
+            for component, process in running.items()
+        }
 
     def apply_manifests(self) -> None:
         """kubectl apply -k manifests/base, and wait until the kinds are served."""
@@ -120,7 +148,7 @@ class Stack:
         Args:
             upstream: host:port that plays every backend, as simulated pods serve nothing.
         """
-        name = f"gateway-{len(self.gateways) + 1}"
+        name = f"gateway-{len(self.gateways) + 1}{self._suffix}"
         # Not in `directory`, whose name may be too long for a socket in it.
         directory = Path(tempfile.mkdtemp(prefix="farebox-gw-"))
         token_file = directory / "meter-token"
@@ -173,9 +201,7 @@ class Stack:
     def http(self, component: str, path: str) -> tuple[int, str]:
         """GET a path of the acting operator, or of the meter: status and body; OSError without an answer."""
         if self.cluster.simulated:
-            process = self.operator if component == "operator" else self.meter
-            assert process is not None
-            return process.http(path)
+            return self._endpoint(component).http(path)
         if component not in self._urls:
             self._urls[component] = (
                 self.meter_url if component == "meter" else self.pods.forward_to(self._leader(), 8080)
@@ -186,8 +212,17 @@ class Stack:
         """What the operators, or the meter, have printed."""
         if not self.cluster.simulated:
             return self.pods.logs(component)
-        processes = self.operators if component == "operator" else [self.meter]
-        return "".join(process.log.read_text() for process in processes if process is not None)
+        processes = (
+            self.operators if self.operators and component == "operator" else [self._endpoint(component)]
+        )
+        return "".join(process.log.read_text() for process in processes)
+
+    def _endpoint(self, component: str) -> Endpoint:
+        if component in self._remote:
+            return self._remote[component]
+        process = self.operator if component == "operator" else self.meter
+        assert process is not None, f"no {component} was started"
+        return process
 
     def _leader(self) -> str:
         """The pod that holds the Lease: its name is the host's, to which the holder adds a random part."""

@@ -1,21 +1,10 @@
-"""What a conftest.py imports to give its tests a plane:
-
-    from tests.tools.plane.fixtures import cluster, plane, pytest_collection_finish  # noqa: F401
-
-The plane is one per test session; tests keep apart by namespaces of their own.
-"""
+"""What a conftest.py imports so that the binaries of the control plane are built before the first test."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from .binaries import ensure_built
-from .cluster import Cluster
-from .clusters import open_cluster
-from .plane import Plane
-
-NODES = 3
+from .binaries import Binaries, ensure_built
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -26,7 +15,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     if session.config.option.collectonly:
         return
-    needed = {"plane"} if os.environ.get("CLUSTER", "plane") != "plane" else {"plane", "cluster"}
+    needed = {"binaries", "plane"}
+    if os.environ.get("CLUSTER", "plane") == "plane":
+        needed.add("cluster")
     if any(needed.intersection(getattr(item, "fixturenames", ())) for item in session.items):
         capture = session.config.pluginmanager.getplugin("capturemanager")
         if capture is None:
@@ -37,17 +28,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def plane() -> Iterator[Plane]:
-    """A running control plane with three simulated nodes."""
-    with Plane.start(nodes=NODES) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """What CLUSTER names: the session's plane, or kind, or the user's current context."""
-    if os.environ.get("CLUSTER", "plane") == "plane":
-        yield request.getfixturevalue("plane")
-        return
-    with open_cluster() as running:
-        yield running
+def binaries() -> Binaries:
+    """The programs of the control plane, for tests that start planes of their own."""
+    return ensure_built()
