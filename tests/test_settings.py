@@ -1,4 +1,4 @@
-"""Settings come from the environment; what cannot be read is told by the variable's name."""
+"""Settings come from the environment; an error names the variable, not its value."""
 
 import pytest
 

@@ -36,7 +36,7 @@ def facts(**changes: object) -> APIKeyFacts:
     return APIKeyFacts(**{name: getattr(MADE, name) for name in MADE.__slots__} | changes)  # type: ignore[arg-type]
 
 
-def told(verdict: APIKeyVerdict) -> dict[str, str]:
+def true_conditions(verdict: APIKeyVerdict) -> dict[str, str]:
     """Every condition that is True, with its reason, and always Ready."""
     return {
         condition.type.value: condition.reason
@@ -85,7 +85,7 @@ def test_b14_a_key_is_ready_in_every_state_that_its_owner_wants(
     changes: dict[str, object], reason: str, due: datetime | None
 ) -> None:
     verdict = decide_apikey(facts(**changes), NOW)
-    assert told(verdict) == {"Ready": reason}
+    assert true_conditions(verdict) == {"Ready": reason}
     assert verdict.conditions[0].status is ConditionStatus.TRUE
     assert verdict.due == due
 
@@ -98,7 +98,7 @@ def test_b20_the_condition_says_that_a_secret_was_found_later() -> None:
 
 def test_a_key_without_its_secret_is_reconciling() -> None:
     verdict = decide_apikey(facts(secret_exists=False, creation_confirmed=False), NOW)
-    assert told(verdict) == {"Ready": "MakingKey", "Reconciling": "MakingKey"}
+    assert true_conditions(verdict) == {"Ready": "MakingKey", "Reconciling": "MakingKey"}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_foreign_secret_stalls_the_key_only_after_30_seconds(age: int, beside:
     failure = SecretWriteResult(SecretOutcome.EXISTS, "already exists")
     created = NOW - timedelta(seconds=age)
     verdict = decide_apikey(facts(secret_exists=False, created=created, failure=failure), NOW)
-    assert told(verdict) == {"Ready": "SecretExists", beside: "SecretExists"}
+    assert true_conditions(verdict) == {"Ready": "SecretExists", beside: "SecretExists"}
     assert verdict.due == (NOW + timedelta(seconds=1) if again else None)
     assert "Delete it" in verdict.conditions[0].message
 
@@ -116,5 +116,5 @@ def test_a_foreign_secret_stalls_the_key_only_after_30_seconds(age: int, beside:
 def test_a_rejection_is_reported_with_the_api_servers_message() -> None:
     failure = SecretWriteResult(SecretOutcome.REFUSED, "exceeded quota: few")
     verdict = decide_apikey(facts(secret_exists=False, failure=failure), NOW)
-    assert told(verdict) == {"Ready": "SecretRefused", "Stalled": "SecretRefused"}
+    assert true_conditions(verdict) == {"Ready": "SecretRefused", "Stalled": "SecretRefused"}
     assert "exceeded quota: few" in verdict.conditions[0].message

@@ -81,7 +81,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule()
     def ledger_goes_silent_or_comes_back(self) -> None:
-        self.world.heard = not self.world.heard
+        self.world.meter_reachable = not self.world.meter_reachable
 
     # -- models and the cluster -----------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Lifecycle(RuleBasedStateMachine):
             assert ready
         else:
             assert not serving
-        if self.world.heard and not service.postpaid:
+        if self.world.meter_reachable and not service.postpaid:
             assert ready, "what its owner switched off is as it should be"
 
     def _backends(self) -> list[Deployment]:

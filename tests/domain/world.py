@@ -66,7 +66,7 @@ class World:
     has_account: bool = True
     has_model: bool = True
     retired: bool = False
-    heard: bool = True
+    meter_reachable: bool = True
     now: datetime = NOW
 
     def backend_of(self, service: Service) -> Deployment | None:
@@ -75,7 +75,7 @@ class World:
 
     def facts(self, service: Service) -> Facts:
         """What the operator can know of a service now."""
-        left: Nano | Unknown = available(self.balance, self.credit_limit) if self.heard else UNKNOWN
+        left: Nano | Unknown = available(self.balance, self.credit_limit) if self.meter_reachable else UNKNOWN
         backend = self.backend_of(service)
         return Facts(
             service=ServiceFacts(
@@ -162,10 +162,12 @@ class Expected:
             reasons.add("ModelRetired")
         pays_by_use = service.postpaid and world.has_account
         overdue_before = "Overdue" in self.reasons
-        if pays_by_use and (world.balance + world.credit_limit <= 0 if world.heard else overdue_before):
+        if pays_by_use and (
+            world.balance + world.credit_limit <= 0 if world.meter_reachable else overdue_before
+        ):
             reasons.add("Overdue")
         self.enabled_once |= service.postpaid
-        if not reasons and pays_by_use and not world.heard and not self.up:
+        if not reasons and pays_by_use and not world.meter_reachable and not self.up:
             return  # too little is known to start it: all stays
         backend = world.backend_of(service)
         ready = backend is not None and backend.ready > 0

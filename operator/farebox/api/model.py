@@ -341,7 +341,8 @@ class ModelSpec(APIPart):
         None, description="Tokens that each account gets for free. Without it the model has no free quota."
     )
     limits: ModelLimits = Field(
-        ModelLimits(), description="Ceilings for every service on the model. Without it there are none."
+        ModelLimits(),
+        description="Ceilings for every service on the model. Without it there are no ceilings.",
     )
     retired: bool = Field(
         False,

@@ -178,7 +178,7 @@ def write(directory: Path) -> list[Path]:
 
 
 def check(directory: Path) -> list[str]:
-    """The differences between `directory` and the models; empty if there are none."""
+    """The differences between `directory` and the models; empty if they agree."""
     files = render_all()
     problems = [
         f"{path}: not generated from the models" for path in _yaml_files(directory) if path.name not in files
