@@ -1,7 +1,7 @@
 """The reference model: what the books must say, from product.md alone, in integers and dicts.
 
-It was written before the ledger's rules were read, and shares with it only the words in which the ledger is
-told things (meterapi/types.py): no rule and no sum. test_simulation compares the two after every life. It is
+It was written independently of the ledger's rules, and shares with the ledger only the values of its records
+(meterapi/types.py): no rule and no sum. test_simulation compares both after every life. It is
 plain on purpose, keeps everything, and looks through its lists each time. Money is nano-units.
 """
 
@@ -37,21 +37,21 @@ class Pot:
     used: int = 0
 
 
-def in_force(told: Sequence[Timed], time: datetime) -> Timed:
-    """The last that had begun at the time, of equal times the later told; before the first, the first."""
-    ordered = sorted(told, key=lambda fact: fact.effective_at)
+def in_force(facts: Sequence[Timed], time: datetime) -> Timed:
+    """The fact in force at a time, the last recorded of equals; before the first fact, the first."""
+    ordered = sorted(facts, key=lambda fact: fact.effective_at)
     return [fact for fact in ordered if fact.effective_at <= time or fact is ordered[0]][-1]
 
 
-def is_news(told: Sequence[Timed], fact: Timed, now: datetime) -> bool:
-    """Whether neither the newest of now nor the one in force at its time says the same."""
+def is_news(facts: Sequence[Timed], fact: Timed, now: datetime) -> bool:
+    """Whether the fact differs from the newest one and from the one in force at its time."""
     at = fact.effective_at
-    known = [in_force(told, time) for time in (max(now + SKEW, at), at) if told]
+    known = [in_force(facts, time) for time in (max(now + SKEW, at), at) if facts]
     return all(replace(one, effective_at=at) != fact for one in known)
 
 
 class Reference:
-    """The books as they must be after what they were told. Each piece of news does what it makes possible."""
+    """The ledger as it must be after the recorded facts. Each fact does what it makes possible."""
 
     def __init__(self) -> None:
         self.accounts: dict[ObjectKey, AccountRecord] = {}
@@ -60,18 +60,18 @@ class Reference:
         self.versions: dict[str, list[PriceVersion]] = defaultdict(list)
         self.orders: dict[tuple[ObjectKey, str], TopUpOrder] = {}
         self.grants: dict[tuple[ObjectKey, str], Pot] = {}
-        self.budgets: dict[tuple[str, ObjectKey], Pot] = {}
+        self.leases: dict[tuple[str, ObjectKey], Pot] = {}
         self.reservations: dict[tuple[ObjectKey, str], ReservationRecord] = {}
         self.terms: dict[tuple[ObjectKey, str], list[tuple[datetime, datetime]]] = defaultdict(list)
         self.minutes: dict[tuple[ObjectKey, datetime], list[int]] = defaultdict(lambda: [0, 0])
         self.events: dict[tuple[str, str], UsageEvent] = {}  # in the order of arrival
 
     def balance(self, account: ObjectKey) -> int:
-        """What is booked on an account."""
+        """The lines of an account."""
         return sum(amount for owner, amount in self.lines.values() if owner == account)
 
     def record(self, facts: Sequence[Record], now: datetime) -> list[int]:
-        """Take facts, those already known change nothing; returns the places of those that are refused."""
+        """Record facts; known ones change nothing. Returns the indexes of the refused ones."""
         refused, concerned = [], set[ObjectKey]()
         for place, fact in enumerate(facts):
             match fact:
@@ -114,7 +114,7 @@ class Reference:
         return "Posted"
 
     def usage(self, event: UsageEvent, now: datetime) -> str:
-        """B12: once by (source, id); what cannot be charged yet waits."""
+        """B12: once by (source, id); an event that cannot be charged yet is pending."""
         key = (event.source, event.id)
         if event.time > now + SKEW:
             return "Rejected"
@@ -125,38 +125,38 @@ class Reference:
         return "Charged" if ("usage", *key) in self.lines else "Waiting"
 
     def claim(self, claim: CreditLeaseRequest, now: datetime) -> object:
-        """B17: a gateway may spend what it claims, as far as no other has it; for an hour."""
+        """B17: a gateway leases what it requests, as far as it is available, for an hour."""
         if claim.account not in self.accounts:
             return "AccountNotFound"
-        budget = self.budgets.setdefault((claim.source, claim.account), Pot(now))
-        budget.end = now
-        budget.total = budget.used + max(0, min(claim.amount, self._free(claim.account, now)))
-        budget.end = now + timedelta(hours=1)
-        return budget.total, budget.used, budget.end
+        lease = self.leases.setdefault((claim.source, claim.account), Pot(now))
+        lease.end = now
+        lease.total = lease.used + max(0, min(claim.amount, self._free(claim.account, now)))
+        lease.end = now + timedelta(hours=1)
+        return lease.total, lease.used, lease.end
 
     def _free(self, account: ObjectKey, now: datetime) -> int:
-        """What no gateway may spend yet."""
-        held = [pot for (_, owner), pot in self.budgets.items() if owner == account and now < pot.end]
+        """What is not leased to a gateway."""
+        held = [pot for (_, owner), pot in self.leases.items() if owner == account and now < pot.end]
         left = sum(max(0, pot.total - pot.used) for pot in held)
         return self.balance(account) + self.accounts[account].credit_limit - left
 
     def _settle(self) -> None:
         """Charge every event whose service, account and model are known, in the order of arrival."""
         for key, event in self.events.items():
-            told = [one for one in self.bindings[event.service] if event.model in (None, one.model)]
-            if ("usage", *key) in self.lines or not told:
+            bindings = [one for one in self.bindings[event.service] if event.model in (None, one.model)]
+            if ("usage", *key) in self.lines or not bindings:
                 continue
-            binding = in_force(told, event.time)
+            binding = in_force(bindings, event.time)
             account, versions = self.accounts.get(binding.account), self.versions[binding.model]
             if account and versions and in_force(versions, event.time).currency == account.currency:
                 charge = self._charge(event, binding)
                 self.lines["usage", *key] = (binding.account, -charge)
-                if (event.source, binding.account) in self.budgets:
-                    self.budgets[event.source, binding.account].used += charge
+                if (event.source, binding.account) in self.leases:
+                    self.leases[event.source, binding.account].used += charge
 
     def _grant(self) -> None:
         """B6: once per account and model, when the account first has a service on a model that offers it."""
-        every = [binding for told in self.bindings.values() for binding in told]
+        every = [binding for of_service in self.bindings.values() for binding in of_service]
         for account, model in {(binding.account, binding.model) for binding in every}:
             versions = self.versions[model]
             if (account, model) in self.grants or account not in self.accounts or not versions:

@@ -83,7 +83,7 @@ class Observer:
     """Sees each commit of a writer as it happens, and lets database calls fail.
 
     The writer cannot know whether a commit whose answer it lost was done; this can, so the reference model
-    is told of exactly what is in the books.
+    receives exactly what is in the ledger.
     """
 
     def __init__(self, engine: Engine, perform: Callable[[Journal, Sequence[Any]], Sequence[Any]]) -> None:
@@ -116,7 +116,7 @@ class Observer:
             return
         works, now, outcomes = under_way
         found, expected = [answer(outcome) for outcome in outcomes], self.books.perform(works, now)
-        # The writer takes what is raised here for a failure of its database: so it is kept, and asked for.
+        # The writer treats an exception here as a failure of its database, so it is kept for later.
         self.books.disagreements += [
             (work, *pair) for work, *pair in zip(works, found, expected, strict=True) if pair[0] != pair[1]
         ]
@@ -143,7 +143,7 @@ def compare(connection: Connection, books: Books) -> None:
         (row.source, ObjectKey.parse(row.key)): (from_micros(row.expires_at), row.granted, row.spent)
         for row in connection.execute(_BUDGETS)
     }
-    assert budgets == {key: (b.end, b.total, b.used) for key, b in model.budgets.items()}
+    assert budgets == {key: (b.end, b.total, b.used) for key, b in model.leases.items()}
     terms: dict[tuple[ObjectKey, str], list[tuple[datetime, datetime]]] = defaultdict(list)
     for row in connection.execute(_TERMS):
         key = (ObjectKey.parse(row.service), row.uid)

@@ -33,7 +33,7 @@ class FixedTokens:
     async def review(self, token: str, permission: Permission) -> Review:
         """See Authenticator."""
         if token not in RIGHTS:
-            return Review(Decision.UNAUTHENTICATED, "nobody's token")
+            return Review(Decision.UNAUTHENTICATED, "unknown token")
         if tuple(permission) not in RIGHTS[token]:
             return Review(Decision.FORBIDDEN, f"may not {permission}")
         return Review(Decision.ALLOWED)

@@ -158,9 +158,9 @@ async def test_an_invalid_record_does_not_block_the_others(api: Api) -> None:
 
 @pytest.mark.parametrize(("method", "path", "token"), PATHS)
 async def test_a_caller_needs_the_right_of_the_route(api: Api, method: str, path: str, token: str) -> None:
-    nobody = await api.call(method, path, None)
-    assert (nobody.status, nobody.reason) == (401, "Unauthenticated")
-    assert nobody.headers["WWW-Authenticate"] == 'Bearer realm="farebox-meter"'
+    anonymous = await api.call(method, path, None)
+    assert (anonymous.status, anonymous.reason) == (401, "Unauthenticated")
+    assert anonymous.headers["WWW-Authenticate"] == 'Bearer realm="farebox-meter"'
     assert (await api.call(method, path, "guessed")).status == 401
     for other in {GATEWAY, OPERATOR, READER} - {token}:
         answer = await api.call(method, path, other)

@@ -23,7 +23,7 @@ class ReviewApi:
     """The two review APIs, with one valid token; it records the requests."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.allowed = {POST}
         self.audiences = [AUDIENCE]
         self.error: Exception | None = None
@@ -34,7 +34,7 @@ class ReviewApi:
         """Answer a review as an API server does."""
         assert body is not None
         assert (method, path.rsplit("/", 1)[1]) == ("POST", body["kind"].lower() + "s")
-        self.asked.append(body)
+        self.requests.append(body)
         self.was_asked.set()
         if self.gate is not None:
             await self.gate.wait()
@@ -51,7 +51,7 @@ class ReviewApi:
 
     def kinds(self) -> list[str]:
         """The kinds of the reviews, in order."""
-        return [body["kind"] for body in self.asked]
+        return [body["kind"] for body in self.requests]
 
 
 class Timer:
@@ -85,7 +85,7 @@ async def test_the_access_review_gets_the_whole_identity_of_the_caller(
     authenticator: KubeAuthenticator, reviews: ReviewApi
 ) -> None:
     assert (await authenticator.review("good", POST)).decision is Decision.ALLOWED
-    token, access = (body["spec"] for body in reviews.asked)
+    token, access = (body["spec"] for body in reviews.requests)
     assert token == {"token": "good", "audiences": [AUDIENCE]}
     assert access == {
         "user": USER["username"],
@@ -122,7 +122,7 @@ async def test_answers_are_cached_until_they_expire(
     for _ in range(3):
         await authenticator.review("good", POST)
         await authenticator.review("bad", POST)
-    assert len(reviews.asked) == 3
+    assert len(reviews.requests) == 3
     await authenticator.review("good", GET)
     assert reviews.kinds()[3:] == ["SubjectAccessReview"]
     timer.now = 10.0
@@ -143,7 +143,7 @@ async def test_concurrent_callers_share_one_review(
     assert {result.decision for result in results[1:] if not isinstance(result, BaseException)} == {
         Decision.ALLOWED
     }
-    assert len(reviews.asked) == 2
+    assert len(reviews.requests) == 2
 
 
 @pytest.mark.parametrize("error", [KubeUnreachable("refused"), Forbidden(403, "Forbidden", "no role")])

@@ -29,7 +29,7 @@ async def farebox(url: str, *arguments: str, token: str = READER) -> tuple[int, 
 
 
 @pytest.fixture
-async def shop(meter: Running) -> Running:
+async def sample_usage(meter: Running) -> Running:
     """A top-up and five calls of two keys."""
     api: Api = meter.api
     await api.call("POST", "/v1/records", body=json.loads(write_records(FACTS)))
@@ -40,8 +40,8 @@ async def shop(meter: Running) -> Running:
     return meter
 
 
-async def test_a_statement_is_a_table(shop: Running) -> None:
-    code, output, errors = await farebox(shop.url, "statement", "billing/acme", *MARCH)
+async def test_a_statement_is_a_table(sample_usage: Running) -> None:
+    code, output, errors = await farebox(sample_usage.url, "statement", "billing/acme", *MARCH)
     assert (code, errors) == (0, "")
     assert output.splitlines() == [
         "Statement of billing/acme in USD, 2026-03-01 00:00 to 2026-04-01 00:00 UTC",
@@ -58,9 +58,9 @@ async def test_a_statement_is_a_table(shop: Running) -> None:
     ]
 
 
-async def test_usage_is_a_table_with_totals(shop: Running) -> None:
+async def test_usage_is_a_table_with_totals(sample_usage: Running) -> None:
     arguments = ("usage", "--account", "billing/acme", "--group-by", "apiKey", "--bucket", "day", *MARCH)
-    code, output, errors = await farebox(shop.url, *arguments)
+    code, output, errors = await farebox(sample_usage.url, *arguments)
     assert (code, errors) == (0, "")
     assert output.splitlines() == [
         "Usage of account billing/acme, 2026-03-01 00:00 to 2026-04-01 00:00 UTC",
@@ -72,17 +72,17 @@ async def test_usage_is_a_table_with_totals(shop: Running) -> None:
     ]
 
 
-async def test_usage_as_csv_and_json_has_the_same_figures(shop: Running) -> None:
+async def test_usage_as_csv_and_json_has_the_same_figures(sample_usage: Running) -> None:
     arguments = ("usage", "-n", "team-a", "--group-by", "apiKey", *MARCH, "-o")
-    _, text, _ = await farebox(shop.url, *arguments, "csv", token=TENANT)
-    _, document, _ = await farebox(shop.url, *arguments, "json", token=TENANT)
+    _, text, _ = await farebox(sample_usage.url, *arguments, "csv", token=TENANT)
+    _, document, _ = await farebox(sample_usage.url, *arguments, "json", token=TENANT)
     rows = [{name: str(value) for name, value in row.items()} for row in json.loads(document)["rows"]]
     assert list(csv.DictReader(io.StringIO(text))) == rows
     assert [row["calls"] for row in rows] == ["2", "3"]
 
 
-async def test_the_csv_of_a_statement_is_the_meters_csv(shop: Running) -> None:
-    _, output, _ = await farebox(shop.url, "statement", "billing/acme", *MARCH, "-o", "csv")
+async def test_the_csv_of_a_statement_is_the_meters_csv(sample_usage: Running) -> None:
+    _, output, _ = await farebox(sample_usage.url, "statement", "billing/acme", *MARCH, "-o", "csv")
     assert output.splitlines()[-1].startswith("2026-04-01T00:00:00Z,ClosingBalance,,9.99735,USD,")
 
 
@@ -110,8 +110,8 @@ async def test_errors_are_one_line_that_says_what_to_do(
     assert "Traceback" not in errors
 
 
-async def test_a_token_can_come_from_a_file(shop: Running, tmp_path: Path) -> None:
+async def test_a_token_can_come_from_a_file(sample_usage: Running, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(f"{READER}\n")
     arguments = ("statement", "billing/acme", *MARCH, "--token-file", str(file))
-    assert (await farebox(shop.url, *arguments, token=""))[0] == 0
+    assert (await farebox(sample_usage.url, *arguments, token=""))[0] == 0

@@ -75,9 +75,9 @@ async def test_counters_are_raised_to_the_charged_tokens(meter: Running, remote:
 async def test_an_unreachable_meter_is_retried(meter: Running, remote: MeterClient) -> None:
     view, counters = GatewaySnapshot(SpendTracker(60)), MemoryCounters()
     view.keys.put(key("life", "Lifetime"))
-    async with MeterClient("http://127.0.0.1:1") as away:
+    async with MeterClient("http://127.0.0.1:1") as unreachable:
         with pytest.raises(LedgerUnavailable):
-            await QuotaSync(away, view, counters, lambda: NOW).sync()
+            await QuotaSync(unreachable, view, counters, lambda: NOW).sync()
     quotas = QuotaSync(remote, view, counters, lambda: NOW)
     await quotas.sync()
     assert counted(counters) == {}

@@ -35,7 +35,7 @@ async def statement_of(api: Api, **parameters: Any) -> Answer:
 
 
 @pytest.fixture
-async def shop(api: Api) -> Api:
+async def sample_usage(api: Api) -> Api:
     """Three calls of a key, one without a key, a pending one, and a top-up whose reference is a formula."""
     await api.call("POST", "/v1/records", body=RECORDS)
     await api.call("POST", "/v1/topups", body=json.loads(to_json(topup('=1+1, "x"'))))
@@ -46,8 +46,8 @@ async def shop(api: Api) -> Api:
     return api
 
 
-async def test_usage_has_tokens_charges_and_pending_calls(shop: Api) -> None:
-    answer = await usage_of(shop, groupBy="service,model,apiKey", bucket="day")
+async def test_usage_has_tokens_charges_and_pending_calls(sample_usage: Api) -> None:
+    answer = await usage_of(sample_usage, groupBy="service,model,apiKey", bucket="day")
     assert answer.body == {
         "from": FROM,
         "to": TO,
@@ -77,12 +77,12 @@ async def test_usage_has_tokens_charges_and_pending_calls(shop: Api) -> None:
     assert CALL_CHARGE == 80_000
 
 
-async def test_b19_sums_are_the_same_over_any_grouping_and_paging(shop: Api) -> None:
+async def test_b19_sums_are_the_same_over_any_grouping_and_paging(sample_usage: Api) -> None:
     for groups in ("", "service", "model", "apiKey", "service,apiKey", "apiKey,model,service"):
         for bucket in ("none", "minute", "hour", "day", "month"):
             total, calls, cursor = 0, 0, {}
             while True:
-                page = (await usage_of(shop, groupBy=groups, bucket=bucket, limit=1, **cursor)).body
+                page = (await usage_of(sample_usage, groupBy=groups, bucket=bucket, limit=1, **cursor)).body
                 total += sum(parse_amount(row["charge"]) for row in page["rows"])
                 calls += sum(row["calls"] for row in page["rows"])
                 if "next" not in page:
@@ -91,18 +91,22 @@ async def test_b19_sums_are_the_same_over_any_grouping_and_paging(shop: Api) -> 
             assert (total, calls) == (4 * CALL_CHARGE, 4)
 
 
-async def test_a_namespace_sees_its_own_usage(shop: Api) -> None:
-    page = await usage_of(shop, TENANT, namespace="team-a")
+async def test_a_namespace_sees_its_own_usage(sample_usage: Api) -> None:
+    page = await usage_of(sample_usage, TENANT, namespace="team-a")
     assert (page.body["rows"][0]["calls"], page.body["pending"]) == (4, 1)
-    assert (await usage_of(shop, TENANT, namespace="team-a", apiKey="ci")).body["rows"][0]["calls"] == 3
-    assert (await usage_of(shop, TENANT, namespace="team-a", service="team-a/other")).body["rows"] == []
+    assert (await usage_of(sample_usage, TENANT, namespace="team-a", apiKey="ci")).body["rows"][0][
+        "calls"
+    ] == 3
+    assert (await usage_of(sample_usage, TENANT, namespace="team-a", service="team-a/other")).body[
+        "rows"
+    ] == []
 
 
-async def test_a_cursor_keeps_the_times_of_its_first_page(shop: Api) -> None:
-    first = await shop.call(
+async def test_a_cursor_keeps_the_times_of_its_first_page(sample_usage: Api) -> None:
+    first = await sample_usage.call(
         "GET", f"/v1/usage?account=billing/acme&groupBy=apiKey&limit=1&from={FROM}&to={TO}", READER
     )
-    rest = await shop.call(
+    rest = await sample_usage.call(
         "GET", f"/v1/usage?account=billing/acme&groupBy=apiKey&cursor={first.body['next']}", READER
     )
     assert [row["apiKey"] for row in rest.body["rows"]] == ["ci"]
@@ -152,23 +156,23 @@ async def test_an_invalid_parameter_is_named(api: Api, parameters: dict[str, Any
     assert says in answer.body["error"]["message"]
 
 
-async def test_a_cursor_of_another_report_is_refused(shop: Api) -> None:
-    cursor = (await usage_of(shop, groupBy="apiKey", limit=1)).body["next"]
+async def test_a_cursor_of_another_report_is_refused(sample_usage: Api) -> None:
+    cursor = (await usage_of(sample_usage, groupBy="apiKey", limit=1)).body["next"]
     for other in (
         {"groupBy": "model"},
         {"groupBy": "apiKey", "bucket": "day"},
         {"to": "2026-03-30T00:00:00Z"},
     ):
-        answer = await usage_of(shop, **({"groupBy": "apiKey"} | other), cursor=cursor)
+        answer = await usage_of(sample_usage, **({"groupBy": "apiKey"} | other), cursor=cursor)
         assert (answer.status, answer.reason) == (400, "InvalidParameter")
 
 
 @pytest.mark.parametrize("key", ["\ud800", "a\0b"])
-async def test_a_cursor_with_control_characters_is_refused(shop: Api, key: str) -> None:
-    cursor = (await usage_of(shop, groupBy="apiKey", limit=1)).body["next"]
+async def test_a_cursor_with_control_characters_is_refused(sample_usage: Api, key: str) -> None:
+    cursor = (await usage_of(sample_usage, groupBy="apiKey", limit=1)).body["next"]
     content = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     assert content[-2:] == ["", "USD"]
-    answer = await usage_of(shop, groupBy="apiKey", cursor=forged(*content[:-2], key, "USD"))
+    answer = await usage_of(sample_usage, groupBy="apiKey", cursor=forged(*content[:-2], key, "USD"))
     assert (answer.status, answer.reason) == (400, "InvalidParameter")
 
 
@@ -177,9 +181,9 @@ async def test_a_parameter_given_twice_is_refused(api: Api) -> None:
     assert "more than once" in answer.body["error"]["message"]
 
 
-async def test_a_plus_in_a_time_need_not_be_escaped(shop: Api) -> None:
+async def test_a_plus_in_a_time_need_not_be_escaped(sample_usage: Api) -> None:
     query = "/v1/usage?account=billing/acme&from=2026-03-01T02:00:00+02:00&to=2026-03-02T00:00:00Z"
-    assert (await shop.call("GET", query, READER)).body["from"] == FROM
+    assert (await sample_usage.call("GET", query, READER)).body["from"] == FROM
 
 
 async def test_a_service_of_another_namespace_is_refused(api: Api) -> None:
@@ -206,13 +210,15 @@ async def test_a_service_of_another_namespace_is_refused(api: Api) -> None:
         ("guessed", "/v1/usage?namespace=team-a", 401),
     ],
 )
-async def test_reports_need_the_right_to_their_owner(shop: Api, token: str, path: str, status: int) -> None:
+async def test_reports_need_the_right_to_their_owner(
+    sample_usage: Api, token: str, path: str, status: int
+) -> None:
     sign = "&" if "?" in path else "?"
-    assert (await shop.call("GET", f"{path}{sign}from={FROM}&to={TO}", token)).status == status
+    assert (await sample_usage.call("GET", f"{path}{sign}from={FROM}&to={TO}", token)).status == status
 
 
-async def test_a_statement_opens_adds_up_and_closes(shop: Api) -> None:
-    body = (await statement_of(shop)).body
+async def test_a_statement_opens_adds_up_and_closes(sample_usage: Api) -> None:
+    body = (await statement_of(sample_usage)).body
     lines = body.pop("lines")
     assert body == {
         "account": "billing/acme",
@@ -233,12 +239,12 @@ async def test_a_statement_opens_adds_up_and_closes(shop: Api) -> None:
         },
         {"kind": "Usage", "time": FROM, "amount": "-0.00032", "model": "qwen3-8b"},
     ]
-    later = (await statement_of(shop, from_="2026-03-02T00:00:00Z")).body
+    later = (await statement_of(sample_usage, from_="2026-03-02T00:00:00Z")).body
     assert (later["openingBalance"], later["closingBalance"], later["lines"]) == ("9.99968", "9.99968", [])
 
 
-async def test_a_statement_as_csv_has_the_same_figures_and_no_formula(shop: Api) -> None:
-    answer = await statement_of(shop, format="csv")
+async def test_a_statement_as_csv_has_the_same_figures_and_no_formula(sample_usage: Api) -> None:
+    answer = await statement_of(sample_usage, format="csv")
     assert answer.headers["Content-Type"] == "text/csv; charset=utf-8; header=present"
     assert 'filename="statement-billing-acme-2026-03-01.csv"' in answer.headers["Content-Disposition"]
     assert answer.body.count("\r\n") == answer.body.count("\n") == 5
@@ -271,19 +277,23 @@ def test_other_text_is_unchanged(text: str) -> None:
     ],
 )
 async def test_an_invalid_parameter_of_a_statement_is_named(
-    shop: Api, parameters: dict[str, Any], status: int, says: str
+    sample_usage: Api, parameters: dict[str, Any], status: int, says: str
 ) -> None:
-    answer = await statement_of(shop, **parameters)
+    answer = await statement_of(sample_usage, **parameters)
     assert answer.status == status
     assert says in answer.body["error"]["message"]
 
 
-async def test_a_statement_needs_from_and_a_recorded_account(shop: Api) -> None:
-    assert "from is missing" in (await shop.call("GET", STATEMENT, READER)).body["error"]["message"]
-    answer = await shop.call("GET", f"/v1/accounts/billing/nobody/statement?from={FROM}&to={TO}", READER)
+async def test_a_statement_needs_from_and_a_recorded_account(sample_usage: Api) -> None:
+    assert "from is missing" in (await sample_usage.call("GET", STATEMENT, READER)).body["error"]["message"]
+    answer = await sample_usage.call(
+        "GET", f"/v1/accounts/billing/nobody/statement?from={FROM}&to={TO}", READER
+    )
     assert (answer.status, answer.reason) == (404, "AccountNotFound")
 
 
-async def test_to_defaults_to_now(shop: Api) -> None:
-    answer = await shop.call("GET", "/v1/usage?account=billing/acme&from=1970-01-01T00:00:00Z", READER)
+async def test_to_defaults_to_now(sample_usage: Api) -> None:
+    answer = await sample_usage.call(
+        "GET", "/v1/usage?account=billing/acme&from=1970-01-01T00:00:00Z", READER
+    )
     assert "at most 90 days" in answer.body["error"]["message"]

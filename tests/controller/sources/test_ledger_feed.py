@@ -29,12 +29,12 @@ class Line:
     """A connection to a ledger that can be replaced or be unreachable."""
 
     ledger: Ledger | None
-    asked: list[tuple[int, float]] = field(default_factory=list)
+    requests: list[tuple[int, float]] = field(default_factory=list)
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
-        self.asked.append((after, wait_seconds))
+        self.requests.append((after, wait_seconds))
         if self.ledger is None:
-            raise LedgerUnavailable("away")
+            raise LedgerUnavailable("unreachable")
         return await self.ledger.changes(after, wait_seconds, limit)
 
     async def record(self, records: Any) -> Any:
@@ -49,28 +49,28 @@ class Reader:
 
     def __init__(self, ledger: Ledger | None, wait_seconds: float = 0.05) -> None:
         self.line = Line(ledger)
-        self.told: list[Any] = []
+        self.reports: list[Any] = []
         self.balances = Balances(45)
         self.terms = Entitlements()
         self.feed = ledger_feed(
             self.line,
             self.balances,
             self.terms,
-            on_changed=lambda account: self.told.append(account),
-            on_quota=lambda quota, turned: self.told.append((quota.used, turned)),
-            on_reservation=lambda service: self.told.append(service),
-            on_known=lambda: self.told.append("known"),
-            on_reset=lambda: self.told.append("reset"),
-            on_back=lambda: self.told.append("back"),
+            on_changed=lambda account: self.reports.append(account),
+            on_quota=lambda quota, turned: self.reports.append((quota.used, turned)),
+            on_reservation=lambda service: self.reports.append(service),
+            on_known=lambda: self.reports.append("known"),
+            on_reset=lambda: self.reports.append("reset"),
+            on_back=lambda: self.reports.append("back"),
             wait_seconds=wait_seconds,
         )
 
     async def until(self, what: Any) -> None:
         """Wait for a report, then clear all reports."""
         async with asyncio.timeout(SECONDS):
-            while what not in self.told:  # noqa: ASYNC110 - a test may look as often as it likes
+            while what not in self.reports:  # noqa: ASYNC110 - a test may poll
                 await asyncio.sleep(0.001)
-        self.told.clear()
+        self.reports.clear()
 
     async def known(self) -> None:
         """Wait until balances are known."""
@@ -111,7 +111,7 @@ async def test_an_empty_ledger_is_known_without_waiting(ledger: Ledger) -> None:
         assert reader.balances.of(ACME, 0) is UNKNOWN
         await ledger.record(FACTS)
         await reader.until(ACME)
-        assert [wait for _, wait in reader.line.asked][:2] == [0.0, 600]
+        assert [wait for _, wait in reader.line.requests][:2] == [0.0, 600]
 
 
 async def test_existing_accounts_are_reported_first_and_then_each_change(ledger: Ledger) -> None:
@@ -119,9 +119,9 @@ async def test_existing_accounts_are_reported_first_and_then_each_change(ledger:
     async with reading(ledger) as reader:
         async with asyncio.timeout(SECONDS):
             await reader.feed.current.wait()
-        assert reader.told == [ACME, "known"]
+        assert reader.reports == [ACME, "known"]
         for change in (ledger.post_topup(topup()), ledger.ingest([usage()])):
-            reader.told.clear()
+            reader.reports.clear()
             await change
             await reader.until(ACME)
         found = reader.balances.of(ACME, 0)
@@ -135,8 +135,8 @@ async def test_balances_are_known_after_the_last_page(ledger: Ledger) -> None:
     async with reading(ledger) as reader:
         async with asyncio.timeout(SECONDS):
             await reader.feed.current.wait()
-        assert reader.told == [*accounts, "known"]
-        assert [after for after, _ in reader.line.asked][:2] == [0, 1000]
+        assert reader.reports == [*accounts, "known"]
+        assert [after for after, _ in reader.line.requests][:2] == [0, 1000]
 
 
 async def test_the_feed_reports_quotas(ledger: Ledger) -> None:
@@ -154,12 +154,12 @@ async def test_the_reader_catches_up_after_a_failure(ledger: Ledger) -> None:
     async with reading(ledger) as reader:
         await reader.until("known")
         reader.line.ledger = None
-        asked = len(reader.line.asked)
+        requests = len(reader.line.requests)
         await ledger.post_topup(topup())
         async with asyncio.timeout(SECONDS):
-            while len(reader.line.asked) < asked + 3:  # noqa: ASYNC110
+            while len(reader.line.requests) < requests + 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        assert "back" not in reader.told
+        assert "back" not in reader.reports
         reader.line.ledger = ledger
         await reader.until("back")
         await reader.known()
@@ -220,15 +220,15 @@ async def test_an_earlier_bookmark_is_compared_before_the_first_page(ledger: Led
     read = (await ledger.changes(0, 0)).bookmark
     assert Bookmark.parse(str(read)) == read
     lost = replace(read, written_at=START - timedelta(seconds=1))
-    for before, told in ((read, [ACME, "known"]), (lost, ["reset", ACME, "known"])):
+    for before, reports in ((read, [ACME, "known"]), (lost, ["reset", ACME, "known"])):
         async with reading(None, before=before) as reader:
             # Until it can be compared, nothing is known.
             async with asyncio.timeout(SECONDS):
-                while len(reader.line.asked) < 2:  # noqa: ASYNC110
+                while len(reader.line.requests) < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
             reader.line.ledger = ledger
             await reader.known()
-            assert [each for each in reader.told if each != "back"] == told
+            assert [each for each in reader.reports if each != "back"] == reports
 
 
 @pytest.mark.parametrize("text", ["", "x", "id 7 yesterday", "id seven 2026-03-01T12:00:00+00:00", "a b c d"])

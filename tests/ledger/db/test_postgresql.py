@@ -113,14 +113,14 @@ async def used(ledger: Ledger, number: int) -> None:
     assert (result.accepted + result.duplicate, result.pending, result.rejected) == (50, 0, ())
 
 
-async def told(ledger: Ledger, number: int) -> None:
+async def recorded(ledger: Ledger, number: int) -> None:
     """A call of an unrecorded service, and then its binding and account."""
     account, service = ACME._replace(name=f"a{number}"), CHAT._replace(name=f"s{number}")
     await ledger.ingest([usage(f"waits-{number}", service=service)])
     assert await ledger.record([terms(account), binding(service, account)]) == []
 
 
-async def claimed(ledger: Ledger, number: int) -> None:
+async def leased(ledger: Ledger, number: int) -> None:
     """A lease request of a gateway."""
     lease = await ledger.lease_credit(CreditLeaseRequest("gateway-0", ACME, Nano(number)))
     assert lease.granted - lease.spent == number
@@ -128,7 +128,7 @@ async def claimed(ledger: Ledger, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("act", "accounts", "transactions", "events"),
-    [(paid, 0, 1, 0), (used, 0, 1, 50), (told, 1, 2, 1), (claimed, 0, 0, 0)],
+    [(paid, 0, 1, 0), (used, 0, 1, 50), (recorded, 1, 2, 1), (leased, 0, 0, 0)],
 )
 async def test_a_connection_lost_at_any_call_is_an_error_and_the_retry_counts_once(
     act: Callable[[Ledger, int], Awaitable[None]],
