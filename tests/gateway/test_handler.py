@@ -57,7 +57,7 @@ async def test_a_dedicated_service_has_its_own_backend(world: World) -> None:
     assert (await world.forwarded()).upstream.startswith("s-team-a-chat-")
 
 
-async def test_a_stream_on_our_own_backend_tells_its_usage_all_along(world: World) -> None:
+async def test_a_stream_of_a_backend_reports_usage_in_every_event(world: World) -> None:
     forward = await world.forwarded({"model": "chat", "stream": True})
     assert json.loads(forward.body or b"")["stream_options"] == {
         "include_usage": True,
@@ -69,7 +69,7 @@ async def test_a_stream_on_our_own_backend_tells_its_usage_all_along(world: Worl
 
 @pytest.mark.parametrize("where", ["deployment", "external"])
 @pytest.mark.parametrize("when", ["EachEvent", "LastEvent"])
-async def test_a_model_says_when_its_streams_can_tell_their_usage(
+async def test_stream_usage_of_the_model_decides_when_a_stream_reports_usage(
     world: World, where: str, when: str
 ) -> None:
     template = {"spec": {"containers": [{"name": "server", "image": "tgi"}]}}
@@ -103,7 +103,7 @@ async def test_every_endpoint_is_forwarded(world: World, path: str, sent: str) -
     ["/", "/v1", "/v1/chat/completions/", "//v1/chat/completions", "/v1/chat%2fcompletions", "/v1/files",
      "/v1/responses/r1", "/v1/messages/batches", "/V1/chat/completions", "/metrics", ""],
 )  # fmt: skip
-async def test_there_is_nothing_at_other_paths(world: World, path: str) -> None:
+async def test_other_paths_are_unknown_urls(world: World, path: str) -> None:
     status, error, _ = await world.refused(path=path)
     assert (status, error["type"], error["code"]) == (404, "invalid_request_error", "unknown_url")
 
@@ -133,7 +133,7 @@ async def test_other_methods_are_refused(world: World, method: str) -> None:
         {"authorization": "Bearer ", "x-api-key": TOKEN},
     ],
 )
-async def test_without_a_known_key_nobody_is_served(world: World, headers: dict[str, Any]) -> None:
+async def test_calls_without_a_known_key_are_refused(world: World, headers: dict[str, Any]) -> None:
     status, error, answer = await world.refused(headers=headers)
     assert (status, error["type"], error["source"]) == (401, "authentication_error", "client")
     assert answer["www-authenticate"].startswith("Bearer")
@@ -147,7 +147,7 @@ async def test_without_a_known_key_nobody_is_served(world: World, headers: dict[
         {"authorization": f"Bearer {TOKEN}", "x-api-key": TOKEN},
     ],
 )
-async def test_the_key_comes_as_either_client_sends_it(world: World, headers: dict[str, Any]) -> None:
+async def test_the_key_may_come_in_either_header(world: World, headers: dict[str, Any]) -> None:
     assert isinstance(await world.call(headers=headers), Route)
 
 
@@ -178,13 +178,13 @@ async def test_a_deleted_key_is_unknown(world: World) -> None:
     assert (await world.refused())[0] == 401
 
 
-async def test_a_key_that_was_made_anew_replaces_the_old_one(world: World) -> None:
+async def test_a_recreated_key_replaces_the_old_one(world: World) -> None:
     world.put(api_key(token=OTHER_TOKEN))
     assert (await world.refused())[0] == 401
     assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
 
 
-async def test_one_hash_in_two_objects_is_no_key(world: World) -> None:
+async def test_a_hash_in_two_objects_is_an_unknown_key(world: World) -> None:
     world.put(api_key("copied", "team-b"), api_key())
     assert (await world.refused())[0] == 401
     world.delete_key("team-b", "copied")
@@ -196,7 +196,7 @@ async def test_a_key_that_cannot_be_read_is_unknown(world: World) -> None:
     assert (await world.refused())[0] == 401
 
 
-async def test_x_forwarded_for_is_believed_of_trusted_proxies_alone() -> None:
+async def test_x_forwarded_for_is_trusted_only_from_trusted_proxies() -> None:
     spoofed = {"headers": {"x-forwarded-for": "192.0.2.9"}, "peer": "10.0.0.7"}
     for trusted, admitted in (((), False), (parse_networks(["10.0.0.0/8"]) or (), True)):
         world = World(trusted=trusted)
@@ -220,7 +220,7 @@ async def test_x_forwarded_for_is_believed_of_trusted_proxies_alone() -> None:
         (b'{"model":"chat","max_tokens":9000}', "max_tokens_above_ceiling"),
     ],
 )
-async def test_bad_bodies_are_the_clients_fault(world: World, body: bytes, code: str) -> None:
+async def test_invalid_bodies_are_client_errors(world: World, body: bytes, code: str) -> None:
     status, error, _ = await world.refused(body)
     assert (status, error["type"], error["code"], error["source"]) == (
         400,
@@ -246,7 +246,7 @@ async def test_a_call_without_a_body_is_refused(world: World) -> None:
         ({"headers": {"authorization": f"Bearer {OTHER_TOKEN}"}}, "invalid_api_key"),
     ],
 )
-async def test_what_the_head_tells_is_said_before_the_body_comes(
+async def test_errors_in_the_head_are_answered_before_the_body_comes(
     world: World, given: dict[str, Any], code: str
 ) -> None:
     answer = world.handler.handle(world.head(**given))
@@ -263,7 +263,7 @@ async def test_what_the_head_tells_is_said_before_the_body_comes(
         ({"services": {"names": ["other"]}}, "service_not_allowed"),
     ],
 )
-async def test_a_key_that_changes_while_the_body_comes_is_asked_again(
+async def test_b14_a_key_that_changes_while_the_body_comes_is_checked_again(
     world: World, key: dict[str, Any], code: str
 ) -> None:
     """B14: within a second of the change, however long a body takes."""
@@ -298,19 +298,19 @@ async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: Worl
         ({"repeated": frozenset({"content-length"})}, "ambiguous_header"),
     ],
 )
-async def test_headers_that_make_the_body_another_are_refused(
-    world: World, given: dict[str, Any], code: str
-) -> None:
+async def test_ambiguous_headers_are_refused(world: World, given: dict[str, Any], code: str) -> None:
     status, error, _ = await world.refused(**given)
     assert (status, error["code"]) == (400, code)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON;charset=UTF-8", None])
-async def test_json_is_json_in_every_spelling(world: World, content_type: str | None) -> None:
+async def test_the_json_content_type_is_accepted_in_every_spelling(
+    world: World, content_type: str | None
+) -> None:
     assert isinstance(await world.call(headers={"content-type": content_type}), Route)
 
 
-async def test_no_header_of_ours_or_of_the_clients_identity_passes(world: World) -> None:
+async def test_private_headers_and_headers_of_the_clients_identity_are_removed(world: World) -> None:
     headers = {
         "x-gw-upstream": "evil:80",
         "x-gw-cluster": "evil",
@@ -356,7 +356,7 @@ async def test_an_unknown_model_is_not_found(world: World, name: str) -> None:
         ({"phase": "NotEnabled", "stopReasons": ["PostpaidDisabled"]}, "POSTPAID_DISABLED"),
     ],
 )
-async def test_a_service_that_does_not_serve_says_why(
+async def test_a_service_that_does_not_serve_reports_its_reason(
     world: World, status: dict[str, Any], word: str
 ) -> None:
     world.put(service(status=status))
@@ -371,7 +371,7 @@ async def test_the_spec_acts_before_the_status(world: World) -> None:
     assert (await world.refused())[1]["message"] == "endpoint is inactive: POSTPAID_DISABLED"
 
 
-async def test_before_the_cluster_was_read_nothing_is_decided(world: World) -> None:
+async def test_calls_before_the_cluster_is_read_get_503(world: World) -> None:
     world.handler.ready.clear()
     assert (await world.refused())[0] == 503
 
@@ -390,7 +390,7 @@ async def test_the_first_call_after_the_balance_is_spent_is_refused(world: World
     assert isinstance(await world.call(), Route)
 
 
-async def test_what_a_call_cost_counts_until_the_meter_has_it(world: World) -> None:
+async def test_the_cost_of_a_call_counts_until_the_meter_has_it(world: World) -> None:
     forward = await world.forwarded()
     await world.end(forward, (1000, 400, 100), "req-1")
     cost = 600 * 500 + 400 * 50 + 100 * 1500
@@ -423,7 +423,7 @@ async def test_64_clients_race_for_the_last_money_of_a_hard_account(world: World
     assert codes == {"insufficient_balance"}
 
 
-async def test_a_hard_account_tells_the_upstream_its_bound(world: World) -> None:
+async def test_a_hard_account_sends_its_output_bound_to_the_upstream(world: World) -> None:
     world.put(account("Hard"))
     forward = await world.forwarded({"model": "chat", "n": 2})
     assert json.loads(forward.body or b"")["max_tokens"] == 8192
@@ -432,7 +432,7 @@ async def test_a_hard_account_tells_the_upstream_its_bound(world: World) -> None
     assert json.loads(kept.body or b"")["max_tokens"] == 5
 
 
-async def test_an_upstream_keeps_to_its_context_by_itself(world: World) -> None:
+async def test_a_bound_equal_to_the_context_is_not_sent(world: World) -> None:
     """One that is told a bound as large as its context refuses the call: no prompt fits beside it."""
     world.put(account("Hard"), model(limits={"contextTokens": 4096}))
     forward = await world.forwarded({"model": "chat"})
@@ -440,7 +440,7 @@ async def test_an_upstream_keeps_to_its_context_by_itself(world: World) -> None:
     assert world.leases.amounts[f"req-{world.requests}"] > 4096 * 1500
 
 
-async def test_a_list_of_inputs_is_held_for_each_of_them(world: World) -> None:
+async def test_the_hold_covers_every_input_of_a_list(world: World) -> None:
     world.put(account("Hard"), model(limits={"contextTokens": 10, "maxOutputTokens": 5}))
     texts = ["word " * 9] * 20
     await world.forwarded({"model": "chat", "prompt": texts}, path="/v1/completions")
@@ -449,7 +449,7 @@ async def test_a_list_of_inputs_is_held_for_each_of_them(world: World) -> None:
     assert world.leases.amounts[f"req-{world.requests}"] == 20 * 10 * 500
 
 
-async def test_a_silent_meter_stops_paid_calls_after_a_while(world: World) -> None:
+async def test_a_silent_meter_stops_paid_calls_after_the_maximum_age(world: World) -> None:
     world.clock.pass_(299)
     assert isinstance(await world.call(), Route)
     world.clock.pass_(1)
@@ -459,7 +459,7 @@ async def test_a_silent_meter_stops_paid_calls_after_a_while(world: World) -> No
     assert isinstance(await world.call(), Route)
 
 
-async def test_an_account_that_the_meter_never_named_is_not_known(world: World) -> None:
+async def test_the_balance_of_an_unreported_account_is_unknown(world: World) -> None:
     world.spend.forget()
     world.spend.update([], [], True, world.clock.monotonic())
     assert (await world.refused())[1]["code"] == "balance_unknown"
@@ -514,7 +514,7 @@ async def test_requests_a_minute(world: World) -> None:
     assert isinstance(await world.call(), Route)
 
 
-async def test_tokens_a_minute_are_corrected_by_what_was_used(world: World) -> None:
+async def test_tokens_a_minute_are_corrected_by_the_actual_use(world: World) -> None:
     world.put(service(limits={"rpm": 100, "tpm": 200}))
     first = await world.forwarded()
     status, error, headers = await world.refused()
@@ -557,7 +557,7 @@ async def test_a_keys_quota_spans_services_and_leaves_other_keys_alone(world: Wo
     assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
 
 
-async def test_services_on_one_model_have_limits_of_their_own(world: World) -> None:
+async def test_services_on_one_model_have_separate_limits(world: World) -> None:
     world.put(model(limits={"rpm": 1}), service("second"))
     await world.forwarded()
     assert (await world.refused())[0] == 429
@@ -576,7 +576,7 @@ async def test_a_call_of_an_earlier_process_is_settled_by_its_labels() -> None:
     assert isinstance(await after.call(), Route)
 
 
-async def test_what_ended_before_this_process_began_is_not_corrected_again() -> None:
+async def test_calls_that_ended_before_this_process_started_are_not_corrected_again() -> None:
     counters = MemoryCounters()
     before = World(counters=counters)
     before.put(service(limits={"tpm": 200}))
@@ -641,7 +641,7 @@ async def test_a_providers_base_url(world: World, base_url: str, upstream: str, 
     assert "authorization" in forward.remove_headers
 
 
-async def test_without_credentials_a_provider_is_not_called_and_nothing_is_kept(world: World) -> None:
+async def test_without_credentials_a_provider_is_not_called_and_everything_is_released(world: World) -> None:
     world.put(
         external(credentialsSecretRef={"name": "gone"}),
         service(modelRef={"name": "remote"}, limits={"tpm": 200}),
@@ -664,7 +664,7 @@ async def models(world: World, path: str = "/v1/models", **given: Any) -> tuple[
     return answer.status, json.loads(answer.body)
 
 
-async def test_models_are_what_the_key_may_call(world: World) -> None:
+async def test_the_list_of_models_has_the_services_that_the_key_may_call(world: World) -> None:
     world.put(
         service("b"),
         service("a", postpaid=False, status={"phase": "NotEnabled", "stopReasons": ["PostpaidDisabled"]}),
@@ -706,7 +706,7 @@ async def test_models_ask_for_a_key(world: World) -> None:
     assert answer.status == 405
 
 
-async def test_available_is_less_what_runs(world: World) -> None:
+async def test_running_calls_reduce_the_available_balance(world: World) -> None:
     forward = await world.forwarded()
     committed = int(forward.labels["estimate_input"]) * 500
     assert world.spend.available(ACCOUNT) == Nano(5 * UNIT - committed)

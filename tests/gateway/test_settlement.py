@@ -57,7 +57,7 @@ async def test_usage_of_the_log_settles_money_and_counts(world: World) -> None:
     assert headers["x-ratelimit-remaining-tokens"] == str(1000 - 70)
 
 
-async def test_an_upstreams_error_costs_nothing_and_frees_what_was_held(world: World) -> None:
+async def test_an_upstream_error_costs_nothing_and_releases_the_hold(world: World) -> None:
     world.put(account("Hard"), service(limits={"tpm": 200}))
     forward = await world.forwarded()
     assert world.leases.holds("req-1")
@@ -68,7 +68,7 @@ async def test_an_upstreams_error_costs_nothing_and_frees_what_was_held(world: W
     assert isinstance(await world.call(), Route), "nor does it count"
 
 
-async def test_a_call_that_may_not_have_gone_on_its_way_holds_nothing_after_a_while(
+async def test_an_abandoned_call_holds_nothing_after_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless it did: then the log has it by then, and it holds what it did until it is charged."""
@@ -99,7 +99,7 @@ async def test_a_hold_stays_until_the_ledger_has_charged_the_call(world: World) 
     assert not world.leases.holds("req-1")
 
 
-async def test_corrections_of_many_calls_are_carried_out_as_they_come(world: World) -> None:
+async def test_counts_are_corrected_while_calls_end(world: World) -> None:
     world.put(service(limits={"tpm": 100_000}))
     task = asyncio.create_task(world.settlement.run())
     forwards = [await world.forwarded(request_id=f"r{number}") for number in range(200)]
@@ -117,7 +117,7 @@ async def test_corrections_of_many_calls_are_carried_out_as_they_come(world: Wor
     task.cancel()
 
 
-async def test_labels_that_cannot_be_read_settle_what_they_can(world: World) -> None:
+async def test_unreadable_labels_settle_the_rest(world: World) -> None:
     forward = await world.forwarded()
     labels = {**forward.labels, "taken": "nonsense", "model": "gone"}
     world.settlement.settle("req-1", world.clock(), labels, (10**12, 0, 0))
@@ -140,7 +140,7 @@ class Meter:
         )
 
 
-async def test_the_outbox_tells_what_the_meter_has_taken(world: World, tmp_path: Path) -> None:
+async def test_the_outbox_reports_acknowledged_calls_to_the_settlement(world: World, tmp_path: Path) -> None:
     world.put(account("Hard"))
     log = tmp_path / "usage.log"
     forwards = [await world.forwarded() for _ in range(3)]

@@ -270,7 +270,7 @@ async def test_an_upstream_that_breaks_off_or_says_nonsense_is_502(tmp_path: Pat
     assert line.output_tokens is None
 
 
-async def test_an_upstream_that_says_nothing_is_504(tmp_path: Path) -> None:
+async def test_a_silent_upstream_is_504(tmp_path: Path) -> None:
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -284,7 +284,7 @@ async def test_an_upstream_that_says_nothing_is_504(tmp_path: Path) -> None:
     assert reply.error["request_id"] == reply.headers["x-request-id"]
 
 
-async def test_an_upstreams_own_errors_come_through_as_they_are(tmp_path: Path, upstream: str) -> None:
+async def test_errors_of_an_upstream_pass_unchanged(tmp_path: Path, upstream: str) -> None:
     async with gateway(tmp_path, forwarding(upstream)) as running:
         reply = await running.call(body={"model": "other", "messages": []})
     assert reply.status in (400, 404)
@@ -358,7 +358,7 @@ async def test_a_drain_ends_when_its_time_is_over(tmp_path: Path, slow: Any) -> 
             assert await running.admin.drain(0.2, 0) is False
 
 
-async def test_an_envoy_that_dies_is_started_again(tmp_path: Path, upstream: str) -> None:
+async def test_an_envoy_that_dies_is_restarted(tmp_path: Path, upstream: str) -> None:
     async with gateway(tmp_path, forwarding(upstream)) as running:
         assert (await running.call("/v1/models")).status == 200
         os.kill(running.envoy.pid, signal.SIGKILL)
@@ -366,7 +366,7 @@ async def test_an_envoy_that_dies_is_started_again(tmp_path: Path, upstream: str
         assert await first_success(running) == 200
 
 
-async def test_an_envoy_that_somebody_ends_is_started_again_until_it_is_time(tmp_path: Path) -> None:
+async def test_an_envoy_that_exits_is_restarted_until_a_stop_is_requested(tmp_path: Path) -> None:
     """SIGTERM, or its admin interface, end it in good order; without it there would be no gateway."""
     settings = EnvoySettings(tmp_path, listen_host="127.0.0.1", listen_port=free_port())
     time = asyncio.Event()

@@ -68,7 +68,7 @@ async def test_the_official_client_is_served_and_metered(stack: Stack) -> None:
         assert (await client.models.retrieve("chat")).id == "chat"
 
 
-async def test_the_official_client_reads_refusals(stack: Stack) -> None:
+async def test_the_official_client_reads_errors(stack: Stack) -> None:
     async with stack.client as client:
 
         async def call(**given: Any) -> Any:
@@ -158,7 +158,7 @@ async def test_a_hard_account_is_held_and_charged_what_was_used(stack: Stack) ->
     assert not stack.world.leases.holds(line.request_id)
 
 
-async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
+async def test_clients_that_leave_at_any_moment_leave_no_holds(
     tmp_path: Path, upstream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether Envoy has sent them on by then, and writes a line of its log, or not."""
@@ -199,7 +199,7 @@ async def test_of_clients_that_leave_at_any_moment_nothing_stays_held(
         assert envoy.lines(), "some have gone on their way"
 
 
-async def test_what_the_client_says_to_the_gateways_parts_is_not_heard(stack: Stack) -> None:
+async def test_private_headers_of_a_client_have_no_effect(stack: Stack) -> None:
     injected = ("x-gw-upstream: 127.0.0.1:1", "x-gw-cluster: evil", "x-envoy-original-dst-host: 127.0.0.1:1",
                 "x-request-id: mine", "x-gw-labels: {}", "x-envoy-upstream-rq-timeout-ms: 1")  # fmt: skip
     assert (await stack.envoy.raw(request(GOOD, *injected))).startswith(b"HTTP/1.1 200 ")

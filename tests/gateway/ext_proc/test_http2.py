@@ -147,7 +147,7 @@ async def test_a_window_that_shrinks_in_the_middle_of_a_stream_is_kept(tmp_path:
     assert received == data
 
 
-async def test_streams_that_wait_do_not_hold_others_up(tmp_path: Path) -> None:
+async def test_waiting_streams_do_not_block_others(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, connected(server.socket) as client:
         ids = [await client.request() for _ in range(100)]
         for stream_id in reversed(ids):
@@ -180,7 +180,7 @@ async def test_a_header_block_in_pieces(tmp_path: Path) -> None:
     assert server.headers[0][-1] == (b"x-29", b"v" * 1000)
 
 
-async def test_a_reset_is_told_and_the_connection_goes_on(tmp_path: Path) -> None:
+async def test_a_reset_is_reported_and_the_connection_continues(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, connected(server.socket) as client:
         stream_id = await client.request()
         client.h2.reset_stream(stream_id)
@@ -189,7 +189,7 @@ async def test_a_reset_is_told_and_the_connection_goes_on(tmp_path: Path) -> Non
         assert server.log == [f"gone {stream_id}"]
 
 
-async def test_a_lost_connection_is_told_to_all_streams(tmp_path: Path) -> None:
+async def test_a_lost_connection_is_reported_to_all_streams(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         async with connected(server.socket) as client:
             ids = [await client.request() for _ in range(3)]
@@ -261,7 +261,7 @@ REQUEST = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, literal_block([(b"
         pytest.param(PREFACE + frames.reset(7, 0), frames.PROTOCOL_ERROR, id="reset of nothing"),
     ],
 )
-async def test_a_broken_promise_ends_the_connection_with_its_code(
+async def test_a_protocol_violation_ends_the_connection_with_its_code(
     tmp_path: Path, sent: bytes, code: int
 ) -> None:
     async with serving(tmp_path) as server, connected(server.socket, start=False) as client:

@@ -74,7 +74,7 @@ async def test_all_of_a_call_is_counted_or_nothing(counters: Counters, window: W
         assert refusing.request == tight
 
 
-async def test_what_may_be_taken_is_taken_as_far_as_there_is_room(counters: Counters) -> None:
+async def test_the_optional_amount_is_counted_as_far_as_it_fits(counters: Counters) -> None:
     each = limit_request(100, required=10, optional=60)
     amounts = []
     for _ in range(3):
@@ -83,12 +83,12 @@ async def test_what_may_be_taken_is_taken_as_far_as_there_is_room(counters: Coun
     assert amounts == [70, 30, 0]
 
 
-async def test_what_does_not_bind_is_counted_beyond_the_limit(counters: Counters) -> None:
+async def test_a_request_that_is_not_enforced_is_counted_beyond_the_limit(counters: Counters) -> None:
     each = limit_request(100, required=80, optional=40, enforced=False)
     assert [(await counters.take([each], NOW)).totals for _ in range(2)] == [(120,), (240,)]
 
 
-async def test_no_demands_are_met(counters: Counters) -> None:
+async def test_no_requests_always_fit(counters: Counters) -> None:
     assert await counters.take([], NOW) == await MemoryCounters().take([], NOW)
     await counters.adjust([], NOW)
 
@@ -104,7 +104,7 @@ async def test_counts_are_corrected_by_what_was_used(counters: Counters, window:
 
 
 @pytest.mark.parametrize("window", [Window.SLIDING, Window.MINUTE, Window.DAY, Window.MONTH])
-async def test_what_was_used_long_ago_is_gone(counters: Counters, window: Window) -> None:
+async def test_old_use_expires(counters: Counters, window: Window) -> None:
     each = limit_request(100, required=100, window=window)
     (consumption,) = (await counters.take([each], NOW)).consumption
     later = NOW + 40 * 86_400_000
@@ -179,7 +179,7 @@ STEPS = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=STEPS)
-def test_both_say_the_same(valkey_url: str, steps: list[Any]) -> None:
+def test_memory_and_valkey_give_equal_results(valkey_url: str, steps: list[Any]) -> None:
     names = [(f"c:{{test}}/{next(_names)}", window) for window in (Window.SLIDING, Window.MINUTE, Window.DAY)]
 
     async def run() -> None:

@@ -82,13 +82,13 @@ async def used(counters: FallbackCounters, each: LimitRequest) -> int:
     return limit_status.used
 
 
-async def test_a_server_that_answers_is_asked(counters: FallbackCounters) -> None:
+async def test_a_reachable_server_counts(counters: FallbackCounters) -> None:
     each = limit_request(4)
     assert [bool((await counters.take([each], NOW)).consumption) for _ in range(5)] == [True] * 4 + [False]
     assert not counters.away
 
 
-async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> None:
+async def test_many_calls_at_once_do_not_make_the_server_unreachable(server: Server, clock: Clock) -> None:
     """It answers each within milliseconds; that many wait for others is no fault of its."""
     counters = FallbackCounters(
         ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=1.0), replicas=2, clock=clock
@@ -103,7 +103,7 @@ async def test_a_crowd_does_not_make_it_away(server: Server, clock: Clock) -> No
         await counters.close()
 
 
-async def test_a_call_that_is_given_up_while_it_is_counted_is_not_counted(
+async def test_a_call_that_is_cancelled_while_it_is_counted_is_not_counted(
     server: Server, clock: Clock
 ) -> None:
     """Its question is with the server by then, which answers nobody for a moment."""
@@ -129,7 +129,7 @@ async def test_a_call_that_is_given_up_while_it_is_counted_is_not_counted(
     await counters.close()
 
 
-async def test_a_process_that_is_busy_itself_does_not_make_it_away(server: Server) -> None:
+async def test_a_busy_process_does_not_make_the_server_unreachable(server: Server) -> None:
     """It finds a time long over, while the answer is there and was not looked at."""
     counters, loop = (
         ValkeyCounters(f"valkey://127.0.0.1:{server.port}/0", timeout=0.5),
@@ -146,7 +146,7 @@ async def test_a_process_that_is_busy_itself_does_not_make_it_away(server: Serve
         await counters.close()
 
 
-async def test_while_it_is_away_a_replica_counts_its_share(
+async def test_during_an_outage_a_replica_counts_its_share(
     counters: FallbackCounters, server: Server
 ) -> None:
     server.stop()
@@ -160,7 +160,7 @@ async def test_while_it_is_away_a_replica_counts_its_share(
     assert counters.away
 
 
-async def test_a_call_that_the_whole_limit_has_room_for_passes(
+async def test_during_an_outage_a_call_that_fits_the_whole_limit_passes(
     counters: FallbackCounters, server: Server
 ) -> None:
     server.stop()
@@ -168,7 +168,7 @@ async def test_a_call_that_the_whole_limit_has_room_for_passes(
     assert not (await counters.take([limit_request(100, required=101)], NOW)).consumption
 
 
-async def test_a_quota_goes_on_from_where_it_was_known_to_stand(
+async def test_during_an_outage_a_quota_continues_from_its_last_total(
     counters: FallbackCounters, server: Server
 ) -> None:
     quota = limit_request(100, required=60, window=Window.MONTH)
@@ -179,7 +179,7 @@ async def test_a_quota_goes_on_from_where_it_was_known_to_stand(
     assert not (await counters.take([limit_request(100, 1, Window.MONTH, quota.counter)], NOW)).consumption
 
 
-async def test_what_was_used_meanwhile_is_added_when_it_is_back(
+async def test_the_use_during_an_outage_is_added_after_it(
     counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
     quota = limit_request(1000, required=60, window=Window.LIFETIME)
@@ -196,7 +196,7 @@ async def test_what_was_used_meanwhile_is_added_when_it_is_back(
     assert not counters.away
 
 
-async def test_it_is_not_asked_again_and_again(
+async def test_the_server_is_retried_once_per_interval(
     counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
     server.stop()
@@ -206,7 +206,7 @@ async def test_it_is_not_asked_again_and_again(
     assert counters.away
 
 
-async def test_corrections_while_it_is_away_are_not_lost(
+async def test_corrections_during_an_outage_are_not_lost(
     counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
     quota = limit_request(1000, required=100, window=Window.DAY)
@@ -218,7 +218,7 @@ async def test_corrections_while_it_is_away_are_not_lost(
     assert await used(counters, quota) == 30
 
 
-async def test_what_another_source_knows_is_kept(
+async def test_raised_totals_survive_an_outage(
     counters: FallbackCounters, server: Server, clock: Clock
 ) -> None:
     quota = limit_request(1000, required=100, window=Window.DAY)

@@ -162,7 +162,7 @@ def test_bodies_as_deep_and_as_many_keyed_as_allowed_are_read() -> None:
         parse(CHAT, json.dumps(many | {"one": "more"}).encode())
 
 
-def test_brackets_in_texts_are_no_nesting() -> None:
+def test_brackets_in_strings_are_not_nesting() -> None:
     for text in ('["\\[{' * 1000, "\\" * 99 + "[" * 99, '\\"[' * 99, '"' + "[" * 99 + "\\"):
         body = json.dumps({"model": "m", "x": text, "y": [[]] * 500, "z": text}).encode()
         assert parse(CHAT, body).model == "m"
@@ -192,7 +192,7 @@ def test_unsupported_fields_are_ignored_where_they_have_no_meaning() -> None:
 
 
 @pytest.mark.parametrize("stream", [b"", b',"stream":null', b',"stream":false'])
-def test_what_is_no_stream_is_left_alone(stream: bytes) -> None:
+def test_options_of_a_call_without_a_stream_are_unchanged(stream: bytes) -> None:
     body = parse(CHAT, b'{"model":"m","stream_options":{"include_usage":false}%s}' % stream)
     assert not body.stream
     assert b'"stream_options":{"include_usage":false}' in body.rewritten("served", continuous_usage=True)
@@ -209,7 +209,7 @@ def test_what_is_no_stream_is_left_alone(stream: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("continuous", [True, False])
-def test_a_stream_tells_its_usage_whatever_the_caller_asked_for(options: bytes, continuous: bool) -> None:
+def test_every_stream_is_asked_for_its_usage(options: bytes, continuous: bool) -> None:
     body = parse(CHAT, b'{"model":"m","stream":true%s}' % options)
     written = json.loads(body.rewritten("served", continuous_usage=continuous))
     assert written["stream_options"]["include_usage"] is True
@@ -235,7 +235,7 @@ ASKED: list[tuple[bytes, UsageRedaction, UsageRedaction]] = [
 
 
 @pytest.mark.parametrize(("options", "at_the_end", "continuous"), ASKED)
-def test_usage_is_hidden_from_callers_that_did_not_ask(
+def test_usage_is_redacted_for_callers_that_did_not_ask(
     options: bytes, at_the_end: UsageRedaction, continuous: UsageRedaction
 ) -> None:
     given = b',"stream_options":' + options if options else b""
@@ -246,7 +246,7 @@ def test_usage_is_hidden_from_callers_that_did_not_ask(
 
 
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS, CHAT])
-def test_nothing_is_hidden_where_nothing_was_asked_for(endpoint: APIEndpoint) -> None:
+def test_nothing_is_redacted_where_nothing_was_asked_for(endpoint: APIEndpoint) -> None:
     stream = b"false" if endpoint is CHAT else b"true"
     body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
     assert body.redaction(continuous_usage=True) is UsageRedaction.NOTHING
@@ -254,7 +254,7 @@ def test_nothing_is_hidden_where_nothing_was_asked_for(endpoint: APIEndpoint) ->
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 @pytest.mark.parametrize("stream", [b"true", b"false", b"null"])
-def test_what_is_asked_for_its_usage_is_told_so_and_hidden(endpoint: APIEndpoint, stream: bytes) -> None:
+def test_added_usage_options_are_known_and_redacted(endpoint: APIEndpoint, stream: bytes) -> None:
     body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
     assert body.asked_for_usage is (endpoint in (CHAT, COMPLETIONS) and stream == b"true")
     assert body.asked_for_usage is (b"include_usage" in body.rewritten("served"))
@@ -267,7 +267,7 @@ def test_other_options_of_a_stream_keep_their_bytes() -> None:
 
 
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS])
-def test_endpoints_that_tell_usage_by_themselves_get_no_option(endpoint: APIEndpoint) -> None:
+def test_endpoints_that_report_usage_by_default_get_no_option(endpoint: APIEndpoint) -> None:
     body = parse(endpoint, b'{"model":"m","stream":true}')
     assert body.rewritten("served", continuous_usage=True) == b'{"model":"served","stream":true}'
 
@@ -374,7 +374,7 @@ def test_how_long_the_answers_may_be(
         (EMBEDDINGS, {"input": [{"text": "a"}, {"text": "b"}]}, 2),
     ],
 )
-def test_how_many_texts_the_model_reads_by_themselves(
+def test_how_many_texts_the_model_reads_separately(
     endpoint: APIEndpoint, fields: dict[str, Any], inputs: int
 ) -> None:
     assert parse(endpoint, json.dumps({"model": "m", **fields}).encode()).inputs == inputs
@@ -434,7 +434,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"input": "hi", "tools": [{"type": "file_search", "vector_store_ids": []}]}, False),
     ],
 )
-def test_what_may_be_more_than_its_text(fields: dict[str, Any], text_only: bool) -> None:
+def test_requests_with_content_other_than_text_are_found(fields: dict[str, Any], text_only: bool) -> None:
     body = json.dumps({"model": "m", **fields}).encode()
     assert parse(RESPONSES if "input" in fields else CHAT, body).text_only() is text_only
 

@@ -70,7 +70,7 @@ def limit_status(dimension: str, limit: int, used: int, retry: int | None, reset
     return LimitStatus(LimitRequest(dimension, dimension, Window.SLIDING, limit, 1), used, retry, reset)
 
 
-def test_headers_tell_the_limit_that_refused_and_the_tightest_of_the_others() -> None:
+def test_headers_describe_the_limit_that_refused_and_the_tightest_of_the_others() -> None:
     rpm = limit_status("rpm", 60, 10, 0, 30_000)
     tpm = limit_status("tpm", 1000, 1000, 12_001, 61_000)
     day = limit_status("key_quota_day", 5000, 4990, 0, 7_200_000)
@@ -86,7 +86,7 @@ def test_headers_tell_the_limit_that_refused_and_the_tightest_of_the_others() ->
     assert limit_headers([rpm, day], rpm)["x-ratelimit-remaining-tokens"] == "10"
 
 
-def test_what_time_does_not_lift_is_not_to_be_repeated() -> None:
+def test_a_limit_that_waiting_does_not_lift_is_not_retried() -> None:
     lifetime = limit_status("key_quota_lifetime", 100, 100, None, None)
     assert limit_headers([lifetime], lifetime) == {
         "x-should-retry": "false",

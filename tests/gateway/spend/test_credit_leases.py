@@ -78,7 +78,7 @@ async def test_b17_nothing_is_held_of_an_empty_account_until_it_is_topped_up(led
     assert await leases.hold("1", ACME, Nano(UNIT))
 
 
-async def test_b17_a_call_whose_end_is_never_told_holds_nothing_for_ever(ledger: Ledger) -> None:
+async def test_b17_the_hold_of_a_lost_call_is_released(ledger: Ledger) -> None:
     """One that ended, and waits for a ledger that is away, does."""
     clock = Seconds()
     await ledger.post_topup(topup(amount=Nano(2 * CALL_CHARGE)))
@@ -101,9 +101,7 @@ async def test_b17_a_call_whose_end_is_never_told_holds_nothing_for_ever(ledger:
     assert not await leases.hold("one more", ACME, Nano(1))
 
 
-async def test_what_is_kept_for_a_call_is_kept_longer_than_it_may_take(
-    ledger: Ledger, tmp_path: Path
-) -> None:
+async def test_reservations_outlive_the_longest_call(ledger: Ledger, tmp_path: Path) -> None:
     """As Envoy and the parts of a gateway are told; and the ledger keeps its lease as long, if it dies."""
     settings = GatewaySettings(call_seconds=90, gateway_directory=tmp_path)
     assert envoy_settings(settings).call_seconds == 90
@@ -149,7 +147,7 @@ async def test_b17_gateways_racing_for_the_last_cent_spend_it_once(ledger: Ledge
     assert admitted == calls
 
 
-async def test_b17_what_is_to_spare_goes_to_the_gateway_that_needs_it(ledger: Ledger) -> None:
+async def test_b17_an_unused_lease_goes_to_the_gateway_that_needs_it(ledger: Ledger) -> None:
     await ledger.post_topup(topup(amount=Nano(5 * CALL_CHARGE)))
     clock = Seconds()
     first = CreditLeases("first", ledger.lease_credit, clock)
