@@ -185,7 +185,7 @@ def test_what_keeps_the_demo_from_starting_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("CLUSTER", "moon")
     assert program.main([]) == 1
-    assert "CLUSTER=moon is none of plane, kind, current" in capsys.readouterr().out
+    assert "CLUSTER=moon is not one of plane, kind, current" in capsys.readouterr().out
 
 
 def _demo(temporary: Path, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":

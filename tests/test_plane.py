@@ -77,7 +77,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def status_of(url: str, token: str | None) -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    # The server's identity is not what is asked here.
+    # The server's identity is not tested here.
     trusting = ssl._create_unverified_context()
     try:
         request = urllib.request.Request(url, headers=headers)
@@ -460,7 +460,7 @@ def test_what_kind_needs_and_lacks_is_said(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlaneError, match=r"CLUSTER=kind needs Docker"):
         open_cluster("kind")
-    with pytest.raises(PlaneError, match="none of plane, kind, current"):
+    with pytest.raises(PlaneError, match="not one of plane, kind, current"):
         open_cluster("minikube")
 
 

@@ -76,7 +76,7 @@ def test_b23_the_simulator_names_its_option(taken: str) -> None:
     assert run.stderr.splitlines()[-1].endswith("it is set by --port")
 
 
-def test_a_host_that_is_none_is_named() -> None:
+def test_an_unknown_host_is_named_in_the_error() -> None:
     with pytest.raises(ConfigurationError, match="port 1234 on no host cannot be used"):
         check_free("no host", 1234, "FAREBOX_LISTEN_PORT")
 

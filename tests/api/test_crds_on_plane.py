@@ -186,7 +186,7 @@ def apply_condition(cluster: Cluster, writer: str, type_: str) -> dict[str, Any]
     condition = {
         "type": type_,
         "status": "True",
-        "reason": "Told",
+        "reason": "Written",
         "message": "",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
@@ -292,7 +292,7 @@ class TestKubectl:
         assert list(row) == ["NAME", "DISPLAY", "REPLICAS", "SERVICES", "READY", "AGE"]
         assert list(row.values())[1:-1] == ["Qwen3 8B", "2", "7", "True"]
 
-    def test_b14_columns_of_keys_tell_them_apart(self, cluster: Cluster) -> None:
+    def test_b14_columns_of_keys_show_prefix_services_state_and_expiry(self, cluster: Cluster) -> None:
         conditions = [ready("True", "Active", "")]
         status = {"prefix": "fbx_a1b2", "keyHash": "0" * 64, "secretName": "app", "conditions": conditions}
         patch(cluster, APIKEY, {"status": status}, subresource="status")

@@ -110,7 +110,7 @@ class Caller:
         return wait_for("all calls that were served are metered", look, SECONDS)
 
     def wait_spent(self, since: int, nano: int) -> None:
-        """Wait until exactly so much was charged since a balance, and no more comes."""
+        """Wait until exactly this amount has been charged since a balance, and no further charge follows."""
         wait_for(f"{nano} nano-units are charged", lambda: self._spent(since, nano), SECONDS)
 
     def _spent(self, since: int, nano: int) -> bool:

@@ -56,7 +56,7 @@ def dedicated_tenant(dedicated_stack: Stack) -> Iterator[Tenant]:
 
 @contextmanager
 def operators(stack: Stack, count: int) -> Iterator[list[Process]]:
-    """So many operators, named by their order; all that were started meanwhile are stopped at the end."""
+    """`count` operators, named by their order; all started inside the block are stopped at its end."""
     before = len(stack.operators)
     try:
         yield [start(stack, f"op-{number}-{uuid.uuid4().hex[:4]}") for number in range(count)]

@@ -75,7 +75,7 @@ class Tenant:
             if not self.stack.cluster.simulated:
                 self.api.delete(core_path("namespaces", name=name))
                 continue
-            # Accounts first: they would make their Default services anew.
+            # Accounts first: they would create their Default services again.
             for kind in ("BillingAccount", "InferenceService", "APIKey", "TopUp"):
                 self.api.delete(path_of(kind, name))
 
@@ -161,7 +161,7 @@ class Tenant:
         wait_for(f"{kind} {name} is gone", lambda: self.api.find(path) is None, SECONDS)
 
     def charge(self, service: str, model: str, units: float) -> None:
-        """Usage that costs so many units of the currency."""
+        """Post usage that costs the given number of units of the currency."""
         self.stack.charge(f"{self.namespace}/{service}", model, input_tokens=round(units * TOKENS_PER_UNIT))
 
     def kubectl(self, *args: str, input: str | None = None) -> str:
@@ -206,7 +206,7 @@ class Tenant:
         return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
 
     def history(self, since: str, name: str) -> list[JSONObject]:
-        """Every state of a service after a resourceVersion up to now, oldest first, as a watch tells them."""
+        """Every state of a service after a resourceVersion until now, oldest first, from a watch."""
         return self.history_of(path_of("InferenceService", self.namespace), since, name)
 
     def history_of(self, collection: str, since: str, name: str) -> list[JSONObject]:
@@ -219,7 +219,7 @@ class Tenant:
             events = [json.loads(line) for line in lines]
             assert all(event["type"] != "ERROR" for event in events), events
             states = [event["object"] for event in events]
-            # A watch ends after a second, however little of it a busy API server has told by then.
+            # A watch ends after a second, however little a busy API server has sent by then.
             assert until in [since, *(state["metadata"]["resourceVersion"] for state in states)]
             return states
 
@@ -250,7 +250,7 @@ class Tenant:
         return wait_for(f"{self.namespace}/{name} is {phase} {list(reasons)}", look, seconds)
 
     def wait_running(self, name: str, replicas: int) -> None:
-        """Wait until a dedicated service is Running with so many ready pods, and says that it is Ready."""
+        """Wait until a dedicated service is Running and Ready with `replicas` ready pods."""
         self.wait_state(name, "Running")
         self.wait_condition(name, "Ready", "True")
         self.wait_backend(name, replicas)
@@ -283,11 +283,11 @@ class Tenant:
         wait_for(f"{kind} {name} has an Event {reason}", lambda: self.api.get(path)["items"], SECONDS)
 
     def wait_backend(self, service: str, replicas: int) -> None:
-        """Wait until a dedicated service's Deployment has so many replicas, all ready, and its pods are."""
+        """Wait until a dedicated service's Deployment has `replicas` replicas, all ready, with their pods."""
         self._wait_replicas(self.backend_name(service), replicas)
 
     def wait_shared(self, model: str, replicas: int) -> None:
-        """Wait until a model's shared backend has so many replicas, all ready."""
+        """Wait until a model's shared backend has `replicas` replicas, all ready."""
         self._wait_replicas(shared_backend_name(model), replicas)
 
     def wait_topup(self, name: str, phase: str = "Posted", namespace: str = "") -> JSONObject:
@@ -315,7 +315,7 @@ class Tenant:
         wait_for(f"{path} is gone", lambda: self.api.find(path) is None, SECONDS)
 
     def release(self, backend: str, pods: int) -> None:
-        """Let held pods become ready, once there are so many."""
+        """Let held pods become ready, once `pods` of them exist."""
 
         def look() -> list[JSONObject]:
             found = self.pods(backend)

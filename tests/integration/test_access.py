@@ -141,7 +141,7 @@ def test_b22_what_is_of_all_accounts_is_fareboxs_own(shop: Shop, who: str, path:
     assert shop.status(who, path) == (403 if who in PEOPLE else 200)
 
 
-def test_a_token_for_the_api_server_is_none_for_the_meter(shop: Shop) -> None:
+def test_a_token_for_the_api_server_is_refused_by_the_meter(shop: Shop) -> None:
     token = shop.stack.cluster.service_account_token(shop.names["billing"], "biller")
     assert shop.status(token, STATEMENT) == 401
     assert shop.status("guessed", STATEMENT) == 401

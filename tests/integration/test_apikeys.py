@@ -145,7 +145,7 @@ def test_b22_a_foreign_secret_that_stays_is_a_standstill(tenant: Tenant) -> None
     assert secret(tenant, "app") == foreign
 
 
-def test_b23_a_refused_secret_is_told_in_the_api_servers_words(tenant: Tenant) -> None:
+def test_b23_a_refused_secret_is_reported_with_the_api_servers_message(tenant: Tenant) -> None:
     path = core_path("resourcequotas", tenant.namespace)
     body = {"metadata": {"name": "none"}, "spec": {"hard": {"count/secrets": "0"}}}
     tenant.api.create(path, body)
@@ -168,7 +168,7 @@ def _nudged_state(tenant: Tenant, name: str) -> str:
     return str(condition_of(tenant.get(name, "APIKey"), "Ready")["reason"])
 
 
-def test_b20_a_pass_that_was_cut_off_after_the_secret_is_finished(tenant: Tenant) -> None:
+def test_b20_a_reconcile_cut_off_after_the_secret_is_finished(tenant: Tenant) -> None:
     """The half-done state, made by hand: hash and Secret are there, and the status does not name it."""
     token = "fbx_" + "a" * 43
     put_foreign_secret(tenant, "app", base64.b64encode(token.encode()).decode())
@@ -181,7 +181,7 @@ def test_b20_a_pass_that_was_cut_off_after_the_secret_is_finished(tenant: Tenant
     assert "status.keyHash" in condition_of(tenant.get("app", "APIKey"), "Ready")["message"]
 
 
-def test_b20_a_pass_that_was_cut_off_before_the_secret_is_done_anew(tenant: Tenant) -> None:
+def test_b20_a_reconcile_cut_off_before_the_secret_is_repeated(tenant: Tenant) -> None:
     put_foreign_secret(tenant, "app")
     make(tenant, "app")
     wait_state(tenant, "app", "SecretExists", "False")

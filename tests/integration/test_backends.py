@@ -1,4 +1,4 @@
-"""Backends: what runs behind services is as Farebox wants it, whoever changes it (B3, B5, B23)."""
+"""Backends: Farebox restores what runs behind services after any change by others (B3, B5, B23)."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_b5_a_deployment_scaled_by_hand_is_put_right(running: Tenant) -> None:
     running.wait_stopped("own", "PostpaidDisabled")
 
 
-def test_b5_a_deleted_deployment_is_made_anew_and_a_stopped_one_when_it_is_needed(running: Tenant) -> None:
+def test_b5_a_deleted_deployment_is_created_again_and_a_stopped_one_when_needed(running: Tenant) -> None:
     uid = running.api.get(own_path(running))["metadata"]["uid"]
     running.api.delete(own_path(running))
     wait_for("a new one", lambda: running.api.get(own_path(running))["metadata"]["uid"] != uid, SECONDS)
@@ -97,7 +97,7 @@ def test_b5_a_deployment_edited_by_hand_is_put_right_and_foreign_labels_stay(run
     assert running.api.get(own_path(running))["metadata"]["labels"]["mine"] == "kept"
 
 
-def test_b5_a_deleted_service_of_a_backend_is_made_anew(running: Tenant) -> None:
+def test_b5_a_deleted_service_of_a_backend_is_created_again(running: Tenant) -> None:
     path = core_path("services", BACKENDS, running.backend_name("own"))
     uid = running.api.get(path)["metadata"]["uid"]
     running.api.delete(path)

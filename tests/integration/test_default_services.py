@@ -114,7 +114,7 @@ def test_b1_of_two_accounts_in_a_namespace_the_older_has_the_default_services(te
     tenant.wait_condition("older", "DefaultServices", "True", kind="BillingAccount")
     wait_names(tenant, model)
     assert tenant.get(model)["spec"]["billingAccountRef"]["name"] == "older"
-    # The younger one inherits the right, and the services that nobody enabled are made anew for it.
+    # The younger one inherits the right, and Farebox creates the services that nobody enabled again for it.
     tenant.delete("BillingAccount", "older")
     tenant.wait_condition("younger", "DefaultServices", "True", kind="BillingAccount")
     wait_for(

@@ -61,7 +61,7 @@ def test_metrics_have_their_usual_names_and_move(tenant: Tenant) -> None:
     assert "farebox_" in tenant.stack.http("meter", "/metrics")[1]
 
 
-def test_transitions_are_told_by_events(tenant: Tenant) -> None:
+def test_transitions_are_reported_by_events(tenant: Tenant) -> None:
     model = tenant.model()
     tenant.account(balance="1")
     tenant.service("own", model)
@@ -73,7 +73,7 @@ def test_transitions_are_told_by_events(tenant: Tenant) -> None:
     tenant.edit("own", postpaid=False)
     tenant.wait_stopped("own", "PostpaidDisabled")
 
-    def told() -> bool:
+    def reported() -> bool:
         items = json.loads(tenant.kubectl("get", "events.events.k8s.io", "-o=json"))["items"]
         seen = {(item["regarding"]["kind"], item["reason"], item["action"], item["type"]) for item in items}
         expected = {
@@ -87,7 +87,7 @@ def test_transitions_are_told_by_events(tenant: Tenant) -> None:
         assert expected <= seen, expected - seen
         return True
 
-    wait_for("the Events", told, SECONDS)
+    wait_for("the Events", reported, SECONDS)
     described = tenant.kubectl("describe", "infsvc/own")
     assert "Overdue" in described.partition("Events:")[2]
 

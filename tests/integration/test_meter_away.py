@@ -30,14 +30,14 @@ pytestmark = pytest.mark.plane
 tenant = dedicated_tenant
 
 
-# -- the meter is away ----------------------------------------------------------------------------------
+# -- the meter is unreachable -------------------------------------------------------------------------------
 
 
 def account_ready(tenant: Tenant) -> str:
     return str(condition_of(tenant.get("acme", "BillingAccount"), "Ready").get("reason"))
 
 
-def test_a_meter_that_is_away_makes_balances_unknown_and_moves_nothing(
+def test_an_unreachable_meter_makes_balances_unknown_and_changes_no_service(
     tenant: Tenant, dedicated_stack: Stack
 ) -> None:
     assert dedicated_stack.meter is not None
@@ -135,7 +135,7 @@ def test_a_ledger_restored_from_a_backup_gets_its_top_ups_again_once(
             dedicated_stack.api.patch(LEASE, {"metadata": {"annotations": {BOOKMARK_ANNOTATION: noted}}})
         restore(dedicated_stack, backup)
         if "ledger went on" in there:
-            # The account has come further than its status says: only the Lease tells of another history.
+            # The account is ahead of its status: only the Lease shows that the history is another.
             for _ in range(8):
                 tenant.charge("own", model, 0.125)
         if there != "operator running":
@@ -226,13 +226,13 @@ def test_b6_a_trial_stops_when_its_quota_ends_though_nothing_else_happens(
         now = datetime.now(UTC)
         ends = now + timedelta(seconds=12)
         quota_ends(dedicated_stack, model, ends)
-        # With this the ledger tells of the quota again, however long the meter took to start.
+        # With this the ledger sends the quota again, however long the meter took to start.
         event = usage_event(f"{tenant.namespace}/try", model, input_tokens=1) | {"time": now.isoformat()}
         assert dedicated_stack.post_usage([event])["accepted"] == 1
-        told = ends.strftime("%Y-%m-%dT%H:%M:%S")
+        expected = ends.strftime("%Y-%m-%dT%H:%M:%S")
         wait_for(
             "the new date is known",
-            lambda: str(tenant.status("try")["freeQuota"]["expiresAt"]).startswith(told),
+            lambda: str(tenant.status("try")["freeQuota"]["expiresAt"]).startswith(expected),
             SECONDS,
         )
         tenant.wait_stopped("try", "FreeQuotaExpired")
@@ -245,7 +245,7 @@ def quota_ends(stack: Stack, model: str, at: datetime) -> None:
 
 
 def days_pass(stack: Stack, days: int) -> None:
-    """For the ledger, what it knows of terms and quotas was so many days ago."""
+    """Move all terms and quotas in the ledger into the past by `days` days."""
     ago = days * 86_400_000_000
     tamper(
         stack,

@@ -28,7 +28,7 @@ def test_b24_a_deleted_service_is_gone_at_once_and_its_backend_follows(tenant: T
     tenant.wait_account(services={"notEnabled": 0, "creating": 0, "running": 0, "stopped": 0})
 
 
-def test_b11_a_service_made_again_under_its_name_starts_anew(tenant: Tenant) -> None:
+def test_b11_a_service_recreated_under_its_name_inherits_nothing(tenant: Tenant) -> None:
     model, other = tenant.model(), tenant.model("other")
     tenant.account(balance="5")
     tenant.service("again", model, replicas=2)

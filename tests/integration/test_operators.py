@@ -252,7 +252,7 @@ def test_an_object_deleted_before_a_watch_restarts_is_removed_without_a_resync(
         proxy.forgetful = frozenset({"inferenceservices"})
         tenant.delete("InferenceService", "one")
         tenant.wait_gone(deployment_path(BACKENDS, tenant.backend_name("one")))
-        assert proxy.forgetful == frozenset(), "no watch told of the deletion"
+        assert proxy.forgetful == frozenset(), "no watch reported the deletion"
         proxy.forgetful = frozenset({"billingaccounts"})
         tenant.delete("BillingAccount", "acme")
         tenant.wait_stopped("two", "AccountNotFound")

@@ -62,7 +62,7 @@ def valkey() -> Iterator[Valkey]:
 def gateways(stack: Stack, valkey: Valkey) -> list[Gateway]:
     """Two replicas."""
     upstream = stack.start_simulator("--ttft-ms 5 --tokens-per-second 0")
-    # A busy machine is no reason to count without it: here it is away when nobody listens.
+    # A busy machine must not make it unreachable: here only a refused connection does.
     env = {
         "FAREBOX_VALKEY_URL": valkey.url,
         "FAREBOX_VALKEY_TIMEOUT_SECONDS": "20",
@@ -105,7 +105,7 @@ def until_refused(caller: Caller, ai: OpenAI) -> list[Outcome]:
 
 
 def race(caller: Caller, clients: list[OpenAI], calls: int) -> list[Outcome]:
-    """So many calls by 16 clients at once, in turn over the replicas."""
+    """Make `calls` calls by 16 clients at once, in turn over the replicas."""
     with ThreadPoolExecutor(16) as pool:
         turns = itertools.islice(itertools.cycle(clients), calls)
         return list(pool.map(lambda ai: attempt(caller, ai), turns))
@@ -195,13 +195,16 @@ def test_b15_without_valkey_each_replica_has_its_share_and_with_it_they_share_ag
     try:
         for ai, gateway in zip(clients, gateways, strict=True):
             outcomes = until_refused(caller, ai)
-            assert len(outcomes) - 1 >= 5, "the share of each, and its minute begins anew"
+            assert len(outcomes) - 1 >= 5, "the share of each, and its minute begins again"
             assert most_in_a_window(outcomes) <= 5
             assert metric(gateway, "farebox_gateway_counters_away") == 1
     finally:
         valkey.start()
     for ai, gateway in zip(clients, gateways, strict=True):
-        until("Valkey is heard", lambda ai=ai, gateway=gateway: _counts_in_valkey(caller, ai, gateway))
+        until(
+            "the replica counts in Valkey",
+            lambda ai=ai, gateway=gateway: _counts_in_valkey(caller, ai, gateway),
+        )
     outcomes = race(caller, clients, 30)
     assert {each.status for each in outcomes} == {200, 429}
     assert most_in_a_window(outcomes) <= 10

@@ -150,7 +150,7 @@ def test_b22_another_namespaces_account_pays_only_if_it_says_so(tenant: Tenant) 
             tenant.wait_running("guest", 1)
         else:
             tenant.wait_stopped("guest", "AccountNotAllowed")
-    # A selector is asked again when the namespace's labels change; a tenant cannot change them.
+    # A selector is evaluated again when the namespace's labels change; a tenant cannot change them.
     namespace = core_path("namespaces", name=tenant.namespace)
     tenant.api.patch(namespace, {"metadata": {"labels": {"team": "guests"}}})
     tenant.wait_running("guest", 1)
@@ -167,7 +167,7 @@ def test_b22_a_service_cannot_be_made_a_default_one_of_a_foreign_account(tenant:
     body = service(tenant, model, model, type="Default", billingAccountRef=account)
     person.create(path_of("InferenceService", tenant.namespace), body)
     tenant.wait_state(model, "Stopped", "AccountNotAllowed")
-    # The account's Default services are none of its business, and it is none of theirs.
+    # It is not one of the account's Default services and does not affect them.
     tenant.api.patch(
         path_of("BillingAccount", home, "acme"), {"spec": {"defaultServices": {"models": "All"}}}
     )

@@ -14,7 +14,7 @@ from tests.tools.plane import Cluster
 
 OPTIONAL = ["valkey", "httproute", "envoy-image", "gateway-tls", "prometheus", "postgresql"]
 QUIT_SECONDS = 5.0
-"""`Admin.quit` waits for so long."""
+"""`Admin.quit` waits this long."""
 
 
 def gateway(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_with_valkey_limits_are_shared_and_replicas_follow_the_load(plane: Clust
         and item["metadata"]["name"] == scaler["spec"]["scaleTargetRef"]["name"]
     )
     assert "replicas" not in deployment["spec"], "two would write it"
-    # It scales by percents of what is asked for: of a gateway with traffic, not of one at rest.
+    # It scales by percents of the requested CPU: of a gateway with traffic, not of one at rest.
     envoy = next(item for item in gateway(objects)["initContainers"] if item["name"] == "envoy")
     assert [item["resources"]["requests"]["cpu"] for item in (container, envoy)] == ["250m", "250m"]
     (policy,) = (item for item in kinds(COMPONENTS / "valkey", "NetworkPolicy"))

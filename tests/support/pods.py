@@ -68,7 +68,7 @@ class Pods:
         return forward.url
 
     def ready(self, component: str) -> str:
-        """The name of a pod of the component that is ready and stays. Raises LookupError if there is none."""
+        """The name of a pod of the component that is ready and stays. Raises LookupError without one."""
         for pod in self._pods(component):
             conditions = {item["type"]: item["status"] for item in pod["status"].get("conditions", [])}
             if "deletionTimestamp" not in pod["metadata"] and conditions.get("Ready") == "True":
@@ -121,7 +121,7 @@ class Pods:
 
 
 class Forward:
-    """`kubectl port-forward` to a pod, begun anew when it ends: it does with each pod that goes."""
+    """`kubectl port-forward` to a pod, restarted when it ends, as it does with each pod that goes."""
 
     def __init__(self, pods: Pods, port: int, choose: Callable[[], str]) -> None:
         self._pods = pods

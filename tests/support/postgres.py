@@ -59,7 +59,7 @@ class Postgres:
         )
 
     def drop(self, database: str) -> None:
-        """Delete a database, and cut off whoever still has it open."""
+        """Delete a database, and end all connections to it."""
         self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
 
     def cut_off(self, database: str) -> int:

@@ -24,7 +24,7 @@ class Proxy:
     Attributes:
         deaf: plural names of kinds whose watches tell nothing.
         refused: plural names of kinds of which every request is answered with 503.
-        forgetful: plural names of kinds whose watch, instead of telling the next change, says once that it is
+        forgetful: plural names of kinds whose watch once reports, instead of the next change, that it is
             too old, as after a compaction.
     """
 

@@ -126,7 +126,7 @@ class Bare:
     async def _follow(
         self, path: str, at: str, response: aiohttp.ClientResponse, see: Callable[[bytes, float], None]
     ) -> None:
-        """Read a watch for ever. A busy API server closes those that fall behind: the next goes on there."""
+        """Read a watch without end. A busy API server closes slow ones; the next resumes there."""
         while True:
             async with response:
                 rest = b""

@@ -1,7 +1,7 @@
 """bulk: an account with thousands of running services goes overdue, and is topped up again.
 
 The limit is a bare loop with 64 connections that sends the same writes to the same objects while the operator
-is away. It is measured twice: blind (everything at once), and following (the last status of a service only
+is down. It is measured twice: blind (everything at once), and following (the last status of a service only
 when its pods are there or gone, as nobody can write it sooner).
 """
 
@@ -37,7 +37,7 @@ _NAMESPACE = "bench"
 _ACCOUNT = "acme"
 _MAX_TIMES_LIMIT = 2.0
 _MAX_WRITES = 3.0
-# Time per service may differ by so much between sizes before it counts as growing.
+# Time per service may differ by this much between sizes before it counts as growing.
 _GROWTH_SLACK = 1.25
 
 

@@ -1,7 +1,7 @@
 """ledger: usage events a second into SQLite and PostgreSQL, each batch on the disk before it is answered.
 
 The limit is a bare INSERT of the very rows that the ledger wrote, by one client, with as many commits: the
-same tables and indexes, no foreign keys. Then the rate as the table grows, and how fast a reader hears.
+same tables and indexes, no foreign keys. Then the rate as the table grows, and the delay of a reader.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ BATCHES = {1: 2_000, 100: 40_000, 1000: 100_000}
 """Events for each size of a batch."""
 CLIENTS = (1, 8)
 ROUNDS = 5
-"""The ledger and its limit take turns so often, so that both meet the same moods of the machine."""
+"""The ledger and its limit take this number of turns, so that both meet the same moods of the machine."""
 ROWS = 1_000_000
-"""In the table that has grown; BENCH_LEDGER_ROWS=10000000 adds one with so many, which takes minutes."""
+"""In the table that has grown; BENCH_LEDGER_ROWS=10000000 adds one of that size, which takes minutes."""
 VERIFIED_ROWS = 1_100_000
 """A table that was filled is verified up to here: it takes a minute for each million."""
 FEED_SAMPLES = 500
@@ -107,7 +107,7 @@ async def _compare(report: Report, store: Databases, batch: int, count: int, cli
 
 
 async def _ingest(ledger: Ledger, batch: int, count: int, clients: int, ids: Ids = "rising") -> float:
-    """The seconds that so many events take; each client waits for its answer before it sends more."""
+    """The seconds that this number of events takes; each client waits for its answer before it sends more."""
     batches = [[_event(ids) for _ in range(batch)] for _ in range(0, count, batch)]
 
     async def client(own: list[list[UsageEvent]]) -> None:
@@ -122,7 +122,7 @@ async def _ingest(ledger: Ledger, batch: int, count: int, clients: int, ids: Ids
 
 
 async def _grow(report: Report, store: Databases, rows: int, ids: Ids) -> None:
-    """The rate in batches of 1,000 on a table of so many rows, in turns with that on an empty one."""
+    """The rate in batches of 1,000 on a table with `rows` rows, in turns with that on an empty one."""
     spent = {"empty": 0.0, "full": 0.0}
     count = 10_000
     with store.ledger() as empty, store.ledger() as full:

@@ -27,7 +27,7 @@ _CROWD = "crowd"
 _PROBES = "probes"
 _GIVE_UP_SECONDS = 60
 _STILL_SECONDS = 1.0
-"""A crowd of which nothing was seen for so long has stopped: a round that ends then was not under load."""
+"""A crowd without an event for this long has stopped: a round that ends then was not under load."""
 _GOALS = {"at rest": {50: 0.060, 99: 0.150}, "under load": {99: 1.0}}
 # What the API server, the ledger and the operator take of a round, as histograms of the operator say.
 _STEPS = {

@@ -58,7 +58,7 @@ class Caller:
         return self._served(self._stream)
 
     def until_refused(self, tokens: int) -> tuple[list[Answer], Refusal]:
-        """Calls of so many tokens, one after another, until one is refused."""
+        """Make calls of this number of tokens, one after another, until one is refused."""
         answers: list[Answer] = []
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:

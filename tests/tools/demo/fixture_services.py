@@ -26,7 +26,7 @@ _RENAMED = ("billing", "team-a", "qwen3-8b", "llama-3.3-70b", "bge-m3")
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """So many equal calls of a service; tokens are those of one call. `free`: the free quota covers all."""
+    """`count` equal calls of a service; tokens are those of one call. `free`: the free quota covers all."""
 
     count: int
     service: str
@@ -114,7 +114,7 @@ class FixtureServices:
         return self._documents[name]
 
     def cost(self, calls: Calls) -> Nano:
-        """What calls cost by the price list; reckoned anew here, not by Farebox's own code."""
+        """What calls cost by the price list; computed here, not by Farebox's own code."""
         if calls.free:
             return Nano(0)
         model = next(

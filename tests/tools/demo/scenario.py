@@ -21,7 +21,7 @@ from tests.tools.demo.watching import PhaseWatch
 
 CURRENCY = "USD"
 HOLD_SECONDS = 1.0
-"""Where nothing may happen, it is watched for so long: a resume takes a tenth of it."""
+"""Where nothing may happen, it is watched for this long: a resume takes a tenth of it."""
 _POLL_SECONDS = 0.02
 _OVERDUE = ("Overdue",)
 _DISABLED = ("PostpaidDisabled",)

@@ -49,7 +49,7 @@ class Place(Stack):
         line = await self.settle(self.calls)
         assert (line.input_tokens, line.cached_tokens or 0, line.output_tokens) == (prompt, cached, output)
         self.spent += (prompt - cached) * 500 + cached * 50 + output * 1500
-        assert self.world.purse.available(ACCOUNT) == 5 * UNIT - self.spent
+        assert self.world.spend.available(ACCOUNT) == 5 * UNIT - self.spent
 
 
 @asynccontextmanager
@@ -120,6 +120,6 @@ async def test_a_client_that_leaves_midway_is_metered(tmp_path: Path, llama: str
         line = await place.envoy.line(1)
         place.world.settling.on_usage(line, billed_tokens(line))
         await asyncio.sleep(0)
-        left = place.world.purse.available(ACCOUNT)
+        left = place.world.spend.available(ACCOUNT)
         assert isinstance(left, int)
         assert left < 5 * UNIT, "it costs something, though the model did not come to say how much"

@@ -223,7 +223,7 @@ def _collect_stages(go: Path) -> str:
 
 
 def _lines(command: list[str], stdout: IO[str] | int) -> Iterator[str]:
-    """Run a go command; yield the lines of its stderr, and " " each second so that the time can be told.
+    """Run a go command; yield the lines of its stderr, and " " each second, for progress that shows the time.
 
     Raises:
         PlaneError: it failed; the message ends with what it said.
@@ -252,7 +252,7 @@ def _lines(command: list[str], stdout: IO[str] | int) -> Iterator[str]:
             process.wait()
         process.stderr.close()
     if process.returncode != 0:
-        # Packages that compiled and modules that arrived are no news; what is left says what is wrong.
+        # Names of packages and modules are progress; the other lines say what is wrong.
         news = [line for line in said if " " in line and not line.startswith("go: downloading")]
         raise PlaneError(f"{' '.join(command[:3])} failed:\n" + "\n".join(news[-30:]))
 

@@ -43,7 +43,7 @@ def open_cluster(kind: str | None = None) -> Cluster:
         "current": CurrentCluster,
     }
     if name not in openers:
-        raise PlaneError(f"CLUSTER={name} is none of {', '.join(openers)}")
+        raise PlaneError(f"CLUSTER={name} is not one of {', '.join(openers)}")
     return openers[name]()
 
 
@@ -113,7 +113,7 @@ class KindCluster(_RealCluster):
 class CurrentCluster(_RealCluster):
     """The current context of the user's kubeconfig, copied at the start, so a later switch changes nothing.
 
-    Asks on the terminal before it returns; FAREBOX_YES=1 is the answer where there is none.
+    Asks on the terminal before it returns; FAREBOX_YES=1 is the answer without a terminal.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 
 class PlaneError(Exception):
-    """A cluster cannot be built, started, reached or told something."""
+    """A cluster cannot be built, started, reached or changed."""
 
 
 class KubectlError(PlaneError):

@@ -33,10 +33,10 @@ def find_go(module: Path, cache: Path, say: Say) -> Path:
     Args:
         module: the directory of go.mod, which names the oldest version that will do.
         cache: where a toolchain from the wheel is kept.
-        say: told what is being done.
+        say: called with a sentence about what is being done.
 
     Raises:
-        PlaneError: there is none, and none can be installed.
+        PlaneError: none exists, and none can be installed.
     """
     wanted = wanted_version(module)
     found = shutil.which("go")

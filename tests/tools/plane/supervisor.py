@@ -1,4 +1,4 @@
-"""Owns the processes of one plane: starts, signals and counts them, and outlives whoever asked for them.
+"""Owns the processes of one plane: starts, signals and counts them, and outlives the process that started it.
 
 Run as a program by `processes.Processes`, never imported by it. It reads one JSON command per line from
 stdin and answers each with one JSON line on stdout. When stdin ends (the parent is gone, however it went)
@@ -45,7 +45,7 @@ class Supervisor:
         self.components: dict[str, subprocess.Popen[bytes]] = {}
 
     def serve(self) -> None:
-        """Answer commands until told to stop, or until the parent is gone."""
+        """Answer commands until `stop`, or until the parent is gone."""
         buffer = b""
         while True:
             if not self.detached and os.getppid() != self.parent:

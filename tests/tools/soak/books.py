@@ -15,7 +15,7 @@ from tests.tools.soak.specs import HARD
 from tests.tools.soak.world import Call, JSONObject, World
 
 LATE_SECONDS = 90.0
-"""So long a change of prices may take to reach the ledger while processes are down."""
+"""A change of prices may take this long to reach the ledger while processes are down."""
 ENVOY_LOSES_SECONDS = 0.5
 """Calls that end so shortly before an Envoy is killed may be lost with what it had not written yet."""
 
@@ -97,7 +97,7 @@ class Books:
             counted = (shown["prompt_tokens"], details.get("cached_tokens", 0), shown["completion_tokens"])
             metered = (event["input_tokens"], event["cached_input_tokens"], event["output_tokens"])
             if counted != metered:
-                self.faults.append(f"{what}told its caller {counted}, and metered {metered}")
+                self.faults.append(f"{what}reported {counted} to its caller, and metered {metered}")
         elif call.whole and event["output_tokens"] != call.pieces:
             self.faults.append(f"{what}sent {call.pieces} pieces, and metered {event['output_tokens']}")
         elif not call.whole and event["output_tokens"] < call.pieces and not estimated:
@@ -139,7 +139,7 @@ class Books:
     def _prices(self, model: str, since: float, until: float) -> list[list[JSONObject]]:
         """What was written in a time, and what was there at its beginning.
 
-        That is the last that was surely taken, and those after it whose answer was not heard.
+        That is the last that was surely taken, and those after it whose answer did not arrive.
         """
         history = self.world.prices.get(model, [])
         before = [index for index, (when, _, certain) in enumerate(history) if when <= since and certain]

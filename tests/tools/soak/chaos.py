@@ -176,7 +176,7 @@ class Chaos:
         return "paused the API server"
 
     def _compact(self, chance: random.Random) -> str:
-        """etcd forgets all revisions but the last: watches that lag begin anew (410 Gone)."""
+        """etcd forgets all revisions but the last: watches that lag restart (410 Gone)."""
         head = self._etcd("range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
         self._etcd("compaction", {"revision": head, "physical": True})
         if chance.random() < 0.4:

@@ -35,7 +35,7 @@ class Kube:
     def ask(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json"
     ) -> tuple[int, JSONObject]:
-        """Status and body; NO_ANSWER when there is none."""
+        """Status and body; NO_ANSWER without one."""
         try:
             answer = self._pool.request(
                 method,
