@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, create_engine, make_url
 
 from farebox.ledger.audit.verify import verify
-from farebox.ledger.db.engine import disposing, write_engine
+from farebox.ledger.db.connections import disposing, write_engine
 from farebox.ledger.db.migrate import upgrade
 from tests.support.postgres import Postgres
 

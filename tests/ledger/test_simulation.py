@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.ledger.audit.verify import _Verification
-from farebox.ledger.db.engine import disposing, read_engine, write_engine
+from farebox.ledger.db.connections import disposing, read_engine, write_engine
 from farebox.ledger.engine import Ledger, _CreditLease, _Ingest, _perform, _Records, _Renewals, _TopUp
 from farebox.ledger.writer import TransactionWriter, _Job
 from tests.ledger.databases import Database, Databases, SqliteDatabases, scratch

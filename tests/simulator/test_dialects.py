@@ -9,7 +9,7 @@ import pytest
 from anthropic.types import MessageParam
 
 from farebox.simulator import Profile, serving
-from farebox.simulator.engine import NATURAL_TOKENS, WORDS, Pace
+from farebox.simulator.generator import NATURAL_TOKENS, WORDS, Pace
 from farebox.simulator.tokens import BLOCK_TOKENS, MESSAGE_TOKENS
 
 MODEL = "Qwen/Qwen3-8B"

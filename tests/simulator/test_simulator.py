@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from farebox.errors import ConfigurationError
 from farebox.simulator import Profile, run, serving
-from farebox.simulator.engine import NATURAL_TOKENS, WORDS, Pace, compose
+from farebox.simulator.generator import NATURAL_TOKENS, WORDS, Pace, compose
 from farebox.simulator.tokens import BLOCK_TOKENS, MESSAGE_TOKENS, PrefixCache, tokenize
 from tests.support.ports import free_port
 

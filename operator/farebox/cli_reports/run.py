@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from farebox.cli_reports import tables
+from farebox.cli_reports import render
 from farebox.cli_reports.client import MeterAccess, meter
 from farebox.cli_reports.periods import period
 from farebox.domain.keys import ObjectKey
@@ -33,7 +33,7 @@ def show_statement(
             click.echo(await client.statement_csv(key, params), nl=False)
             return
         answer = await client.statement(key, params)
-        click.echo(tables.statement_table(answer) if output == "table" else _json(answer))
+        click.echo(render.statement_table(answer) if output == "table" else _json(answer))
 
     _run(access, show)
 
@@ -50,9 +50,9 @@ def show_usage(
             case "json":
                 click.echo(_json(answer))
             case "csv":
-                click.echo(tables.usage_csv(answer), nl=False)
+                click.echo(render.usage_csv(answer), nl=False)
             case _:
-                click.echo(tables.usage_table(of, answer))
+                click.echo(render.usage_table(of, answer))
 
     _run(access, show)
 

@@ -29,7 +29,7 @@ from farebox.ledger.booking.usage import (
     pending_event,
 )
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import limited, read_engine, write_engine
+from farebox.ledger.db.connections import limited, read_engine, write_engine
 from farebox.ledger.db.migrate import is_current, upgrade
 from farebox.ledger.db.notify import CommitListener
 from farebox.ledger.feed import POLL_SECONDS, Notifier, read_account, read_changes

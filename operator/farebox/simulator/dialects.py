@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from farebox.simulator.engine import Completion
+from farebox.simulator.generator import Completion
 
 
 @dataclass(frozen=True, slots=True)

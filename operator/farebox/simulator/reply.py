@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from farebox.simulator.engine import Completion
+from farebox.simulator.generator import Completion
 from farebox.simulator.protocol import StreamOptions
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from farebox.ports import listen
 from farebox.simulator.dialects import MessagesReply, ResponsesReply
-from farebox.simulator.engine import Pace, compose, embed, paced
+from farebox.simulator.generator import Pace, compose, embed, paced
 from farebox.simulator.protocol import (
     ChatRequest,
     CompletionRequest,

@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 
 from farebox.errors import ConfigurationError
-from farebox.ledger.db.engine import disposing, write_engine
+from farebox.ledger.db.connections import disposing, write_engine
 from farebox.ledger.db.migrate import _SCRIPTS, upgrade
 from tests.ledger.databases import Database, Databases
 from tests.ledger.support import CALL_CHARGE, FACTS, balance, opened, topup, usage

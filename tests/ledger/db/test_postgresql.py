@@ -17,7 +17,7 @@ from farebox.errors import ConfigurationError, LedgerUnavailable
 from farebox.ledger import engine as engine_module
 from farebox.ledger.audit.verify import verify
 from farebox.ledger.db import notify
-from farebox.ledger.db.engine import ledger_url
+from farebox.ledger.db.connections import ledger_url
 from farebox.ledger.db.prepared import BulkInsert
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import CreditLeaseRequest

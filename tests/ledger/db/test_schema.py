@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from farebox.domain.billing.money import Nano
 from farebox.errors import ConfigurationError
 from farebox.ledger.audit.verify import verify
-from farebox.ledger.db.engine import disposing, read_engine
+from farebox.ledger.db.connections import disposing, read_engine
 from farebox.ledger.db.migrate import is_current, upgrade
 from farebox.ledger.db.tables import metadata
 from farebox.ledger.engine import Ledger

@@ -15,7 +15,7 @@ from farebox.domain.billing.money import Nano
 from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import disposing, read_engine
+from farebox.ledger.db.connections import disposing, read_engine
 from farebox.ledger.reports.statement import read_statement
 from farebox.meterapi.reports import Bucket, Group, UsageQuery, UsageRow
 from farebox.meterapi.types import (

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Table, func, insert, select, text, update
 
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import disposing, write_engine
+from farebox.ledger.db.connections import disposing, write_engine
 
 _KEYS = {
     tables.transactions: tables.transactions.c.sequence,

@@ -11,7 +11,7 @@ from typing import Final
 
 from farebox.errors import ConfigurationError, LedgerUnavailable
 from farebox.ledger.audit.verify import VerificationReport, verify
-from farebox.ledger.db.engine import ledger_url
+from farebox.ledger.db.connections import ledger_url
 
 _PARTIAL: Final = ".partial"
 

@@ -22,7 +22,7 @@ from farebox.ledger.booking.journal import BALANCE, TOKENS
 from farebox.ledger.booking.state import KnownPrice, read_prices
 from farebox.ledger.booking.topups import BOOKS
 from farebox.ledger.db import tables
-from farebox.ledger.db.engine import disposing, read_engine
+from farebox.ledger.db.connections import disposing, read_engine
 from farebox.ledger.db.migrate import is_current
 
 _STREAM_ROWS: Final = 2_000

@@ -14,7 +14,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, func, select
 
 from farebox.errors import ConfigurationError
-from farebox.ledger.db.engine import disposing, write_engine
+from farebox.ledger.db.connections import disposing, write_engine
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 _UPGRADE_LOCK = 0x6661726562  # "fareb": the key of an advisory lock is a number
