@@ -47,6 +47,7 @@ class Store(Generic[T]):
         self._on_change = on_change
         self._objects: dict[ObjectKey, tuple[int, T]] = {}
         self._deleted: dict[ObjectKey, int] = {}
+        self._unreadable: dict[ObjectKey, int] = {}
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -87,9 +88,13 @@ class Store(Generic[T]):
             value = self._parse(raw)
         except ValueError as error:
             # The CRD's schema refuses such an object. One that exists all the same must not delay the others.
-            log.error("object.unreadable", kind=self.kind, object=str(key), error=str(error))
+            if self._unreadable.get(key, 0) < version:
+                # Once for each version: a list repeats the object at every comparison.
+                self._unreadable[key] = version
+                log.error("object.unreadable", kind=self.kind, object=str(key), error=str(error))
             return self._on_unreadable(key, version)
         self._deleted.pop(key, None)
+        self._unreadable.pop(key, None)
         return self._set(key, known, version, value)
 
     def assume(self, key: ObjectKey, value: T, version: int) -> Change[T] | None:
@@ -112,6 +117,7 @@ class Store(Generic[T]):
 
     def remove_absent(self, listed: Set[ObjectKey], version: int) -> list[Change[T]]:
         """Remove what a complete list at `version` lacks, except what is newer and was created after it."""
+        self._unreadable = {key: at for key, at in self._unreadable.items() if key in listed}
         absent = [key for key in self._objects if key not in listed]
         return [change for key in absent if (change := self.remove(key, version)) is not None]
 
