@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import click
 
+from farebox.cli_reports import TIME_FORMS
+
 DEFAULT_METER: Final = "http://127.0.0.1:8090"
-FORMS: Final = "today, yesterday, now, 7d or 12h ago, 2026-03, 2026-03-01, or RFC 3339"
 
 _Command = Callable[..., None]
 _ACCESS: Final = (
@@ -30,7 +31,7 @@ def _with_access(command: _Command) -> _Command:
 
 @click.command()
 @click.argument("account", metavar="NAMESPACE/NAME")
-@click.option("--from", "start", help=f"{FORMS}. Default: this month.")
+@click.option("--from", "start", help=f"{TIME_FORMS}. Default: this month.")
 @click.option("--to", "end", help="The same; a day or a month counts to its end. Default: now.")
 @_with_access
 def statement(account: str, start: str | None, end: str | None, output: str, **access: Any) -> None:
@@ -53,7 +54,7 @@ def statement(account: str, start: str | None, end: str | None, output: str, **a
     default="none",
     show_default=True,
 )
-@click.option("--from", "start", default="7d", show_default=True, help=f"{FORMS}.")
+@click.option("--from", "start", default="7d", show_default=True, help=f"{TIME_FORMS}.")
 @click.option("--to", "end", help="The same; a day or a month counts to its end. Default: now.")
 @_with_access
 def usage(start: str, end: str | None, output: str, **options: Any) -> None:

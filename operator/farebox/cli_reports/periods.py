@@ -4,7 +4,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from farebox.cli_reports.commands import FORMS
+from farebox.cli_reports import TIME_FORMS
 from farebox.errors import ConfigurationError
 from farebox.meterapi.scalars import parse_time
 
@@ -25,7 +25,7 @@ def period(text: str, now: datetime) -> Period:
     """Parse a time. `--from` uses the start of the period, `--to` its end, so `--to 2026-03` includes March.
 
     Raises:
-        ConfigurationError: the text has none of the FORMS.
+        ConfigurationError: the text has none of the TIME_FORMS.
     """
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     day = timedelta(days=1)
@@ -47,4 +47,4 @@ def period(text: str, now: datetime) -> Period:
         moment = parse_time(text)
         return Period(moment, moment)
     except (ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{text!r} is not a time: write {FORMS}") from error
+        raise ConfigurationError(f"{text!r} is not a time: write {TIME_FORMS}") from error
