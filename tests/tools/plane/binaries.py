@@ -176,6 +176,8 @@ def _compile(
         "-v",
         "-trimpath",
         "-buildvcs=false",
+        # The linker strips debug information anyway: without it the compiler has a twentieth less to do.
+        "-gcflags=all=-dwarf=false",
         "-ldflags",
         _link_flags(),
         "-o",
