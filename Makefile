@@ -64,7 +64,7 @@ verify: install ## Generated files agree with their sources
 	@$(BIN)/farebox crds --check crds
 	@$(BIN)/python -m farebox.reference_pages docs/reference --check
 
-check: lint types layers verify ## All of these four
+check: lint types layers verify ## lint, types, layers and verify
 
 crds: install ## Generate crds/ and docs/reference from the pydantic models
 	@$(BIN)/farebox crds crds
