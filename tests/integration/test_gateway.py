@@ -130,7 +130,7 @@ def test_b14_keys_act_within_a_second_of_their_change(caller: Caller) -> None:
     edit_key(tenant, disabled=False, expiresAt="2020-01-01T00:00:00Z")
     caller.wait_refused(ai, 401, "expired")
     edit_key(tenant, expiresAt=None, services={"all": None, "names": ["other"]})
-    caller.wait_refused(ai, 403, "not for the model")
+    caller.wait_refused(ai, 403, "may not call model")
     edit_key(tenant, services={"all": True, "names": None}, allowedCIDRs=["192.0.2.0/24"])
     caller.wait_refused(ai, 403, "may not be used from 127.0.0.1")
     edit_key(tenant, allowedCIDRs=None)
