@@ -10,6 +10,7 @@ import uvloop
 
 from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.transport import TransportSettings, serve
+from farebox.meterapi.client import MeterClient
 from tests.gateway.envoy_gateway import forwarding
 
 
@@ -18,17 +19,17 @@ async def main(settings: dict[str, str]) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     token = Path(settings["token"]) if "token" in settings else None
+    forward = forwarding(settings["upstream"], model="qwen3-8b", api_key="ci")
     transport = TransportSettings(
         EnvoySettings(Path(settings["directory"])),
         source="gateway-0",
-        meter_url=settings["meter"],
-        meter_token_file=token,
         linger_seconds=0,
         drain_seconds=20,
         ship_seconds=20,
         rotate_bytes=int(settings["rotate_bytes"]),
     )
-    await serve(forwarding(settings["upstream"], model="qwen3-8b", api_key="ci"), transport, stop)
+    async with MeterClient(settings["meter"], token) as meter:
+        await serve(forward, transport, meter, stop)
 
 
 if __name__ == "__main__":

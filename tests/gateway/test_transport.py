@@ -10,6 +10,7 @@ from aiohttp import web
 from farebox.gateway import transport
 from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.metering.log_segments import may_be_written
+from farebox.meterapi.client import MeterClient
 from tests.gateway.envoy_gateway import chat, forwarding, gateway
 from tests.gateway.h2_client import eventually
 from tests.gateway.ledger_rows import stored
@@ -51,20 +52,21 @@ async def test_the_end_waits_until_envoy_has_written_its_last_line(
     tmp_path: Path, meter: Running, database: Database, token: Path
 ) -> None:
     settings = transport.TransportSettings(
-        EnvoySettings(tmp_path), "gateway-0", meter.url, token, linger_seconds=0, drain_seconds=5
+        EnvoySettings(tmp_path), "gateway-0", linger_seconds=0, drain_seconds=5
     )
     envoy = SlowToEnd(settings.envoy)
     envoy.log.write()
     ending, stop = asyncio.create_task(envoy.run()), asyncio.Event()
-    serving = asyncio.create_task(transport.serve(forwarding("127.0.0.1:1"), settings, stop))
-    await eventually(lambda: stored(database) == calls(1))
-    stop.set()
-    await envoy.silent.wait()
-    # Time enough for an end that waits for nothing; one that waits for the log is still there.
-    with suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(serving), 0.3)
-    envoy.end()
-    await asyncio.gather(serving, ending)
+    async with MeterClient(meter.url, token) as client:
+        serving = asyncio.create_task(transport.serve(forwarding("127.0.0.1:1"), settings, client, stop))
+        await eventually(lambda: stored(database) == calls(1))
+        stop.set()
+        await envoy.silent.wait()
+        # Time enough for an end that waits for nothing; one that waits for the log is still there.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(serving), 0.3)
+        envoy.end()
+        await asyncio.gather(serving, ending)
     assert stored(database) == calls(2)
 
 
@@ -72,11 +74,12 @@ async def test_an_envoy_that_does_not_end_is_not_waited_for_for_ever(
     tmp_path: Path, meter: Running, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "_LAST_LINES_SECONDS", 0.05)
-    settings = transport.TransportSettings(EnvoySettings(tmp_path), "gateway-0", meter.url, token)
-    with (tmp_path / "usage.log").open("ab"):
-        stop = asyncio.Event()
-        stop.set()
-        await transport.serve(forwarding("127.0.0.1:1"), settings, stop)
+    settings = transport.TransportSettings(EnvoySettings(tmp_path), "gateway-0")
+    stop = asyncio.Event()
+    stop.set()
+    async with MeterClient(meter.url, token) as client:
+        with (tmp_path / "usage.log").open("ab"):
+            await transport.serve(forwarding("127.0.0.1:1"), settings, client, stop)
 
 
 def test_a_log_is_whole_when_nobody_has_it_open_to_write(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_envoy_outlives_the_decision_process_and_calls_have_time_to_end() -> Non
     assert (envoy["args"], envoy["restartPolicy"]) == (["envoy"], "Always")
     settings = GatewaySettings()
     drain = float(env(pod["containers"][0])["FAREBOX_DRAIN_SECONDS"])
-    ship = TransportSettings(EnvoySettings(Path("/")), "", "", None).ship_seconds
+    ship = TransportSettings(EnvoySettings(Path("/")), "").ship_seconds
     needed = max(drain, settings.linger_seconds) + QUIT_SECONDS + ship
     assert needed < pod["terminationGracePeriodSeconds"] < 600
 

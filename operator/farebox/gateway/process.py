@@ -131,6 +131,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
             await transport.serve(
                 handler.handle,
                 _transport_settings(settings, identity),
+                ledger,
                 stop,
                 on_usage=settlement.on_usage,
                 on_acknowledged=settlement.acknowledged,
@@ -168,8 +169,6 @@ def _transport_settings(settings: GatewaySettings, identity: str) -> transport.T
     return transport.TransportSettings(
         envoy=envoy_settings(settings),
         source=identity,
-        meter_url=settings.meter_url,
-        meter_token_file=settings.meter_token_file,
         linger_seconds=settings.linger_seconds,
         drain_seconds=settings.drain_seconds,
     )

@@ -36,8 +36,6 @@ class TransportSettings:
     Args:
         envoy: the settings that Envoy was configured with, its directory above all.
         source: this gateway's name in the ledger, which must stay the same with the directory.
-        meter_url: without a path.
-        meter_token_file: a bearer token, reloaded when it changes; None: no token.
         linger_seconds: how long a draining Envoy accepts new calls, until load balancers have noticed.
         drain_seconds: how long running calls may take to finish at the end.
         ship_seconds: how long usage is sent after that. The rest is sent after the next start, if the
@@ -47,8 +45,6 @@ class TransportSettings:
 
     envoy: EnvoySettings
     source: str
-    meter_url: str
-    meter_token_file: Path | None
     linger_seconds: float = 5.0
     drain_seconds: float = 600.0
     ship_seconds: float = 60.0
@@ -58,6 +54,7 @@ class TransportSettings:
 async def serve(
     handler: HeadHandler,
     settings: TransportSettings,
+    meter: MeterClient,
     stop: asyncio.Event,
     *,
     on_usage: OnUsage = lambda _line, _paid: None,
@@ -68,6 +65,7 @@ async def serve(
 
     Args:
         handler: decides calls, even while Envoy drains.
+        meter: receives the usage.
         on_usage: receives each call shortly after its end.
         on_acknowledged: receives calls that the meter has acknowledged; see Outbox.
         on_abandoned: receives calls whose client left during the decision.
@@ -78,7 +76,6 @@ async def serve(
     envoy = settings.envoy
     async with (
         Admin(envoy.admin_socket) as admin,
-        MeterClient(settings.meter_url, settings.meter_token_file) as meter,
         listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_abandoned),
     ):
         events = UsagePublisher(meter)
