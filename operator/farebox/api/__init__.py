@@ -53,7 +53,7 @@ from farebox.api.inferenceservice import (
     ServiceType,
     StopReason,
 )
-from farebox.api.kinds import CATEGORY, KINDS, KindInfo
+from farebox.api.kinds import CATEGORY, KINDS, AnyObject, KindInfo
 from farebox.api.model import (
     DeploymentServing,
     ExternalServing,
@@ -89,6 +89,7 @@ __all__ = [
     "Access",
     "AccountState",
     "AllowedNamespaces",
+    "AnyObject",
     "BillingAccount",
     "BillingAccountRef",
     "BillingAccountSpec",

@@ -9,6 +9,9 @@ from farebox.api.inferenceservice import InferenceService
 from farebox.api.model import Model
 from farebox.api.topup import TopUp
 
+AnyObject = APIKey | BillingAccount | InferenceService | Model | TopUp
+"""An object of any kind, where its status is needed too; APIObject has none."""
+
 CATEGORY = "farebox"
 """`kubectl get farebox` lists all kinds."""
 

@@ -49,7 +49,7 @@ async def test_a_stalled_object_has_one_event_for_each_reason(
     recorder: Recorder, server: Server, before: dict[str, Any], recorded: bool
 ) -> None:
     found = service(**before)
-    recorder.stalled(found, found.status, stalled("BackendRejected"))
+    recorder.stalled(found, stalled("BackendRejected"))
     events = await sent(recorder, server)
     expected = [("Warning", "BackendRejected", "because of BackendRejected")] if recorded else []
     assert [(event["type"], event["reason"], event["note"]) for event in events] == expected
@@ -57,9 +57,9 @@ async def test_a_stalled_object_has_one_event_for_each_reason(
 
 async def test_reported_reasons_and_progress_have_no_event(recorder: Recorder, server: Server) -> None:
     found = service()
-    recorder.stalled(found, found.status, stalled("Overdue"), reported=("Overdue",))
+    recorder.stalled(found, stalled("Overdue"), reported=("Overdue",))
     progress = kstatus(false(ConditionType.READY, "Creating"), reconciling="Creating")
-    recorder.stalled(found, found.status, progress)
+    recorder.stalled(found, progress)
     assert await sent(recorder, server) == []
 
 

@@ -22,7 +22,6 @@ from farebox.api import (
 from farebox.api.inferenceservice import BillingAccountRef, InferenceServiceSpec
 from farebox.controller.queue import Key, Kind, Priority, topup_key
 from farebox.controller.reconcile.context import REFUSED_RETRY_SECONDS, Context, DefaultServiceRefusal
-from farebox.controller.reconcile.status import conditions
 from farebox.controller.state.balances import account_record, known_balance
 from farebox.controller.state.cache import account_of
 from farebox.controller.state.restore import mark_account_unverified
@@ -97,11 +96,11 @@ async def _report(
     balance = known_balance(context.balances, key.object, account)
     if balance is not UNKNOWN:
         sequence = balance.sequence
-    before, generation = account.status, account.metadata.generation
+    before = account.status
     known = verdict.state is not None
     status = BillingAccountStatus(
-        observed_generation=generation,
-        conditions=conditions(before, (*verdict.conditions, catalog), generation, context.now()),
+        observed_generation=account.metadata.generation,
+        conditions=context.conditions(account, (*verdict.conditions, catalog)),
         balance=verdict.balance if known else before.balance,
         available=verdict.available if known else before.available,
         state=verdict.state or before.state,
@@ -109,7 +108,7 @@ async def _report(
         services=_counts(context, key.object),
         ledger_sequence=sequence,
     )
-    if await context.write_status(key, priority, account, before, status):
+    if await context.write_status(key, priority, account, status):
         _record_events(context, account, verdict, catalog)
 
 
@@ -130,7 +129,7 @@ def _record_events(
     context: Context, account: BillingAccount, verdict: AccountVerdict, catalog: ConditionVerdict
 ) -> None:
     """Record Events of the account, one where thousands of its services change."""
-    context.recorder.stalled(account, account.status, verdict.conditions)
+    context.recorder.stalled(account, verdict.conditions)
     was = account.status.condition(ConditionType.DEFAULT_SERVICES)
     if catalog.status is ConditionStatus.FALSE and (was is None or was.reason != catalog.reason):
         context.recorder.event(account, "Warning", catalog.reason, "Create", catalog.message)

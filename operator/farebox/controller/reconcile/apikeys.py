@@ -11,7 +11,6 @@ from farebox.api import APIKey, APIKeyStatus
 from farebox.controller.queue import Key, Priority
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.resources import api_key_secret
-from farebox.controller.reconcile.status import conditions
 from farebox.domain.apikey_status import (
     RANDOM_BYTES,
     APIKeyFacts,
@@ -106,7 +105,7 @@ async def _report_obstacle(
 ) -> None:
     """Report why there is no Secret, which the owner has to resolve."""
     verdict = await _report(context, key, priority, apikey, status, answer)
-    context.recorder.stalled(apikey, apikey.status, verdict.conditions, "Make")
+    context.recorder.stalled(apikey, verdict.conditions, "Make")
 
 
 async def _report(
@@ -118,7 +117,6 @@ async def _report(
     obstacle: SecretWriteResult | None = None,
 ) -> APIKeyVerdict:
     """Write a status with its conditions, and requeue the key for when they next change."""
-    now, generation = context.now(), apikey.metadata.generation
     facts = APIKeyFacts(
         created=apikey.metadata.creation_timestamp,
         secret=apikey.name,
@@ -128,13 +126,13 @@ async def _report(
         expires_at=apikey.spec.expires_at,
         failure=obstacle,
     )
-    verdict = decide_apikey(facts, now)
+    verdict = decide_apikey(facts, context.now())
     reported = status.model_copy(
         update={
-            "observed_generation": generation,
-            "conditions": conditions(apikey.status, verdict.conditions, generation, now),
+            "observed_generation": apikey.metadata.generation,
+            "conditions": context.conditions(apikey, verdict.conditions),
         }
     )
-    await context.write_status(key, priority, apikey, apikey.status, reported)
+    await context.write_status(key, priority, apikey, reported)
     context.requeue_after(key, verdict.due)
     return verdict

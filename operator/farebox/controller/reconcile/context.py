@@ -2,22 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from farebox.api import APIObject, Status
+from farebox.api import AnyObject, Condition, Status
 from farebox.clock import kubernetes_now
 from farebox.controller.queue import Key, Priority, WorkQueue
 from farebox.controller.reconcile.apply import ClusterWriter
 from farebox.controller.reconcile.events import Recorder
-from farebox.controller.reconcile.status import Urgency, status_change
+from farebox.controller.reconcile.status import Urgency, conditions, status_change
 from farebox.controller.state.balances import Balances
 from farebox.controller.state.cache import Cache
 from farebox.controller.state.entitlements import Entitlements
 from farebox.controller.state.ledger_sync import LedgerSync
 from farebox.controller.state.shared_backend_demand import SharedBackendDemand
+from farebox.domain.conditions import ConditionVerdict
 from farebox.domain.keys import ObjectKey
 from farebox.meterapi.types import AccountBalance, LedgerAPI
 
@@ -67,21 +68,24 @@ class Context:
     """Hashes of keys whose Secret was created, and when, until the status says so; see apikeys.py."""
     _written: dict[Key, float] = field(default_factory=dict)
 
+    def conditions(self, regarding: AnyObject, verdicts: Iterable[ConditionVerdict]) -> tuple[Condition, ...]:
+        """Return the conditions of an object after a decision about its current generation."""
+        return conditions(regarding.status, verdicts, regarding.metadata.generation, self.now())
+
     async def write_status(
         self,
         key: Key,
         priority: Priority,
-        current: APIObject,
-        old: Status,
-        new: Status,
+        regarding: AnyObject,
+        status: Status,
         counts_seconds: float = COUNTS_SECONDS,
     ) -> bool:
-        """Write a status if it differs; returns whether it was written.
+        """Write the status of an object if it differs; returns whether it was written.
 
         A change that is not urgent waits after the last write of this object: `counts_seconds` for counts,
         `figures_seconds` for figures that move with traffic.
         """
-        change = status_change(old, new)
+        change = status_change(regarding.status, status)
         if change is None:
             return False
         delays = {Urgency.NOW: 0.0, Urgency.SOON: counts_seconds, Urgency.LATER: self.figures_seconds}
@@ -89,7 +93,7 @@ class Context:
         if elapsed < delays[change.urgency]:
             self.queue.add_after(key, delays[change.urgency] - elapsed)
             return False
-        version = int(current.metadata.resource_version)
+        version = int(regarding.metadata.resource_version)
         # Recorded before the answer: a change that arrives meanwhile is not due sooner than this one.
         self._written[key] = self.monotonic()
         await self.writer.patch_status(key.kind, key.object, version, change.patch, priority)

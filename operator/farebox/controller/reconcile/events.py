@@ -14,7 +14,7 @@ from typing import Literal
 
 import structlog
 
-from farebox.api import API_VERSION, APIObject, ConditionStatus, ConditionType, Status
+from farebox.api import API_VERSION, AnyObject, APIObject, ConditionStatus, ConditionType
 from farebox.controller.queue import TokenBucket
 from farebox.domain.conditions import ConditionVerdict
 from farebox.errors import KubeError, KubeUnreachable
@@ -58,8 +58,7 @@ class Recorder:
 
     def stalled(
         self,
-        regarding: APIObject,
-        before: Status,
+        regarding: AnyObject,
         verdicts: Iterable[ConditionVerdict],
         action: str = "Reconcile",
         reported: Container[str] = (),
@@ -67,11 +66,10 @@ class Recorder:
         """Record an Event when an object becomes Stalled, or Stalled for another reason: a user has to act.
 
         Args:
-            before: its status until now.
             reported: reasons that have an Event of their own.
         """
         now = next(verdict for verdict in verdicts if verdict.type is ConditionType.STALLED)
-        was = before.condition(ConditionType.STALLED)
+        was = regarding.status.condition(ConditionType.STALLED)
         same = was is not None and (was.status, was.reason) == (now.status, now.reason)
         if now.status is ConditionStatus.TRUE and not same and now.reason not in reported:
             self.event(regarding, "Warning", now.reason, action, now.message)

@@ -7,7 +7,6 @@ from farebox.controller.queue import Key, Priority, service_key
 from farebox.controller.reconcile.backends import ensure_backend, remove_backend
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.resources import selector_text, shared_backend
-from farebox.controller.reconcile.status import conditions
 from farebox.domain.billing.money import parse_amount
 from farebox.domain.billing.pricing import parse_price
 from farebox.domain.billing.reservations import ReservationTerms
@@ -115,14 +114,13 @@ async def _report(
     verdict: ModelVerdict,
 ) -> None:
     backend = facts.backend if isinstance(facts.backend, BackendFacts) else None
-    generation = model.metadata.generation
     status = ModelStatus(
-        observed_generation=generation,
-        conditions=conditions(model.status, verdict.conditions, generation, context.now()),
+        observed_generation=model.metadata.generation,
+        conditions=context.conditions(model, verdict.conditions),
         replicas=backend.replicas if backend else 0,
         ready_replicas=backend.ready if backend else 0,
         selector=selector_text(shared_backend_name(key.name)) if model.spec.serving.deployment else None,
         services=context.cache.services_of_model.count(key.object),
     )
-    if await context.write_status(key, priority, model, model.status, status):
-        context.recorder.stalled(model, model.status, verdict.conditions)
+    if await context.write_status(key, priority, model, status):
+        context.recorder.stalled(model, verdict.conditions)

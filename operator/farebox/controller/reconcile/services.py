@@ -115,7 +115,7 @@ async def _report(
     )
     starting = verdict.wanted and verdict.phase is not Phase.RUNNING
     counts_seconds = _STARTING_COUNTS_SECONDS if starting else COUNTS_SECONDS
-    if await context.write_status(key, priority, service, service.status, status, counts_seconds):
+    if await context.write_status(key, priority, service, status, counts_seconds):
         _record_events(context, service, verdict)
         record_renewal_failure(context, service, facts)
 
@@ -131,7 +131,7 @@ def _record_events(context: Context, service: InferenceService, verdict: Service
         if before is not None and before.status is not serving.status:
             kind: EventKind = "Warning" if serving.reason == NO_REPLICA_READY else "Normal"
             recorder.event(service, kind, serving.reason, "Serve", serving.message)
-    recorder.stalled(service, status, verdict.conditions, reported=verdict.stop_reasons)
+    recorder.stalled(service, verdict.conditions, reported=verdict.stop_reasons)
 
 
 def _record_phase(

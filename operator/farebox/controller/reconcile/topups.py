@@ -8,7 +8,6 @@ import structlog
 from farebox.api import ConditionType, TopUp, TopUpPhase, TopUpStatus
 from farebox.controller.queue import Key, Priority, account_key
 from farebox.controller.reconcile.context import Context
-from farebox.controller.reconcile.status import conditions
 from farebox.controller.state.balances import account_record
 from farebox.domain.account_status import top_up_hint
 from farebox.domain.billing.money import available, format_amount, is_overdue, parse_amount
@@ -61,16 +60,15 @@ async def reconcile_topup(context: Context, key: Key, priority: Priority) -> Non
             # The ledger was restored from an older copy since it answered, and gets the account again.
             raise LedgerUnavailable(refused.message) from refused
         ready = false(ConditionType.READY, refused.reason, refused.message)
-        await _finish(
-            context, key, priority, topup, TopUpPhase.REJECTED, kstatus(ready, stalled=refused.reason)
-        )
+        verdicts = kstatus(ready, stalled=refused.reason)
+        await _report(context, key, priority, topup, verdicts, TopUpPhase.REJECTED)
         context.recorder.event(topup, "Warning", refused.reason, "Reject", refused.message)
         return
     # The receipt has the balance that the feed reports a moment later; services need not wait for it.
     context.on_receipt(receipt.account)
     message = _receipt_message(context, account, receipt)
     ready = true(ConditionType.READY, "Posted", message)
-    await _finish(context, key, priority, topup, TopUpPhase.POSTED, kstatus(ready), receipt)
+    await _report(context, key, priority, topup, kstatus(ready), TopUpPhase.POSTED, receipt)
     context.recorder.event(topup, "Normal", "Posted", "Post", message)
 
 
@@ -131,33 +129,28 @@ def _receipt_message(context: Context, account: ObjectKey, receipt: TopUpReceipt
 async def _wait(
     context: Context, key: Key, priority: Priority, topup: TopUp, reason: str, message: str
 ) -> None:
+    """Report why a top-up cannot be posted yet."""
     verdicts = kstatus(false(ConditionType.READY, reason, message), stalled=reason)
-    generation = topup.metadata.generation
-    status = TopUpStatus(
-        observed_generation=generation,
-        conditions=conditions(topup.status, verdicts, generation, context.now()),
-        message=message,
-    )
-    if await context.write_status(key, priority, topup, topup.status, status):
-        context.recorder.stalled(topup, topup.status, verdicts, "Post")
+    if await _report(context, key, priority, topup, verdicts):
+        context.recorder.stalled(topup, verdicts, "Post")
 
 
-async def _finish(
+async def _report(
     context: Context,
     key: Key,
     priority: Priority,
     topup: TopUp,
-    phase: TopUpPhase,
     verdicts: tuple[ConditionVerdict, ...],
+    phase: TopUpPhase | None = None,
     receipt: TopUpReceipt | None = None,
-) -> None:
-    generation = topup.metadata.generation
+) -> bool:
+    """Write the status, with the receipt of a posted top-up; returns whether it was written."""
     status = TopUpStatus(
-        observed_generation=generation,
-        conditions=conditions(topup.status, verdicts, generation, context.now()),
+        observed_generation=topup.metadata.generation,
+        conditions=context.conditions(topup, verdicts),
         phase=phase,
         posted_at=receipt.posted_at if receipt else None,
         balance_after=format_amount(receipt.balance_after) if receipt else None,
         message=verdicts[0].message,
     )
-    await context.write_status(key, priority, topup, topup.status, status)
+    return await context.write_status(key, priority, topup, status)
