@@ -6,7 +6,7 @@ A change that concerns many objects gives them the low priority, so that it neve
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from farebox.api import APIKey, BillingAccount, InferenceService, Model, TopUp
+from farebox.api import AnyObject, APIKey, BillingAccount, InferenceService, Model, TopUp
 from farebox.controller.queue import (
     Key,
     Kind,
@@ -58,32 +58,28 @@ def requests_for(cache: Cache, change: Change[Any]) -> Iterator[Request]:
 
 def requests_for_all(cache: Cache, reserved: Iterable[ObjectKey]) -> Iterator[Request]:
     """Yield every key as bulk work, with the services that have ever `reserved`."""
-    for name in cache.models:
-        yield Request(model_key(name.name), Priority.LOW)
-    for key in cache.accounts:
-        yield Request(account_key(key), Priority.LOW)
-    for key, topup in cache.topups.items():
-        if topup.status.phase is None:
-            yield Request(topup_key(key), Priority.LOW)
-    for key in cache.apikeys:
-        yield Request(apikey_key(key), Priority.LOW)
-    for key in cache.services:
-        yield Request(service_key(key), Priority.LOW)
-    for key in reserved:
+    keys = (
+        *(model_key(model.name) for model in cache.models),
+        *map(account_key, cache.accounts),
+        *(topup_key(key) for key, topup in cache.topups.items() if topup.status.phase is None),
+        *map(apikey_key, cache.apikeys),
+        *map(service_key, cache.services),
         # If the service is deleted, reconciling its key ends the reservation.
-        yield Request(service_key(key), Priority.LOW)
-    # If the service or model of a backend is deleted, reconciling its key deletes the backend.
-    for backend in cache.backends.values():
-        yield from orphans(cache, backend)
-    # A Service can be left without its Deployment, if it was created while the Deployment was deleted.
-    for endpoint in cache.endpoints.values():
-        yield from orphans(cache, endpoint)
+        *map(service_key, reserved),
+    )
+    for key in keys:
+        yield Request(key, Priority.LOW)
+    # If the service or model of a backend is deleted, reconciling its key deletes the backend. A Service can
+    # be left without its Deployment, if it was created while the Deployment was deleted.
+    parts: list[Backend | BackendService] = [*cache.backends.values(), *cache.endpoints.values()]
+    for found in parts:
+        yield from orphans(cache, found)
 
 
 def requests_for_balance(cache: Cache, account: ObjectKey) -> Iterator[Request]:
     """Yield an account and its services, after its state changed or became known."""
     yield Request(account_key(account), Priority.HIGH)
-    yield from _prioritized(service_key(key) for key in cache.services_of_account.of(account))
+    yield from _prioritized(map(service_key, cache.services_of_account.of(account)))
 
 
 def requests_for_quota(cache: Cache, account: ObjectKey, model: str, delay: float) -> Iterator[Request]:
@@ -123,15 +119,12 @@ def _after_service(cache: Cache, change: Change[InferenceService]) -> Iterator[R
             yield Request(account_key(account), Priority.LOW)
 
 
-Watched = InferenceService | Model | BillingAccount | APIKey
-
-
-def _is_other(old: Watched | None, new: Watched | None) -> bool:
+def _is_other(old: AnyObject | None, new: AnyObject | None) -> bool:
     """Return whether an object was created, deleted, or both (one change, if a watch missed the deletion)."""
     return old is None or new is None or old.metadata.uid != new.metadata.uid
 
 
-def was_edited(old: Watched | None, new: Watched | None) -> bool:
+def was_edited(old: AnyObject | None, new: AnyObject | None) -> bool:
     """Return whether more than the status changed: metadata or spec, or it was created or deleted.
 
     A status that another client overwrote is found when the object is reconciled after the next resync.
@@ -152,9 +145,9 @@ def _after_model(cache: Cache, change: Change[Model]) -> Iterator[Request]:
     if not was_edited(change.old, change.new):
         return
     yield Request(model_key(change.key.name), Priority.HIGH)
-    yield from _prioritized(service_key(key) for key in cache.services_of_model.of(change.key))
+    yield from _prioritized(map(service_key, cache.services_of_model.of(change.key)))
     # Every account may gain or lose a Default service on the model.
-    yield from _prioritized(account_key(key) for key in cache.accounts)
+    yield from _prioritized(map(account_key, cache.accounts))
 
 
 def _after_account(cache: Cache, change: Change[BillingAccount]) -> Iterator[Request]:
@@ -162,8 +155,8 @@ def _after_account(cache: Cache, change: Change[BillingAccount]) -> Iterator[Req
     if not was_edited(old, new):
         return
     yield Request(account_key(change.key), Priority.HIGH)
-    yield from _prioritized(service_key(key) for key in cache.services_of_account.of(change.key))
-    yield from _prioritized(topup_key(key) for key in cache.topups_of_account.of(change.key))
+    yield from _prioritized(map(service_key, cache.services_of_account.of(change.key)))
+    yield from _prioritized(map(topup_key, cache.topups_of_account.of(change.key)))
     if _is_other(old, new):
         # The oldest account of a namespace gets its Default services.
         siblings = cache.accounts_in_namespace.of(ObjectKey("", change.key.namespace))
@@ -185,18 +178,13 @@ def _after_apikey(change: Change[APIKey]) -> Iterator[Request]:
 def _after_namespace(cache: Cache, change: Change[Labels]) -> Iterator[Request]:
     if change.old is not None and change.new is not None and change.old.labels == change.new.labels:
         return
-    namespace = change.key.name
-    yield from _prioritized(
-        service_key(key) for key in cache.services_in_namespace.of(ObjectKey("", namespace))
-    )
+    yield from _prioritized(map(service_key, cache.services_in_namespace.of(change.key)))
 
 
 def _after_backend(cache: Cache, change: Change[Backend]) -> Iterator[Request]:
     if change.old is not None and change.new is not None and change.old.same(change.new):
         return
-    for backend in (change.old, change.new):
-        if backend is None:
-            continue
+    for backend in filter(None, (change.old, change.new)):
         if backend.service is not None:
             # Bulk work: thousands of Deployments that change at once must not delay a single edit.
             yield Request(service_key(backend.service), Priority.LOW)
