@@ -46,12 +46,13 @@ test-llama: install ## Run a real model file, written by the test, behind the ga
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group llama
 	@$(BIN)/python -m pytest tests/tools/llama/real_model.py
 
-lint: install ## Style of code and YAML
+lint: install ## Style of code, YAML and prose
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/yamllint --strict manifests crds tests/tools/plane
+	@$(BIN)/python -m tests.tools.prose
 
-prose: install ## Idioms that a reader has to read twice, in code, docs and manifests
+prose: install ## Idioms that a reader must read twice, in code, docs and manifests
 	@$(BIN)/python -m tests.tools.prose
 
 types: install ## Static types

@@ -216,7 +216,7 @@ class Gateway:
         return [parse(line) for line in text.split(b"\n")[:-1]]
 
     async def line(self, number: int = 1) -> UsageLine:
-        """The last of so many lines, when it is there."""
+        """Wait until the log has exactly `number` lines; return the last one."""
         await eventually(lambda: len(self.lines()) >= number)
         assert len(self.lines()) == number
         return self.lines()[-1]

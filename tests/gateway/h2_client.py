@@ -117,7 +117,7 @@ class Client:
         await self.until(h2.events.PingAckReceived)
 
     async def until_data(self, stream_id: int, size: int) -> None:
-        """Wait until so many bytes of a stream have come; they stay to be taken."""
+        """Wait until `size` bytes of a stream have arrived. Their events stay in `events`."""
         while True:
             found = [e for e in self.events if isinstance(e, h2.events.DataReceived)]
             if sum(len(e.data) for e in found if e.stream_id == stream_id) >= size:

@@ -62,7 +62,7 @@ class Stack:
         return openai.AsyncOpenAI(base_url=f"{self.envoy.url}/v1", api_key=TOKEN, max_retries=0)
 
     async def settle(self, lines: int) -> UsageLine:
-        """Wait for so many lines of the log, and take the last in."""
+        """Wait until the log has exactly `lines` lines, and settle the last one."""
         line = await self.envoy.line(lines)
         self.world.settlement.on_usage(line, billed_tokens(line))
         await self.world.settlement.correct()
@@ -104,8 +104,8 @@ class Place(Stack):
             return await answer(reader)
 
     async def check(self, served: int) -> None:
-        """So many calls were served since the last time: they reached the upstream once, and were metered."""
-        self.world.hear(5 * UNIT)
+        """Since the last check, `served` calls reached the upstream once each and were metered."""
+        self.world.report_balance(5 * UNIT)
         assert (await self.send(request())).status == 200, "the next call is served"
         self.served += served + 1
         await self.envoy.line(self.served)

@@ -1,4 +1,4 @@
-"""What a ledger has heard of the gateway's calls."""
+"""The rows that a ledger has recorded of the gateway's calls."""
 
 from sqlalchemy import text
 

@@ -309,7 +309,7 @@ async def test_a_secret_without_a_token_says_where_and_never_what(
     assert "sk" not in str(caught.value)
 
 
-async def test_an_api_server_that_is_away_leaves_the_token(client: KubeClient, own_plane: Plane) -> None:
+async def test_the_token_stays_while_the_api_server_is_down(client: KubeClient, own_plane: Plane) -> None:
     time = Time()
     credentials = Credentials(client, "farebox-models", time)
     await client.create(core_path("secrets", "farebox-models"), secret("kept", token="sk-kept"))

@@ -206,7 +206,7 @@ async def test_x_forwarded_for_is_trusted_only_from_trusted_proxies() -> None:
         assert isinstance(repeated, ImmediateResponse)
 
 
-# What is asked.
+# Endpoints, models and bodies of requests.
 
 
 @pytest.mark.parametrize(
@@ -380,13 +380,13 @@ async def test_calls_before_the_cluster_is_read_get_503(world: World) -> None:
 
 
 async def test_the_first_call_after_the_balance_is_spent_is_refused(world: World) -> None:
-    world.hear(1)
+    world.report_balance(1)
     first = await world.forwarded()
     status, error, _ = await world.refused()
     assert (status, error["message"]) == (402, "endpoint is inactive: OVERDUE")
     await world.end(first, (20, 0, 100), "req-1")
     assert (await world.refused())[0] == 402
-    world.hear(UNIT, 2)
+    world.report_balance(UNIT, 2)
     assert isinstance(await world.call(), Route)
 
 
@@ -397,7 +397,7 @@ async def test_the_cost_of_a_call_counts_until_the_meter_has_it(world: World) ->
     assert world.spend.available(ACCOUNT) == 5 * UNIT - cost
     world.settlement.acknowledged(["req-1"])
     world.clock.pass_(1)
-    world.hear(5 * UNIT - cost, 2)
+    world.report_balance(5 * UNIT - cost, 2)
     assert world.spend.available(ACCOUNT) == 5 * UNIT - cost
 
 
@@ -412,7 +412,7 @@ async def test_64_clients_race_for_the_last_money_of_a_hard_account(world: World
     await world.forwarded()
     hold = world.leases.amounts["req-1"]
     world.settlement.settle("req-1", NOW, {}, None)
-    world.hear(10 * hold + 1, 2)
+    world.report_balance(10 * hold + 1, 2)
     answers = await asyncio.gather(*(world.call() for _ in range(64)))
     assert sum(isinstance(answer, Route) for answer in answers) == 10
     codes = {
@@ -433,7 +433,7 @@ async def test_a_hard_account_sends_its_output_bound_to_the_upstream(world: Worl
 
 
 async def test_a_bound_equal_to_the_context_is_not_sent(world: World) -> None:
-    """One that is told a bound as large as its context refuses the call: no prompt fits beside it."""
+    """A model server refuses an output limit as large as its context: no prompt fits beside it."""
     world.put(account("Hard"), model(limits={"contextTokens": 4096}))
     forward = await world.forwarded({"model": "chat"})
     assert json.loads(forward.body or b"") == {"model": "Qwen/Qwen3-8B"}
@@ -455,7 +455,7 @@ async def test_a_silent_meter_stops_paid_calls_after_the_maximum_age(world: Worl
     world.clock.pass_(1)
     status, error, _ = await world.refused()
     assert (status, error["type"], error["code"]) == (503, "unavailable_error", "balance_unknown")
-    world.hear(5 * UNIT)
+    world.report_balance(5 * UNIT)
     assert isinstance(await world.call(), Route)
 
 
@@ -481,7 +481,7 @@ RESERVATION = {
 
 async def test_a_reservation_serves_its_minute_while_overdue(world: World) -> None:
     world.put(service(**RESERVATION))
-    world.hear(-5, 2)
+    world.report_balance(-5, 2)
     assert isinstance(await world.call(), Route)
     assert isinstance(await world.call(), Route)
     status, error, headers = await world.refused()
@@ -489,7 +489,7 @@ async def test_a_reservation_serves_its_minute_while_overdue(world: World) -> No
     assert headers["retry-after"] == "30"
     world.clock.pass_(30)
     assert isinstance(await world.call(), Route)
-    world.hear(UNIT, 3)
+    world.report_balance(UNIT, 3)
     for _ in range(5):
         assert isinstance(await world.call(), Route), "the excess is paid"
 

@@ -37,7 +37,7 @@ def log_line(world: World, forward: Route, request_id: str, *, status: int = 200
     return json.dumps(line).encode()
 
 
-def hear(world: World, text: bytes) -> None:
+def report_usage(world: World, text: bytes) -> None:
     line = parse(text)
     world.settlement.on_usage(line, billed_tokens(line))
 
@@ -50,7 +50,7 @@ async def world() -> World:
 async def test_usage_of_the_log_settles_money_and_counts(world: World) -> None:
     world.put(service(limits={"tpm": 1000}), api_key(quota={"tokens": 1000, "period": "Day"}))
     forward = await world.forwarded()
-    hear(world, log_line(world, forward, "req-1"))
+    report_usage(world, log_line(world, forward, "req-1"))
     await world.settlement.correct()
     assert world.spend.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
     _, _, headers = await world.refused({"model": "chat", "max_tokens": 8000})
@@ -61,7 +61,7 @@ async def test_an_upstream_error_costs_nothing_and_releases_the_hold(world: Worl
     world.put(account("Hard"), service(limits={"tpm": 200}))
     forward = await world.forwarded()
     assert world.leases.holds("req-1")
-    hear(world, log_line(world, forward, "req-1", status=500))
+    report_usage(world, log_line(world, forward, "req-1", status=500))
     await world.settlement.correct()
     assert not world.leases.holds("req-1")
     assert world.spend.available(ACCOUNT) == 5 * UNIT
@@ -78,7 +78,7 @@ async def test_an_abandoned_call_holds_nothing_after_a_while(
     await world.forwarded(request_id="did not")
     world.settlement.abandoned("went")
     world.settlement.abandoned("did not")
-    hear(world, log_line(world, forward, "went"))
+    report_usage(world, log_line(world, forward, "went"))
     await eventually(lambda: not world.leases.holds("did not"))
     assert world.leases.holds("went")
     assert world.spend.available(ACCOUNT) == 5 * UNIT - 20 * 500 - 50 * 1500
@@ -90,7 +90,7 @@ async def test_an_abandoned_call_holds_nothing_after_a_while(
 async def test_a_hold_stays_until_the_ledger_has_charged_the_call(world: World) -> None:
     world.put(account("Hard"))
     forward = await world.forwarded()
-    hear(world, log_line(world, forward, "req-1"))
+    report_usage(world, log_line(world, forward, "req-1"))
     assert world.leases.holds("req-1")
     spent = Nano(20 * 500 + 50 * 1500)
     world.settlement.acknowledged(
@@ -163,5 +163,5 @@ async def test_the_outbox_reports_acknowledged_calls_to_the_settlement(world: Wo
     await task
     assert [event["data"]["requestId"] for event in meter.events] == ["req-1", "req-2"]
     world.clock.pass_(1)
-    world.hear(4 * UNIT, 2)
+    world.report_balance(4 * UNIT, 2)
     assert world.spend.available(ACCOUNT) == 4 * UNIT

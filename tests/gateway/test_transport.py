@@ -28,17 +28,17 @@ class SlowToEnd:
         self._socket = settings.admin_socket
 
     async def run(self) -> None:
-        told = asyncio.Event()
+        quit_requested = asyncio.Event()
 
         async def answer(request: web.BaseRequest) -> web.Response:
             if request.path == "/quitquitquit":
-                told.set()
+                quit_requested.set()
             return web.Response(text="http.gateway.downstream_rq_active: 0\n")
 
         runner = web.ServerRunner(web.Server(answer))
         await runner.setup()
         await web.UnixSite(runner, str(self._socket)).start()
-        await told.wait()
+        await quit_requested.wait()
         await runner.cleanup()
         self.silent.set()
 
@@ -70,7 +70,7 @@ async def test_the_end_waits_until_envoy_has_written_its_last_line(
     assert stored(database) == calls(2)
 
 
-async def test_an_envoy_that_does_not_end_is_not_waited_for_for_ever(
+async def test_the_wait_for_an_envoy_that_does_not_end_is_limited(
     tmp_path: Path, meter: Running, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "_LAST_LINES_SECONDS", 0.05)

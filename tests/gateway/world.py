@@ -138,7 +138,7 @@ class RealTime(Clock):
 
 
 class Tokens:
-    """Providers' tokens without a cluster: `tests/gateway/rules/test_credentials.py` has the real ones."""
+    """Providers' tokens without a cluster; `tests/gateway/test_cluster.py` reads real Secrets."""
 
     def __init__(self) -> None:
         self.known: dict[str, str] = {}
@@ -189,7 +189,7 @@ class World:
         self.handler.ready.set()
         self.requests = 0
         self.put(model(), service(), api_key(), account())
-        self.hear(5 * UNIT)
+        self.report_balance(5 * UNIT)
 
     def put(self, *objects: JSONObject) -> None:
         """Objects as watches bring them."""
@@ -207,7 +207,7 @@ class World:
         """The deletion of an APIKey, as a watch reports it."""
         self.snapshot.keys.remove(ObjectKey(namespace, name), next(_VERSIONS))
 
-    def hear(self, nano: int, sequence: int = 1, credit: int = 0) -> None:
+    def report_balance(self, nano: int, sequence: int = 1, credit: int = 0) -> None:
         """A page of the feed."""
         self._ledger_has = nano + credit
         self.spend.update([balance(nano, sequence, credit)], [], True, self.clock.monotonic())
@@ -240,7 +240,7 @@ class World:
         return await self.decide(self.head(**given), raw)
 
     async def decide(self, head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
-        """By its head, and with its body if that is asked for."""
+        """Decide a call by its head, and with its body if the handler needs it."""
         first = self.handler.handle(head)
         return first if isinstance(first, ImmediateResponse) else await first(body)
 

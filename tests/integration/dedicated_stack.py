@@ -61,8 +61,8 @@ def operators(stack: Stack, count: int) -> Iterator[list[Process]]:
     try:
         yield [start(stack, f"op-{number}-{uuid.uuid4().hex[:4]}") for number in range(count)]
     except Exception as error:
-        # Kubernetes would start it again. Here whoever waits for what it does waits in vain, as when the
-        # machine is too busy to renew a Lease of seconds.
+        # Kubernetes would restart a process that ended, for example because the machine was too busy to
+        # renew a Lease of seconds. Nothing restarts it here, so a test would wait until its timeout.
         for process in stack.operators[before:]:
             if not process.running():
                 error.add_note(f"{process.name} has ended\n{process.tail(10)}")

@@ -1,4 +1,4 @@
-"""The client: every answer is an object or one of Farebox's errors; it never retries nor waits for ever."""
+"""The client: every answer is an object or one of Farebox's errors; it never retries, and its waits end."""
 
 import datetime
 import json

@@ -90,7 +90,7 @@ async def test_a_version_that_is_too_old_leads_to_a_list(server: Server, client:
     assert script.asked == ["7", "50", "50"]
 
 
-async def test_an_api_server_in_trouble_is_asked_again(server: Server, client: KubeClient) -> None:
+async def test_it_retries_after_errors_of_the_api_server(server: Server, client: KubeClient) -> None:
     script = Script([503, 429, [event("MODIFIED", "x", "9")]])
     async with watching(server, client, script) as reported:
         assert reported == [("there", "x")]

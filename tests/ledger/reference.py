@@ -30,7 +30,7 @@ SKEW = timedelta(minutes=5)
 
 @dataclass
 class Pot:
-    """A free quota in tokens, or what a gateway may spend in money: so much until a time, some of it used."""
+    """A free quota in tokens, or a gateway's credit lease in money: a total, its end, and the used part."""
 
     end: datetime
     total: int = 0
@@ -43,7 +43,7 @@ def in_force(facts: Sequence[Timed], time: datetime) -> Timed:
     return [fact for fact in ordered if fact.effective_at <= time or fact is ordered[0]][-1]
 
 
-def is_news(facts: Sequence[Timed], fact: Timed, now: datetime) -> bool:
+def is_change(facts: Sequence[Timed], fact: Timed, now: datetime) -> bool:
     """Whether the fact differs from the newest one and from the one in force at its time."""
     at = fact.effective_at
     known = [in_force(facts, time) for time in (max(now + SKEW, at), at) if facts]
@@ -88,9 +88,9 @@ class Reference:
                     if wanted != first:
                         self.reservations[service, uid] = wanted
                         concerned.add(wanted.account)
-                case Binding(service) if is_news(self.bindings[service], fact, now):
+                case Binding(service) if is_change(self.bindings[service], fact, now):
                     self.bindings[service].append(fact)
-                case PriceVersion(model) if is_news(self.versions[model], fact, now):
+                case PriceVersion(model) if is_change(self.versions[model], fact, now):
                     self.versions[model].append(fact)
                     concerned |= {one.account for one in self.reservations.values() if one.model == model}
         self._grant()

@@ -53,7 +53,7 @@ class Script:
         self._now = START
         self._steps = [START]
         self._sent: list[UsageEvent] = []
-        self._told: list[Record] = []
+        self._recorded: list[Record] = []
         self._orders: list[TopUpOrder] = []
         self._rarely_far = random_.random() < 0.5
 
@@ -63,18 +63,18 @@ class Script:
         return start + [self._step() for _ in range(count)]
 
     def _start(self) -> Step:
-        self._told = [AccountRecord(account, "USD", Nano(0)) for account in ACCOUNTS]
-        self._told += [
+        self._recorded = [AccountRecord(account, "USD", Nano(0)) for account in ACCOUNTS]
+        self._recorded += [
             Binding(service, ACCOUNTS[place % 2], MODELS[place // 2], START)
             for place, service in enumerate(SERVICES)
         ]
-        self._told += [self._price(model) for model in MODELS]
-        self._told += [self._reservation() for _ in range(self._random.randint(0, 2))]
+        self._recorded += [self._price(model) for model in MODELS]
+        self._recorded += [self._reservation() for _ in range(self._random.randint(0, 2))]
         amount = Nano(self._random.choice((1, 1_000 * UNIT)))
         self._orders = [
             TopUpOrder(account, "pay_0", "Payment", amount, "billing/first") for account in ACCOUNTS
         ]
-        return Step(timedelta(0), (_Records(self._told[:]), *map(_TopUp, self._orders)))
+        return Step(timedelta(0), (_Records(self._recorded[:]), *map(_TopUp, self._orders)))
 
     def _step(self) -> Step:
         later = self._later()
@@ -179,7 +179,7 @@ class Script:
 
     def _record(self) -> Record:
         makers = (self._account, self._binding, self._binding, self._price, self._reservation)
-        return self._again(self._told, 0.2, self._random.choice(makers))
+        return self._again(self._recorded, 0.2, self._random.choice(makers))
 
     def _account(self) -> Record:
         currency = "EUR" if self._random.random() < 0.03 else "USD"

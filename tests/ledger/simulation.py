@@ -1,7 +1,7 @@
-"""A life of a ledger beside the reference model's: who tells it of each commit, and what must come of it.
+"""Runs a ledger and the reference model side by side: the model gets each commit, and both must agree.
 
-`Observer` tells the reference just when a commit happens, and lets database calls fail; `compare` holds the
-ledger against it. script.py draws what happens, test_simulation drives it.
+`Observer` reports each commit to the model at the moment it happens, and makes database calls fail. `compare`
+checks the ledger against the model. script.py draws the steps, and test_simulation.py runs them.
 """
 
 from collections import defaultdict
@@ -90,7 +90,7 @@ class Observer:
         """Watches the engine from now on; `perform` is the ledger's own."""
         self.books = Books()
         self.fail_call = 0
-        """So many calls from now one fails, statement or commit; 0: none."""
+        """Which of the next database calls (statements and commits) fails, counted from 1; 0: none."""
         self.fail_commit = False
         """Whether the next commit fails once it is done."""
         self._perform = perform

@@ -130,7 +130,7 @@ Life = Callable[[Database, Fault], Coroutine[Any, Any, None]]
 
 
 def fail_each_call(databases: Databases, life: Life, kind: type[Fault], numbers: Iterable[int]) -> int:
-    """A life for each of the numbers of a call that fails, until there are not so many; the last number."""
+    """Run the life once for each call number that fails, until it has fewer calls; the last number."""
     for number in numbers:
         fault = kind(number)
         with databases.ledger() as database:

@@ -28,14 +28,14 @@ class ReviewApi:
         self.audiences = [AUDIENCE]
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
-        self.was_asked = asyncio.Event()
+        self.received = asyncio.Event()
 
     async def request(self, method: str, path: str, *, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Answer a review as an API server does."""
         assert body is not None
         assert (method, path.rsplit("/", 1)[1]) == ("POST", body["kind"].lower() + "s")
         self.requests.append(body)
-        self.was_asked.set()
+        self.received.set()
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
@@ -135,7 +135,7 @@ async def test_concurrent_callers_share_one_review(
 ) -> None:
     reviews.gate = asyncio.Event()
     callers = [asyncio.create_task(authenticator.review("good", POST)) for _ in range(20)]
-    await reviews.was_asked.wait()
+    await reviews.received.wait()
     callers[0].cancel()
     reviews.gate.set()
     results = await asyncio.gather(*callers, return_exceptions=True)

@@ -106,7 +106,9 @@ async def test_a_refused_topup_raises_ledger_refused(remote: MeterClient) -> Non
     assert refused.value.reason == "AmountOutOfRange"
 
 
-async def test_an_unrecorded_account_is_none(remote: MeterClient, meter: Running, token: Token) -> None:
+async def test_an_unrecorded_account_is_read_as_none(
+    remote: MeterClient, meter: Running, token: Token
+) -> None:
     token.replace(READER)
     assert await remote.account(ACME) is None
     await meter.ledger.record([terms()])

@@ -229,7 +229,7 @@ class TokenBucket:
         self._at = clock()
 
     async def take(self) -> None:
-        """Take a token. Waits if there is none; later callers wait longer."""
+        """Take a token. Waits while the bucket is empty; later callers wait longer."""
         if (debt := self._spend()) > 0:
             await asyncio.sleep(debt / self._rate)
 

@@ -256,7 +256,7 @@ async def load_configuration(kubeconfig: Path | None) -> Configuration:
     """Load credentials and TLS settings: the given kubeconfig, or in-cluster, or the user's default.
 
     Raises:
-        ConfigurationError: there are none, or they cannot be read.
+        ConfigurationError: credentials are missing or unreadable.
     """
     configuration = Configuration()
     try:

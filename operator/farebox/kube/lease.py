@@ -90,7 +90,7 @@ class Elector:
         log.error("lease.lost", lease=self.name, identity=self.identity)
 
     async def read_bookmark(self) -> str:
-        """Return the bookmark in the Lease; "" if there is none."""
+        """Return the bookmark in the Lease; "" if the Lease has no bookmark."""
         try:
             lease = await self.client.request("GET", lease_path(self.namespace, self.name))
         except NotFound:

@@ -59,7 +59,7 @@ class Reflector:
         return float("inf") if self.updated_at is None else self.clock() - self.updated_at
 
     async def run(self, compare_seconds: float) -> None:
-        """List, watch, and compare every so many seconds. Never returns."""
+        """List, watch, and compare every `compare_seconds`. Never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.watch())
             tasks.create_task(self._compare_every(compare_seconds))

@@ -51,8 +51,8 @@ class UsageQuery:
 class UsageRow(Value):
     """A sum of calls. `input_tokens` includes cached and covered tokens; `charge` is in nano-units.
 
-    `start` is the beginning of the bucket. It, service, model and api_key are None unless the report is
-    grouped by them. `api_key` is "" for calls without a key's name.
+    `start` is the beginning of the bucket. `start`, `service`, `model` and `api_key` are None unless the
+    report is grouped by them. `api_key` is "" for calls without a key's name.
     """
 
     start: OptionalTime

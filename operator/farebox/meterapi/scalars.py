@@ -90,5 +90,5 @@ Count = Annotated[int, Field(ge=0, le=MAX_NANO)]
 Positive = Annotated[int, Field(ge=1, le=MAX_NANO)]
 Days = Annotated[int, Field(ge=1, le=MAX_DAYS)]
 OptionalTime = Annotated[AwareDatetime | None, Field(default=None)]
-"""A time that the JSON leaves out when there is none."""
+"""A time. The JSON omits the field when the value is missing."""
 OptionalText = Annotated[str | None, Field(default=None)]

@@ -44,7 +44,7 @@ def from_json(kind: type[V], payload: bytes) -> V:
 
 
 def to_json(value: object) -> bytes:
-    """Write a value as a JSON object, without the fields that are None."""
+    """Write a value as a JSON object. Omits fields whose value is None."""
     return _adapter(type(value)).dump_json(value, by_alias=True, exclude_none=True)
 
 

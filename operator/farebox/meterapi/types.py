@@ -349,4 +349,4 @@ class LedgerAPI(Protocol):
         """
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
-        """Read the changes after a number; wait up to `wait_seconds` while there are none."""
+        """Read the changes after a number; wait up to `wait_seconds` for the first one."""

@@ -1,4 +1,4 @@
-"""Top-ups whose receipts a ledger may lack: which are asked for again, and what that does to balances."""
+"""Top-ups that a restored ledger may lack: which the operator posts again, and the balance after that."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -85,7 +85,7 @@ async def test_b10_a_lost_top_up_is_posted_again_before_any_decision(server: Ser
         assert found is not UNKNOWN
         assert found.balance == 100_000_000_000
         assert operator.elector.bookmark() == str(page.bookmark)
-        # Once, however often it is asked for.
+        # A receipt counts once, even if it is confirmed several times.
         head = await ledger.head()
         await operator._confirm_receipts()
         assert await ledger.head() == head

@@ -78,7 +78,7 @@ class Reader:
             while not self.balances.known:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
-    async def balance_anew(self, ledger: Ledger) -> int:
+    async def balance_after_switch(self, ledger: Ledger) -> int:
         """Switch to another ledger; returns the account's balance after the reset."""
         self.line.ledger = ledger
         await self.until("reset")
@@ -199,7 +199,7 @@ async def test_a_ledger_from_an_older_backup_resets_the_reader(
         await used.post_topup(topup())
         async with reading(used) as reader:
             await reader.until("known")
-            assert await reader.balance_anew(restored) == 0
+            assert await reader.balance_after_switch(restored) == 0
 
 
 async def test_a_restored_ledger_with_newer_numbers_resets_the_reader(
@@ -212,7 +212,7 @@ async def test_a_restored_ledger_with_newer_numbers_resets_the_reader(
             for number in range(5):
                 await restored.post_topup(topup(f"new_{number}", "1"))
             assert await restored.head() > await used.head()
-            assert await reader.balance_anew(restored) == 5_000_000_000
+            assert await reader.balance_after_switch(restored) == 5_000_000_000
 
 
 async def test_an_earlier_bookmark_is_compared_before_the_first_page(ledger: Ledger) -> None:
@@ -245,4 +245,4 @@ async def test_another_ledger_resets_the_reader(ledger: Ledger, files: SqliteDat
             await other.record([*FACTS, terms(ObjectKey("billing", "second"))])
             await other.post_topup(topup())
             await reader.until("known")
-            assert await reader.balance_anew(other) == 10_000_000_000
+            assert await reader.balance_after_switch(other) == 10_000_000_000

@@ -90,7 +90,7 @@ def test_a_new_or_deleted_service_concerns_its_model_and_every_account_beside_it
 
 
 def test_a_service_recreated_on_another_model_concerns_both_models(cache: Cache) -> None:
-    """A watch that lost its place tells of a deletion and of what came after it as one change (B11)."""
+    """A watch that missed events reports a deletion and the creation after it as one change (B11)."""
     again = objects.service("chat", 2, spec={"modelRef": {"name": "other"}}, uid="another")
     expected = {
         CHAT: Priority.HIGH,

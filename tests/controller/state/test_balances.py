@@ -76,7 +76,7 @@ def test_a_ledger_that_is_behind_what_was_reported_is_not_believed(balances: Bal
 
 
 def test_no_account_is_behind_while_the_feed_is_silent(balances: Balances, time: Time) -> None:
-    """Another replica may have reported what this one did not hear yet."""
+    """Another replica may have reported a change that this replica has not received yet."""
     time.now += 60
     assert not balances.behind(ACME, 8)
 

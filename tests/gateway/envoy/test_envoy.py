@@ -394,7 +394,7 @@ async def first_success(running: Gateway) -> int:
 
 
 async def eventually_unready(running: Gateway) -> None:
-    """Returns when Envoy tells whoever asks that it goes."""
+    """Wait until Envoy's health check reports 503, as it does while it drains."""
     while True:
         if (await running.call("/healthz")).status == 503:
             return

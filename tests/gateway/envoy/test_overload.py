@@ -120,7 +120,7 @@ async def test_uploads_that_would_fill_the_memory_are_cut_off_and_others_are_ser
                 most = max(most, resident(running.envoy.pid))
                 with suppress(OSError):  # it may be too busy to say
                     if await stat(running, "^http.gateway.downstream_rq_overload_close$") > 0:
-                        cut.set()  # those that had sent all before are not cut off, and would wait for ever
+                        cut.set()  # Envoy does not cut calls that had sent all before; they would never end
                 await asyncio.sleep(0.01)
         assert await stat(running, "^http.gateway.downstream_rq_overload_close$") > 0
         assert most < 3 * memory, "that is beside what the sockets deliver between two looks"
@@ -252,7 +252,7 @@ async def test_a_thousand_streams_at_a_time_are_within_the_limits(tmp_path: Path
             reply.release()
 
 
-async def test_http2_takes_so_many_calls_at_a_time_on_a_connection(tmp_path: Path) -> None:
+async def test_http2_limits_the_concurrent_calls_of_a_connection(tmp_path: Path) -> None:
     running_now, most, go = 0, 0, asyncio.Event()
 
     @by_body

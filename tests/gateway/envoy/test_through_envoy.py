@@ -89,7 +89,7 @@ async def test_the_official_client_reads_errors(stack: Stack) -> None:
         assert limited.value.response.headers["x-ratelimit-remaining-requests"] == "0"
 
         stack.world.put(service())
-        stack.world.hear(0, 2)
+        stack.world.report_balance(0, 2)
         with pytest.raises(openai.APIStatusError) as overdue:
             await call()
         assert overdue.value.status_code == 402
@@ -117,7 +117,7 @@ async def test_anthropics_client_is_served_metered_and_refused(stack: Stack) -> 
         assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
         with pytest.raises(anthropic.NotFoundError, match="Model 'other' does not exist"):
             await client.messages.create(model="other", messages=CHAT, max_tokens=7)
-        stack.world.hear(0, 2)
+        stack.world.report_balance(0, 2)
         with pytest.raises(anthropic.APIStatusError, match="endpoint is inactive: OVERDUE") as overdue:
             await client.messages.create(model="chat", messages=CHAT, max_tokens=7)
         assert overdue.value.status_code == 402

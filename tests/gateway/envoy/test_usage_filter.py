@@ -158,8 +158,8 @@ def usage_in(document: Any) -> tuple[Any, str | None]:
 def test_the_usage_of_a_document_is_found_wherever_it_is_cut(
     before: Any, usage: Any, within: str, after: Any, written: Any, ascii_only: bool, cuts: list[int]
 ) -> None:
-    told = {"usage": usage}
-    document = before | ({within: {**after, **told}} if within else told) | after
+    reported = {"usage": usage}
+    document = before | ({within: {**after, **reported}} if within else reported) | after
     text = json.dumps(document, separators=written, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     answer = Answer(UsageRedaction.NOTHING, cut(text, cuts), DOCUMENT)
     expected, where = usage_in(document)
@@ -178,22 +178,22 @@ def test_the_usage_of_a_document_is_found_wherever_it_is_cut(
 def test_the_last_usage_of_a_stream_is_kept_wherever_it_is_cut(
     texts: list[str], form: str, echo: Any, end: str, cuts: list[int]
 ) -> None:
-    told = [{"prompt_tokens": 3, "completion_tokens": number} for number in range(len(texts) + 1)]
+    reported = [{"prompt_tokens": 3, "completion_tokens": number} for number in range(len(texts) + 1)]
     choices = [{"id": "c", "choices": [{"delta": {"content": text, "echo": echo}}]} for text in texts]
     documents: list[Any]
     if form == "each":
-        documents = [{**each, "usage": usage} for each, usage in zip(choices, told, strict=False)]
+        documents = [{**each, "usage": usage} for each, usage in zip(choices, reported, strict=False)]
     elif form == "once":
-        documents = [{**each, "usage": None} for each in choices] + [{"choices": [], "usage": told[-1]}]
+        documents = [{**each, "usage": None} for each in choices] + [{"choices": [], "usage": reported[-1]}]
     elif form == "response":
         whole = {"tools": [echo], "text": texts[0]}
-        documents = [{"response": {**whole, "usage": usage}} for usage in [None, told[-1]]]
+        documents = [{"response": {**whole, "usage": usage}} for usage in [None, reported[-1]]]
     else:
-        documents = [{"message": {"content": [], "usage": told[0]}}, *choices, {"usage": told[-1]}]
+        documents = [{"message": {"content": [], "usage": reported[0]}}, *choices, {"usage": reported[-1]}]
     stream = "".join(f"event: e{end}data: {json.dumps(each)}{end}{end}" for each in documents).encode()
     answer = Answer(UsageRedaction.NOTHING, [*cut(stream, cuts), b""], STREAM)
     expected = {"last": usage_in(documents[-1])[0]}
-    assert answer.kept == (expected | {"first": told[0]} if form == "message" else expected)
+    assert answer.kept == (expected | {"first": reported[0]} if form == "message" else expected)
     assert answer.text == stream
 
 

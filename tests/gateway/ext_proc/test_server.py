@@ -1,4 +1,4 @@
-"""The endpoint that Envoy asks, asked by a foreign client: who is asked when, and what fails how."""
+"""The ext_proc server with a client other than Envoy: when it calls the handler, how each failure ends."""
 
 import asyncio
 import gc
@@ -144,7 +144,7 @@ def refuses(head: RequestHead) -> ImmediateResponse:
 
 
 async def sent_to(client: Client, headers: dict[str, str]) -> dict[str, str]:
-    """The headers that Envoy is told to set for a refused call with a body."""
+    """The headers that the server makes Envoy set for a refused call with a body."""
     stream = await client.request()
     await client.message(stream, headers_message({"authorization": "Bearer k", **headers}, end=False))
     (answer,), trailers = await client.answer(stream)
@@ -159,10 +159,10 @@ async def sent_to(client: Client, headers: dict[str, str]) -> dict[str, str]:
     return {option[1][0].decode(): option[3][0].decode() for option in options}
 
 
-async def drained(client: Client, told: dict[str, str], body: bytes, end: bool) -> tuple[int, bytes]:
+async def drained(client: Client, added: dict[str, str], body: bytes, end: bool) -> tuple[int, bytes]:
     """Send the body as Envoy does; status and body of the answer."""
-    headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", told[":path"])]
-    stream = await client.request(headers=[*headers, (discard.HEADER, told[discard.HEADER])])
+    headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", added[":path"])]
+    stream = await client.request(headers=[*headers, (discard.HEADER, added[discard.HEADER])])
     await client.send(stream, body, end=end)
     answer = await client.until(h2.events.ResponseReceived, stream)
     await client.until(h2.events.StreamEnded, stream)
@@ -180,27 +180,32 @@ async def test_a_large_body_of_a_refused_call_is_thrown_away_before_the_answer(
 ) -> None:
     """At its end, or when nothing more comes."""
     async with served(tmp_path, refuses) as client:
-        told = await sent_to(client, headers)
-        assert told["x-gw-cluster"] == "decision"
-        assert await drained(client, told, bytes(3_000_000), end) == (401, b'{"error": 1}')
+        added = await sent_to(client, headers)
+        assert added["x-gw-cluster"] == "decision"
+        assert await drained(client, added, bytes(3_000_000), end) == (401, b'{"error": 1}')
 
 
 async def test_bodies_of_refused_calls_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     async with served(tmp_path, refuses) as client:
-        told = await sent_to(client, {})
-        headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", told[":path"])]
+        added = await sent_to(client, {})
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "g"),
+            (":path", added[":path"]),
+        ]
         streams = [
-            await client.request(headers=[*headers, (discard.HEADER, told[discard.HEADER])])
+            await client.request(headers=[*headers, (discard.HEADER, added[discard.HEADER])])
             for _ in range(discard.MAX_BODIES)
         ]
         assert await sent_to(client, {}) == {}, "answered at once"
         for stream in streams[:2]:
             client.h2.reset_stream(stream)
         await client.flush()
-        assert await sent_to(client, {}) == told, "some have left"
+        assert await sent_to(client, {}) == added, "some have left"
         for stream in streams[2:]:
             await client.until(h2.events.StreamEnded, stream)
-        assert await drained(client, told, b"", end=True) == (401, b'{"error": 1}')
+        assert await drained(client, added, b"", end=True) == (401, b'{"error": 1}')
 
 
 @pytest.mark.parametrize("value", ["", "no base64!", "AAAA"])
@@ -296,7 +301,7 @@ async def answered(directory: Path, unread: list[str]) -> AsyncIterator[tuple[Cl
         yield client, made
 
 
-async def test_it_is_told_of_a_call_whose_client_left_while_it_was_decided(tmp_path: Path) -> None:
+async def test_a_call_whose_client_left_during_the_decision_counts_as_abandoned(tmp_path: Path) -> None:
     """Envoy ends its side then; in answer to the trailers it resets a stream."""
     unread: list[str] = []
     async with answered(tmp_path, unread) as (client, streams):
@@ -306,7 +311,7 @@ async def test_it_is_told_of_a_call_whose_client_left_while_it_was_decided(tmp_p
         assert unread == ["/"]
 
 
-async def test_it_is_not_told_of_a_call_whose_answer_was_read(tmp_path: Path) -> None:
+async def test_a_call_whose_answer_was_read_does_not_count_as_abandoned(tmp_path: Path) -> None:
     unread: list[str] = []
     async with answered(tmp_path, unread) as (client, streams):
         for stream in streams:
@@ -323,7 +328,7 @@ async def test_an_envoy_that_is_lost_may_have_read_no_answer(tmp_path: Path) -> 
     assert unread == ["/"]
 
 
-async def test_it_is_told_of_a_call_whose_client_left_before_it_was_decided(tmp_path: Path) -> None:
+async def test_a_call_whose_client_left_before_the_decision_counts_as_abandoned(tmp_path: Path) -> None:
     unread: list[str] = []
     go = asyncio.Event()
 
@@ -344,7 +349,7 @@ async def test_it_is_told_of_a_call_whose_client_left_before_it_was_decided(tmp_
         assert unread == ["/"]
 
 
-async def test_an_answer_that_waits_for_room_and_is_not_wanted_any_more_is_told_of_too(
+async def test_a_call_that_is_reset_before_its_answer_is_sent_counts_as_abandoned(
     tmp_path: Path,
 ) -> None:
     unread: list[str] = []

@@ -48,7 +48,7 @@ class Killed:
 
 
 class Clients:
-    """Callers that go on until they are told to stop."""
+    """Callers that send calls until the test stops them."""
 
     def __init__(self, running: Gateway, log: "Log") -> None:
         self._running = running
@@ -180,7 +180,7 @@ async def test_sigterm_drains_envoy_and_ships_everything(
     database.check()
 
 
-async def test_the_meter_may_be_away_while_calls_go_on(
+async def test_calls_go_on_while_the_meter_is_down(
     tmp_path: Path, database: Database, upstream: str, token: Path
 ) -> None:
     async with everything(tmp_path, database, upstream, token) as (running, decides, meter):

@@ -60,7 +60,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_usage_is_what_the_upstream_told_the_client(tmp_path: Path, upstream: str, name: str) -> None:
+async def test_metered_usage_is_what_the_client_was_sent(tmp_path: Path, upstream: str, name: str) -> None:
     path, body = CALLS[name]
     labels = {"continuous_usage": "true"} if "continuous" in name else {}
     async with gateway(tmp_path, forwarding(upstream, **labels)) as running:
@@ -69,7 +69,7 @@ async def test_usage_is_what_the_upstream_told_the_client(tmp_path: Path, upstre
         lines = running.lines()
     for reply, line in zip(replies, lines, strict=True):
         assert reply.status == 200
-        assert billed_tokens(line) == BilledTokens(*told(reply.body), estimated=False)
+        assert billed_tokens(line) == BilledTokens(*reported_usage(reply.body), estimated=False)
         assert line.labels == {"service": "team-a/chat", **labels}
     cached = billed_tokens(lines[1])
     assert cached is not None
@@ -290,8 +290,8 @@ async def saying(answer: bytes) -> AsyncIterator[str]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-def told(body: bytes) -> tuple[int, int, int]:
-    """Input, cached and output tokens by the answer itself, whatever its form."""
+def reported_usage(body: bytes) -> tuple[int, int, int]:
+    """Input, cached and output tokens as an answer of any endpoint reports them."""
     usage: dict[str, Any] = {}
     texts = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: {")] or [body]
     for text in texts:
@@ -308,7 +308,7 @@ def told(body: bytes) -> tuple[int, int, int]:
 
 
 async def leave_after(url: str, body: Any, events: int) -> int:
-    """Read so many events of a stream, then go; how many were read."""
+    """Read `events` events of a stream, then disconnect; returns the number of events read."""
     seen = 0
     async with (
         aiohttp.ClientSession() as session,

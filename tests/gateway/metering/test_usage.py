@@ -92,7 +92,7 @@ CUT: dict[str, Any] = {
             {**CUT, "status": 0, "sent_bytes": 0}, BilledTokens(11, 0, 0, True), id="left before the answer"
         ),
         pytest.param(
-            {**CUT, "status": 0, "upstream_bytes": 0}, None, id="left before the upstream was asked"
+            {**CUT, "status": 0, "upstream_bytes": 0}, None, id="left before the call reached the upstream"
         ),
     ],
 )
@@ -116,8 +116,8 @@ def line(**changes: Any) -> bytes:
     return json.dumps(values | changes, separators=(",", ":")).encode()
 
 
-def counts(**told: str) -> tuple[int | None, int | None, int | None]:
-    read = parse(line(usage=told))
+def counts(**reported: str) -> tuple[int | None, int | None, int | None]:
+    read = parse(line(usage=reported))
     return read.input_tokens, read.cached_tokens, read.output_tokens
 
 

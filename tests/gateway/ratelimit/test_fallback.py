@@ -1,4 +1,4 @@
-"""The rule for when Valkey is away (docs/decisions/410), with a real server that is stopped and started."""
+"""Limits while Valkey is unreachable (docs/decisions/410), with a real server that is stopped and started."""
 
 import asyncio
 import itertools
@@ -75,7 +75,7 @@ def limit_request(
 
 
 async def used(counters: FallbackCounters, each: LimitRequest) -> int:
-    """What is counted, told by a request that is beyond any limit."""
+    """The counted amount, which the refusal of a request beyond any limit reports."""
     (limit_status,) = (
         await counters.take([limit_request(1, 10**9, each.window, each.counter)], NOW)
     ).limit_statuses
@@ -192,7 +192,7 @@ async def test_the_use_during_an_outage_is_added_after_it(
     assert (await counters.take([quota], NOW)).totals == (165,)
     assert counters.away
     clock.now += 2
-    assert await used(counters, quota) == 60 + 45 + 60, "even a server that forgot is told how it stood"
+    assert await used(counters, quota) == 60 + 45 + 60, "the counts are restored to a server that lost them"
     assert not counters.away
 
 

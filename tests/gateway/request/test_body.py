@@ -24,7 +24,7 @@ from tests.domain.strategies import THOROUGH
 
 
 def nested(levels: int) -> bytes:
-    """A chat that is so many levels deep, the body itself included."""
+    """A chat nested `levels` deep; the body itself is the first level."""
     return b'{"model":"m","x":%s%s}' % (b"[" * (levels - 1), b"]" * (levels - 1))
 
 
@@ -209,7 +209,7 @@ def test_options_of_a_call_without_a_stream_are_unchanged(stream: bytes) -> None
     ],
 )
 @pytest.mark.parametrize("continuous", [True, False])
-def test_every_stream_is_asked_for_its_usage(options: bytes, continuous: bool) -> None:
+def test_usage_is_requested_for_every_stream(options: bytes, continuous: bool) -> None:
     body = parse(CHAT, b'{"model":"m","stream":true%s}' % options)
     written = json.loads(body.rewritten("served", continuous_usage=continuous))
     assert written["stream_options"]["include_usage"] is True
@@ -246,7 +246,7 @@ def test_usage_is_redacted_for_callers_that_did_not_ask(
 
 
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS, CHAT])
-def test_nothing_is_redacted_where_nothing_was_asked_for(endpoint: APIEndpoint) -> None:
+def test_nothing_is_redacted_where_the_gateway_added_no_request_for_usage(endpoint: APIEndpoint) -> None:
     stream = b"false" if endpoint is CHAT else b"true"
     body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
     assert body.redaction(continuous_usage=True) is UsageRedaction.NOTHING

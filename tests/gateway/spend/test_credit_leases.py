@@ -79,7 +79,7 @@ async def test_b17_nothing_is_held_of_an_empty_account_until_it_is_topped_up(led
 
 
 async def test_b17_the_hold_of_a_lost_call_is_released(ledger: Ledger) -> None:
-    """One that ended, and waits for a ledger that is away, does."""
+    """A call that ended keeps its hold while the ledger is unreachable."""
     clock = Seconds()
     await ledger.post_topup(topup(amount=Nano(2 * CALL_CHARGE)))
     leases = CreditLeases("g", ledger.lease_credit, clock, call_seconds=100)
@@ -102,7 +102,7 @@ async def test_b17_the_hold_of_a_lost_call_is_released(ledger: Ledger) -> None:
 
 
 async def test_reservations_outlive_the_longest_call(ledger: Ledger, tmp_path: Path) -> None:
-    """As Envoy and the parts of a gateway are told; and the ledger keeps its lease as long, if it dies."""
+    """Envoy and all parts of a gateway use one limit. The ledger keeps a dead gateway's lease as long."""
     settings = GatewaySettings(call_seconds=90, gateway_directory=tmp_path)
     assert envoy_settings(settings).call_seconds == 90
     leases = CreditLeases("g", ledger.lease_credit, call_seconds=90)
@@ -167,7 +167,7 @@ async def test_b17_an_unused_lease_goes_to_the_gateway_that_needs_it(ledger: Led
     await finish(ledger, first, "first", "1")
 
 
-async def test_b17_a_ledger_that_is_away_admits_nothing_new(ledger: Ledger) -> None:
+async def test_b17_no_new_hold_is_admitted_while_the_ledger_is_unreachable(ledger: Ledger) -> None:
     await ledger.post_topup(topup(amount=Nano(20 * CALL_CHARGE)))
     away = False
 
@@ -190,7 +190,7 @@ async def test_b17_a_ledger_that_is_away_admits_nothing_new(ledger: Ledger) -> N
     assert await balance(ledger) == 11 * CALL_CHARGE
 
 
-async def test_b17_after_a_restore_the_gateway_claims_anew_what_its_calls_hold(tmp_path: Path) -> None:
+async def test_b17_after_a_restore_the_gateway_claims_again_what_its_calls_hold(tmp_path: Path) -> None:
     files = SqliteDatabases(tmp_path)
     with files.ledger() as database:
         async with opened(database) as ledger:
@@ -220,7 +220,7 @@ async def test_b17_after_a_restore_the_gateway_claims_anew_what_its_calls_hold(t
                 another = CreditLeases("h", restored.lease_credit)
                 assert not await another.hold("all", ACME, Nano(100 * CALL_CHARGE))
                 await another.close()
-                # The restored ledger has charged nothing of what it was told before: it can be held again.
+                # The restored ledger has none of the earlier charges, so that money can be held again.
                 for number in range(60, 159):
                     assert await leases.hold(str(number), ACME, Nano(CALL_CHARGE)), number
                 assert not await leases.hold("too much", ACME, Nano(1))

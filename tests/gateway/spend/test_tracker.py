@@ -1,4 +1,4 @@
-"""What an account can spend: the meter's word, less what was admitted since, and never a gap (B6, B17)."""
+"""What an account can spend: the reported balance less all calls that it does not include (B6, B17)."""
 
 import asyncio
 from collections import deque
@@ -52,8 +52,8 @@ def spend(time: Time) -> SpendTracker:
     return made
 
 
-def hear(spend: SpendTracker, nano: int, sequence: int, asked_at: float, complete: bool = True) -> None:
-    spend.update([balance(nano, sequence)], [], complete, asked_at)
+def report(spend: SpendTracker, nano: int, sequence: int, requested_at: float, complete: bool = True) -> None:
+    spend.update([balance(nano, sequence)], [], complete, requested_at)
 
 
 def free(spend: SpendTracker) -> int:
@@ -89,21 +89,21 @@ def test_a_charge_is_let_go_when_the_meters_figures_have_it(spend: SpendTracker,
     spend.capture("a", 40, 0)
     time.now += 1
     spend.acknowledge(["a", "of another process"])
-    hear(spend, 60, 2, asked_at=time.now - 0.5)
-    assert spend.available(ACCOUNT) == 20, "the answer was asked for before: it may be without"
-    hear(spend, 60, 2, asked_at=time.now + 0.1, complete=False)
+    report(spend, 60, 2, requested_at=time.now - 0.5)
+    assert spend.available(ACCOUNT) == 20, "the page was requested before the acknowledgement"
+    report(spend, 60, 2, requested_at=time.now + 0.1, complete=False)
     assert spend.available(ACCOUNT) == 20, "there is more to come"
-    hear(spend, 60, 2, asked_at=time.now + 0.1)
+    report(spend, 60, 2, requested_at=time.now + 0.1)
     assert spend.available(ACCOUNT) == 60
 
 
 def test_a_charge_that_the_ledger_does_not_take_counts_for_as_long(spend: SpendTracker, time: Time) -> None:
-    """As when its disk is full: its figures are heard all the while, and none of them has the charge."""
+    """With a full disk, for example, the ledger keeps reporting balances, and no balance has the charge."""
     spend.authorize("a", ACCOUNT, 30, MODEL, 0)
     spend.capture("a", 40, 0)
     for _ in range(3):
         time.now += 10_000
-        hear(spend, 100, 1, asked_at=time.now)
+        report(spend, 100, 1, requested_at=time.now)
         assert spend.available(ACCOUNT) == 60
     spend.acknowledge(["a"], 2)
     spend.update([balance(60, 2)], [], True, time.now, 2)
@@ -116,15 +116,15 @@ def test_a_call_that_never_ends_is_let_go_after_a_long_while(spend: SpendTracker
     time.now += 50
     spend.authorize("b", ACCOUNT, 5, MODEL, 0)
     time.now += 50 + LOST_SECONDS
-    hear(spend, 100, 2, asked_at=time.now)
+    report(spend, 100, 2, requested_at=time.now)
     assert spend.available(ACCOUNT) == 65
     time.now += 1
-    hear(spend, 100, 2, asked_at=time.now)
+    report(spend, 100, 2, requested_at=time.now)
     assert spend.available(ACCOUNT) == 95
 
 
 def test_calls_that_are_charged_or_cost_nothing_leave_nothing_behind(spend: SpendTracker, time: Time) -> None:
-    """There may be thousands a second, and those that a reservation pays go on while the meter is away."""
+    """There may be thousands a second; those paid by a reservation go on without a meter."""
     before = kept(spend)
     for number in range(100):
         free, paid, failed = f"free-{number}", f"paid-{number}", f"failed-{number}"
@@ -136,7 +136,7 @@ def test_calls_that_are_charged_or_cost_nothing_leave_nothing_behind(spend: Spen
     assert kept(spend) == before + 100 + len([ACCOUNT]), "those that are to be charged, and their sum"
     spend.acknowledge([f"paid-{number}" for number in range(100)])
     time.now += 1
-    hear(spend, 100, 2, asked_at=time.now)
+    report(spend, 100, 2, requested_at=time.now)
     assert kept(spend) == before
 
 
@@ -145,13 +145,13 @@ def kept(spend: SpendTracker) -> int:
     return sum(len(value) for value in vars(spend).values() if isinstance(value, (dict, deque)))
 
 
-def test_older_news_change_nothing(spend: SpendTracker, time: Time) -> None:
-    hear(spend, 50, 5, asked_at=time())
-    hear(spend, 100, 4, asked_at=time())
+def test_an_older_balance_changes_nothing(spend: SpendTracker, time: Time) -> None:
+    report(spend, 50, 5, requested_at=time())
+    report(spend, 100, 4, requested_at=time())
     assert spend.available(ACCOUNT) == 50
 
 
-def test_silence_makes_it_stale_and_a_word_fresh(spend: SpendTracker, time: Time) -> None:
+def test_it_is_stale_without_updates_and_fresh_after_one(spend: SpendTracker, time: Time) -> None:
     assert spend.fresh
     time.now += 300
     assert not spend.fresh
@@ -167,11 +167,11 @@ def test_before_the_first_whole_reading_nothing_is_fresh(time: Time) -> None:
     assert not spend.fresh
 
 
-def test_another_ledger_is_learnt_anew_and_running_calls_still_count(spend: SpendTracker, time: Time) -> None:
+def test_running_calls_still_count_after_a_switch_to_another_ledger(spend: SpendTracker, time: Time) -> None:
     spend.authorize("a", ACCOUNT, 30, MODEL, 0)
     spend.forget()
     assert (spend.fresh, spend.available(ACCOUNT)) == (False, UNKNOWN)
-    hear(spend, 90, 1, asked_at=time())
+    report(spend, 90, 1, requested_at=time())
     assert spend.available(ACCOUNT) == 60
 
 
@@ -179,7 +179,7 @@ def test_another_ledger_is_learnt_anew_and_running_calls_still_count(spend: Spen
 @given(
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["commit", "settle", "release", "acknowledge", "hear"]),
+            st.sampled_from(["commit", "settle", "release", "acknowledge", "report"]),
             st.integers(0, 5),
             st.integers(0, 50),
         ),
@@ -192,8 +192,8 @@ def test_what_is_available_is_the_meters_figure_less_what_it_does_not_have(
     """A ledger that charges when it acknowledges; the spend never shows more than is really left."""
     time = Time()
     spend = SpendTracker(max_age=300, clock=time)
-    ledger, told, sequence = 10_000, 10_000, 1
-    hear(spend, ledger, sequence, time())
+    ledger, reported, sequence = 10_000, 10_000, 1
+    report(spend, ledger, sequence, time())
     committed: dict[str, int] = {}
     settled: dict[str, int] = {}
     acknowledged: dict[str, int] = {}
@@ -214,13 +214,13 @@ def test_what_is_available_is_the_meters_figure_less_what_it_does_not_have(
             ledger, sequence = ledger - settled[call], sequence + 1
             acknowledged[call] = settled.pop(call)
             spend.acknowledge([call])
-        elif what == "hear":
+        elif what == "report":
             time.now += 0.01
-            hear(spend, ledger, sequence, time())
-            told = ledger
+            report(spend, ledger, sequence, time())
+            reported = ledger
             acknowledged.clear()
         unseen = sum(committed.values()) + sum(settled.values()) + sum(acknowledged.values())
-        assert spend.available(ACCOUNT) == told - unseen, number
+        assert spend.available(ACCOUNT) == reported - unseen, number
         assert spend.available(ACCOUNT) <= ledger - sum(committed.values()) - sum(settled.values())  # type: ignore
 
 
@@ -267,19 +267,19 @@ async def test_a_quiet_ledger_is_not_a_silent_one(ledger: Ledger) -> None:
     feed = spend_feed(ledger, spend)
     task = asyncio.create_task(feed.run())
     await asyncio.wait_for(feed.current.wait(), 30)
-    heard: set[float | None] = set()
+    updates: set[float | None] = set()
 
     def look() -> bool:
         assert spend.fresh
-        heard.add(spend.updated_at)
-        return len(heard) == 4
+        updates.add(spend.updated_at)
+        return len(updates) == 4
 
     await until(look)
     task.cancel()
 
 
 class Scripted:
-    """A ledger that answers what it is told to: what a real one cannot be asked for."""
+    """A ledger that returns the given answers, for cases that a real ledger cannot produce on request."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -296,7 +296,7 @@ class Scripted:
 
 
 def page(ledger_id: str, head: int, nano: int, after: datetime | None = None) -> ChangePage:
-    """A page up to `head`, which was written at that second of the hour; what was asked after, at `after`."""
+    """A page up to change `head`, written at second `head`; the change before it was written at `after`."""
     account = AccountBalance(ObjectKey("billing", "acme"), "USD", Nano(nano), Nano(0), head)
     return ChangePage(
         ledger_id,
@@ -338,7 +338,7 @@ async def test_a_restored_ledger_is_read_from_the_beginning(answers: list[Change
     task.cancel()
 
 
-async def test_a_ledger_that_is_away_is_asked_again_and_nothing_is_forgotten() -> None:
+async def test_the_feed_reads_an_unreachable_ledger_again_and_keeps_known_balances() -> None:
     spend = SpendTracker(max_age=300)
     ledger = Scripted(
         page("x", 9, 100),

@@ -62,7 +62,7 @@ async def test_an_upgrade_from_the_first_schema_keeps_its_data(first: Database) 
     async with opened(first) as ledger:
         first.check()
         assert await ledger.record(FACTS) == []
-        assert await ledger.head() == 3, "nothing of it is news"
+        assert await ledger.head() == 3, "all of it is known already"
         assert (await ledger.ingest([usage("1"), usage("2")])).duplicate == 1
         assert (await ledger.post_topup(topup())).duplicate
         assert await ledger.pending_count() == 1

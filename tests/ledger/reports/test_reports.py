@@ -232,7 +232,7 @@ async def test_a_corrected_clock_is_used_again(ledger: Ledger, clock: Clock) -> 
     assert (await ledger.post_topup(topup())).posted_at == START
 
 
-async def test_a_statement_of_an_unrecorded_account_is_none_and_a_long_one_is_refused(ledger: Ledger) -> None:
+async def test_an_unrecorded_account_has_no_statement_and_a_long_statement_is_refused(ledger: Ledger) -> None:
     assert await ledger.report(lambda connection: read_statement(connection, ACME, START, LATER)) is None
     await ledger.record(FACTS)
     for number in range(3):

@@ -28,7 +28,7 @@ from farebox.gateway.spend.tracker import SpendTracker
 from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 from tests.gateway import world
 
-_HEAR_SECONDS = 0.5
+_REPORT_SECONDS = 0.5
 
 
 class Counted:
@@ -61,20 +61,20 @@ def opened(upstream: str) -> Handler:
     return gate
 
 
-async def hear(spend: SpendTracker) -> None:
-    """The feed's word, again and again."""
+async def report_balance(spend: SpendTracker) -> None:
+    """Report balances to the tracker at an interval, as the feed does."""
     sequence = 0
     while True:
         sequence += 1
         spend.update([world.balance(MAX_NANO // 2, sequence)], [], True, spend.clock())
-        await asyncio.sleep(_HEAR_SECONDS)
+        await asyncio.sleep(_REPORT_SECONDS)
 
 
 async def decide(directory: Path, upstream: str) -> None:
     """Serve until SIGTERM."""
     settings = EnvoySettings(directory)
     gate = opened(upstream)
-    hearing = [asyncio.create_task(hear(gate.spend)), asyncio.create_task(gate.settlement.run())]
+    tasks = [asyncio.create_task(report_balance(gate.spend)), asyncio.create_task(gate.settlement.run())]
     async with (
         Admin(settings.admin_socket) as admin,
         listening(settings.decision_socket, gate.handle, settings.max_body_bytes),
@@ -90,7 +90,7 @@ async def decide(directory: Path, upstream: str) -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         await outbox.run(stop)
-    for task in hearing:
+    for task in tasks:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

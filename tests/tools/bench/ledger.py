@@ -93,7 +93,7 @@ async def _compare(report: Report, store: Databases, batch: int, count: int, cli
             await _tell_ledger(ledger)
             for _ in range(ROUNDS):
                 spent += await _ingest(ledger, batch, count, clients)
-                limit += await asyncio.to_thread(bare.insert_news, count // batch)
+                limit += await asyncio.to_thread(bare.insert_new_rows, count // batch)
         finally:
             await ledger.close()
             bare.close()

@@ -1,4 +1,4 @@
-"""Rows for the benchmark of the ledger, past the ledger: its own ones anew as the limit, and many at once.
+"""Inserts of rows without the ledger's code: the same rows again as the speed limit, and many rows at once.
 
 Both keep what the ledger keeps: the same tables, indexes and checks; only foreign keys are off.
 """
@@ -27,7 +27,7 @@ Rows = list[tuple[Any, ...]]
 
 
 class BareInserts:
-    """Inserts into `target` what the ledger has added to `source`, by so many clients at once."""
+    """Inserts into `target` what the ledger has added to `source`, by a number of concurrent clients."""
 
     def __init__(self, source: str, target: str, clients: int) -> None:
         self._stack = ExitStack()
@@ -45,9 +45,9 @@ class BareInserts:
         """Close all connections."""
         self._stack.close()
 
-    def insert_news(self, commits: int) -> float:
-        """The seconds it takes to insert, with so many commits, what is new since the last time."""
-        shares = {table: _shares(rows, commits) for table, rows in self._news().items()}
+    def insert_new_rows(self, commits: int) -> float:
+        """Insert the rows that are new since the last call, in `commits` commits; returns the seconds."""
+        shares = {table: _shares(rows, commits) for table, rows in self._new_rows().items()}
         works = [[{table: parts[commit] for table, parts in shares.items()} for commit in range(commits)]]
         works = [works[0][number :: len(self._targets)] for number in range(len(self._targets))]
         threads = [
@@ -60,7 +60,7 @@ class BareInserts:
             thread.join()
         return time.monotonic() - started
 
-    def _news(self) -> dict[Table, Rows]:
+    def _new_rows(self) -> dict[Table, Rows]:
         found: dict[Table, Rows] = {}
         with self._source.begin():
             for table, key in _KEYS.items():
@@ -94,13 +94,13 @@ def _without_foreign_keys(connection: Connection) -> None:
 
 
 def _shares(rows: Rows, commits: int) -> list[Rows]:
-    """The rows in so many parts of nearly the same size, in order."""
+    """The rows in order, in one part for each commit; the parts have nearly the same size."""
     cuts = [round(len(rows) * i / commits) for i in range(commits + 1)]
     return [rows[start:end] for start, end in pairwise(cuts)]
 
 
 def fill(url: str, rows: int, ids: Ids) -> None:
-    """Charged events until there are so many, booked in one transaction, such that `verify` finds no fault.
+    """Insert charged events up to `rows`, posted in one transaction, so that `verify` finds no fault.
 
     They are like the last one that the ledger charged, and came before it. Random ids are those that lie
     evenly among random ones: three of four are inserted in order, then the others between them, which leaves
@@ -130,7 +130,7 @@ def fill(url: str, rows: int, ids: Ids) -> None:
 
 
 def _book(connection: Connection, count: int) -> int:
-    """Book so many charges like the last one; the number of their transaction."""
+    """Post `count` charges like the last one; returns the number of their transaction."""
     last = connection.execute(select(_usage).where(_usage.c.charge > 0).order_by(_usage.c.id.desc())).first()
     assert last is not None, "the ledger has charged something"
     was = tables.transactions.c.sequence == last.transaction_sequence

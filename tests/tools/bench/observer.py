@@ -31,7 +31,7 @@ class Seen:
 
     @property
     def arrived(self) -> bool:
-        """Its pods are what was asked for."""
+        """Whether exactly the desired replicas exist and are ready."""
         return self.desired == self.replicas == self.ready
 
 

@@ -103,7 +103,7 @@ class Resync:
             await reflector.relist(lambda change: None)
 
     async def run(self, seconds: float, on_compared: Callable[[], None]) -> None:
-        """Compare all kinds every so many seconds. Never returns.
+        """Compare all kinds every `seconds`. Never returns.
 
         Args:
             on_compared: called after each comparison for which the API server was reachable.

@@ -1,7 +1,7 @@
 """A client of Envoy's admin interface on its Unix socket: readiness, log rotation, draining and the end.
 
-A SIGTERM cuts streams. So Envoy is drained before: readiness fails, keep-alive connections are asked to
-close, the listener closes a little later, and running calls finish.
+A SIGTERM cuts streams, so the gateway drains Envoy first: readiness fails, Envoy requests that keep-alive
+connections close, the listener closes a little later, and running calls finish.
 """
 
 import asyncio

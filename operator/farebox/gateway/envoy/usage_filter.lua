@@ -4,8 +4,8 @@
 --
 -- usage_filter.py defines NAMESPACE, the name of the metadata, and REDACTION, a UsageRedaction, in front of it.
 --
--- Lua patterns are slow, and patterns that start with a repetition scan a text many times. So long texts are searched
--- for plain words.
+-- Lua patterns are slow, and patterns that start with a repetition scan a text many times. Therefore long texts are
+-- searched for plain words.
 
 local byte, find, match, sub, concat = string.byte, string.find, string.match, string.sub, table.concat
 

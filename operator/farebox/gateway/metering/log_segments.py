@@ -41,7 +41,7 @@ class Checkpoint:
         self._path = path
 
     def load(self) -> Position | None:
-        """The saved position; None if there is none, so every file has to be sent."""
+        """The saved position. None if no position is saved: every file has to be sent."""
         try:
             content = json.loads(self._path.read_bytes())
             return Position(int(content["number"]), int(content["offset"]))

@@ -20,7 +20,7 @@ from farebox.gateway.ratelimit.base import TakeResult
 
 
 class _Window:
-    """Amounts by second, and their sum in the last second that was asked for."""
+    """Amounts by second, and their sum at the second of the latest query."""
 
     __slots__ = ("_at", "_sum", "slots")
 
