@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import URL, create_engine, make_url
 
 from farebox.api import ReservationState
 from farebox.domain.billing.money import Nano
@@ -236,6 +237,66 @@ async def test_every_commit_notifies_listeners(database: Database, clock: Clock)
         connection.execute("SELECT 1")
         # The repeated top-up writes nothing.
         assert len(list(connection.notifies(timeout=0))) == 2
+
+
+class Firewall:
+    """Between a client and a server: it can forget connections, and resets one that is used after that."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+        self._connections = 0
+        self._forgotten = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        """Forward connections to the server's Unix socket; yields the port."""
+        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+
+    def forget(self) -> None:
+        """Forget all connections, without a sign to either side."""
+        self._forgotten = self._connections
+
+    async def _forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        number = self._connections
+        server, to_server = await asyncio.open_unix_connection(self._socket)
+
+        async def answers() -> None:
+            while data := await server.read(65_536):
+                if number > self._forgotten:
+                    to_client.write(data)
+
+        answering = asyncio.create_task(answers())
+        while (data := await client.read(65_536)) and number > self._forgotten:
+            to_server.write(data)
+        answering.cancel()
+        to_client.transport.abort()
+        to_server.transport.abort()
+
+
+async def test_a_listener_replaces_a_connection_that_was_lost_without_a_sign(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(notify, "_RETRY_SECONDS", 0.1)
+    url = make_url(database.url)
+    firewall, woken = Firewall(f"{url.query['host']}/.s.PGSQL.5432"), asyncio.Event()
+    async with firewall.listening() as port:
+        through = URL.create(url.drivername, url.username, host="127.0.0.1", port=port, database=url.database)
+        listener = notify.CommitListener(create_engine(through), woken.set)
+        listening = asyncio.create_task(listener.listen())
+        try:
+            await asyncio.wait_for(woken.wait(), 30)
+            woken.clear()
+            firewall.forget()
+            # A new connection wakes the readers, because there may have been commits before.
+            await asyncio.wait_for(woken.wait(), 30)
+        finally:
+            listening.cancel()
 
 
 @pytest.mark.parametrize("prefix", ["postgresql", "postgresql+psycopg"])

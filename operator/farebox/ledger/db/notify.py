@@ -13,6 +13,8 @@ import structlog
 from sqlalchemy import Engine, event
 
 CHANNEL: Final = "farebox_ledger"
+CHECK_SECONDS: Final = 10.0
+"""How often an idle connection is used. A firewall drops one that is not used, without a sign."""
 _RETRY_SECONDS: Final = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +48,9 @@ class CommitListener:
             await connection.execute(f"LISTEN {CHANNEL}")
             # There may have been commits before the LISTEN.
             self._on_commit()
-            async for notification in connection.notifies():
-                # The writer wakes its own readers without a round trip to the server.
-                if notification.pid != self._own:
-                    self._on_commit()
+            while True:
+                async for notification in connection.notifies(timeout=CHECK_SECONDS):
+                    # The writer wakes its own readers without a round trip to the server.
+                    if notification.pid != self._own:
+                        self._on_commit()
+                await connection.execute("SELECT 1")
