@@ -151,7 +151,10 @@ async def test_an_unreachable_or_unready_meter_raises_ledger_unavailable(
 
 @pytest.mark.parametrize(
     ("status", "text"),
-    [(200, "<html>"), (200, "{}"), (500, "oops"), (502, "{}"), (302, ""), (200, '{"posted_at": 1}')],
+    [
+        *((200, "<html>"), (200, "{}"), (500, "oops"), (502, "{}"), (302, ""), (200, '{"posted_at": 1}')),
+        (200, '{"refused": [{"kind": "orders", "index": 0, "reason": "InvalidRecord", "message": "?"}]}'),
+    ],
 )
 async def test_an_unreadable_answer_raises_ledger_unavailable(status: int, text: str) -> None:
     async def answer(request: web.Request) -> web.Response:
@@ -167,6 +170,8 @@ async def test_an_unreadable_answer_raises_ledger_unavailable(status: int, text:
         async with MeterClient(site.name) as remote:
             with pytest.raises(LedgerUnavailable):
                 await remote.post_topup(topup())
+            with pytest.raises(LedgerUnavailable):
+                await remote.record([terms()])
             with pytest.raises(LedgerUnavailable):
                 await remote.changes(0, 0)
     finally:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -93,7 +93,8 @@ class RecordsBody(Value):
     reservations: _Records[ReservationRecord] = ()
 
 
-_KINDS: Final[dict[type[Record], str]] = {
+_Kind = Literal["accounts", "prices", "bindings", "reservations"]
+_KINDS: Final[dict[type[Record], _Kind]] = {
     AccountRecord: "accounts",
     PriceVersion: "prices",
     Binding: "bindings",
@@ -101,7 +102,7 @@ _KINDS: Final[dict[type[Record], str]] = {
 }
 
 
-Place = tuple[str, int]
+Place = tuple[_Kind, int]
 """Where a record is in the body of POST /v1/records: its kind, and its index within the kind."""
 
 
@@ -109,7 +110,7 @@ Place = tuple[str, int]
 class RefusedRecord(Value):
     """The ledger's refusal of the record at `index` of its kind."""
 
-    kind: str
+    kind: _Kind
     index: int
     reason: str
     message: str

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
@@ -282,6 +284,20 @@ async def test_a_refused_token_is_retried_with_its_replacement(
         await eventually(lambda: retries() > 2)
         replace(token, GATEWAY)
         await eventually(lambda: sent() == 3)
+
+
+async def test_an_answer_about_events_that_were_not_sent_is_no_result() -> None:
+    """Otherwise a faulty meter would end the gateway, and usage would stay in the log."""
+
+    async def answer(request: web.Request) -> web.Response:
+        rejected = [{"index": 1, "id": "", "reason": "InvalidEvent", "message": "?"}]
+        return web.json_response({"accepted": 0, "duplicate": 0, "pending": 0, "rejected": rejected})
+
+    app = web.Application()
+    app.router.add_post("/v1/events", answer)
+    async with TestServer(app) as server, MeterClient(str(server.make_url("/"))) as client:
+        with pytest.raises(LedgerUnavailable):
+            await UsagePublisher(client).post([{"id": "0"}])
 
 
 def test_a_checkpoint_is_complete_or_the_previous_one(tmp_path: Path) -> None:

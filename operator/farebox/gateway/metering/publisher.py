@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from farebox.errors import LedgerRefused
+from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.gateway.metering.usage import BilledTokens, UsageLine
 from farebox.meterapi.client import MeterClient
 from farebox.meterapi.types import CreditLease
@@ -110,5 +110,10 @@ class UsagePublisher:
                 [*first.leases, *second.leases],
                 max(first.sequence, second.sequence),
             )
-        rejected = [RejectedEvent(events[item.index], item.reason, item.message) for item in result.rejected]
+        try:
+            rejected = [
+                RejectedEvent(events[item.index], item.reason, item.message) for item in result.rejected
+            ]
+        except IndexError as error:
+            raise LedgerUnavailable("The meter rejects an event that was not sent") from error
         return PublishResult(rejected, result.leases, result.sequence)
