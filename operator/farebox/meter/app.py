@@ -18,8 +18,16 @@ from pydantic import ValidationError
 from farebox.errors import LedgerRefused, LedgerUnavailable
 from farebox.meter import cloudevents, reports_api
 from farebox.meter.auth import Permission
-from farebox.meter.requests import METER, ApiError, Meter, authorized, integer, json_response
-from farebox.meterapi.scalars import parse_key
+from farebox.meter.requests import (
+    METER,
+    ApiError,
+    Meter,
+    account_of_path,
+    authorized,
+    found,
+    integer,
+    json_response,
+)
 from farebox.meterapi.schema import SEQUENCE_HEADER, fault, from_json, read_records
 from farebox.meterapi.types import CreditLeaseRequest, TopUpOrder
 from farebox.meterapi.usage import PendingEvent
@@ -148,16 +156,9 @@ async def get_changes(request: web.Request) -> web.Response:
 
 async def get_account(request: web.Request) -> web.Response:
     """Read one account."""
-    namespace, name = request.match_info["namespace"], request.match_info["name"]
-    ledger = await authorized(request, Permission("get", "billingaccounts", namespace))
-    try:
-        key = parse_key(f"{namespace}/{name}")
-    except ValueError as error:
-        raise ApiError(404, "AccountNotFound", str(error)) from error
-    account = await ledger.account(key)
-    if account is None:
-        raise ApiError(404, "AccountNotFound", f"The ledger has no account {key}")
-    return json_response(account)
+    ledger = await authorized(request, Permission("get", "billingaccounts", request.match_info["namespace"]))
+    key = account_of_path(request)
+    return json_response(found(key, await ledger.account(key)))
 
 
 async def get_healthz(request: web.Request) -> web.Response:

@@ -22,7 +22,15 @@ from farebox.domain.keys import ObjectKey
 from farebox.ledger.reports.statement import read_statement
 from farebox.ledger.reports.usage import AsOf, Place, UsagePage, read_usage
 from farebox.meter.auth import Permission
-from farebox.meter.requests import ApiError, authorized, bearer_token, integer, json_response
+from farebox.meter.requests import (
+    ApiError,
+    account_of_path,
+    authorized,
+    bearer_token,
+    found,
+    integer,
+    json_response,
+)
 from farebox.meterapi.csv import statement_csv
 from farebox.meterapi.reports import Bucket, Group, Statement, UsageQuery, UsageReport
 from farebox.meterapi.scalars import parse_key, parse_time
@@ -83,18 +91,13 @@ def _report(query: UsageQuery, page: UsagePage, cursor: str | None) -> UsageRepo
 
 async def get_statement(request: web.Request) -> web.Response:
     """Read the statement of an account."""
-    namespace, name = request.match_info["namespace"], request.match_info["name"]
-    ledger = await authorized(request, Permission("get", "billingaccounts", namespace))
+    ledger = await authorized(request, Permission("get", "billingaccounts", request.match_info["namespace"]))
     _check_names(request, _STATEMENT)
-    try:
-        account = parse_key(f"{namespace}/{name}")
-    except ValueError as error:
-        raise ApiError(404, "AccountNotFound", str(error)) from error
+    account = account_of_path(request)
     start, end = _period(request, MAX_STATEMENT_DAYS)
     form = _one_of(request, "format", ("json", "csv"), "json")
-    statement = await ledger.report(lambda connection: read_statement(connection, account, start, end))
-    if statement is None:
-        raise ApiError(404, "AccountNotFound", f"The ledger has no account {account}")
+    read = await ledger.report(lambda connection: read_statement(connection, account, start, end))
+    statement = found(account, read)
     if form == "csv":
         return await _csv(statement)
     return await asyncio.to_thread(json_response, statement)

@@ -1,14 +1,18 @@
 """What all routes of the meter's API share: authorization, parameters, answers and errors."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import web
 
+from farebox.domain.keys import ObjectKey
 from farebox.ledger.engine import Ledger
 from farebox.meter.auth import Authenticator, Decision, Permission
 from farebox.meter.metrics import MeterMetrics
+from farebox.meterapi.scalars import parse_key
 from farebox.meterapi.schema import to_json
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -61,6 +65,21 @@ def bearer_token(request: web.Request) -> str:
     if scheme.lower() != "bearer" or not token.strip():
         raise ApiError(401, "Unauthenticated", "Send a token: Authorization: Bearer <token>")
     return token.strip()
+
+
+def account_of_path(request: web.Request) -> ObjectKey:
+    """The account in the path. Raises ApiError 404 if no account can have that name."""
+    try:
+        return parse_key("{namespace}/{name}".format_map(request.match_info))
+    except ValueError as error:
+        raise ApiError(404, "AccountNotFound", str(error)) from error
+
+
+def found(account: ObjectKey, value: T | None) -> T:
+    """What the ledger has of an account. Raises ApiError 404 if it has no such account."""
+    if value is None:
+        raise ApiError(404, "AccountNotFound", f"The ledger has no account {account}")
+    return value
 
 
 def integer(
