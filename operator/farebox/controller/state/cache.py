@@ -6,7 +6,7 @@ Lists, watches, resyncs and the answers to the operator's own writes all put obj
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json, to_json
@@ -96,14 +96,6 @@ class Cache:
     """The stores of all kinds, and indexes from accounts, models and services to what refers to them."""
 
     def __init__(self) -> None:
-        self.services = Store(Kind.SERVICE, _reader(InferenceService), self._index_service)
-        self.models = Store(Kind.MODEL, _reader(Model))
-        self.accounts = Store(Kind.ACCOUNT, _reader(BillingAccount), self._index_account)
-        self.topups = Store(Kind.TOPUP, _reader(TopUp), self._index_topup)
-        self.apikeys = Store(Kind.APIKEY, _reader(APIKey))
-        self.namespaces = Store(Kind.NAMESPACE, parse_labels)
-        self.backends = Store(Kind.DEPLOYMENT, parse_backend, self._index_backend)
-        self.endpoints = Store(Kind.ENDPOINT, parse_endpoint, self._index_endpoint)
         self.services_of_account = Index()
         self.services_of_model = Index()
         self.services_in_namespace = Index()
@@ -112,20 +104,23 @@ class Cache:
         self.topups_of_account = Index()
         self.backends_of_service = Index()
         self.endpoints_of_service = Index()
+        self.services = Store(Kind.SERVICE, _reader(InferenceService), self._index_service)
+        self.models = Store(Kind.MODEL, _reader(Model))
+        self.accounts = Store(Kind.ACCOUNT, _reader(BillingAccount), self._index_account)
+        self.topups = Store(Kind.TOPUP, _reader(TopUp), self._index_topup)
+        self.apikeys = Store(Kind.APIKEY, _reader(APIKey))
+        self.namespaces = Store(Kind.NAMESPACE, parse_labels)
+        self.backends = Store(Kind.DEPLOYMENT, parse_backend, partial(_index_part, self.backends_of_service))
+        self.endpoints = Store(Kind.ENDPOINT, parse_endpoint, partial(_index_part, self.endpoints_of_service))
+        stores = (
+            *(self.services, self.models, self.accounts, self.topups),
+            *(self.apikeys, self.namespaces, self.backends, self.endpoints),
+        )
+        self._stores: dict[str, Store[Any]] = {store.kind: store for store in stores}
 
     def store(self, kind: Kind) -> "Store[Any]":
         """Return the store of a kind."""
-        stores: dict[Kind, Store[Any]] = {
-            Kind.SERVICE: self.services,
-            Kind.MODEL: self.models,
-            Kind.ACCOUNT: self.accounts,
-            Kind.TOPUP: self.topups,
-            Kind.APIKEY: self.apikeys,
-            Kind.NAMESPACE: self.namespaces,
-            Kind.DEPLOYMENT: self.backends,
-            Kind.ENDPOINT: self.endpoints,
-        }
-        return stores[kind]
+        return self._stores[kind]
 
     def _index_service(self, change: Change[InferenceService]) -> None:
         for service, update in ((change.old, Index.discard), (change.new, Index.add)):
@@ -145,16 +140,6 @@ class Cache:
             if topup is not None:
                 account = ObjectKey(change.key.namespace, topup.spec.billing_account_ref.name)
                 update(self.topups_of_account, account, change.key)
-
-    def _index_backend(self, change: Change[Backend]) -> None:
-        for backend, update in ((change.old, Index.discard), (change.new, Index.add)):
-            if backend is not None and backend.service is not None:
-                update(self.backends_of_service, backend.service, change.key)
-
-    def _index_endpoint(self, change: Change[BackendService]) -> None:
-        for endpoint, update in ((change.old, Index.discard), (change.new, Index.add)):
-            if endpoint is not None and endpoint.service is not None:
-                update(self.endpoints_of_service, endpoint.service, change.key)
 
 
 class Index:
@@ -181,6 +166,13 @@ class Index:
     def count(self, owner: ObjectKey) -> int:
         """Return the number of keys of an owner."""
         return len(self._keys.get(owner, ()))
+
+
+def _index_part(index: Index, change: Change[Backend] | Change[BackendService]) -> None:
+    """Index a part of a backend by the dedicated service that it belongs to, if any."""
+    for part, update in ((change.old, Index.discard), (change.new, Index.add)):
+        if part is not None and part.service is not None:
+            update(index, part.service, change.key)
 
 
 def _reader(model: type[ObjectT]) -> Callable[[JSONObject], ObjectT]:
