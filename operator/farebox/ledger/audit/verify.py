@@ -101,7 +101,7 @@ class _Verification:
         self._bindings: dict[int, _Row] = {}
         self._accounts: dict[int, _Account] = {}
         self._numbers = 0
-        self._entitlements = EntitlementsCheck(connection, self._differs)
+        self._entitlements = EntitlementsCheck(self._rows, self._differs)
 
     def run(self) -> VerificationReport:
         self._prices = {

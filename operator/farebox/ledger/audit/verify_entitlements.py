@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Row, select
 
 from farebox.domain.billing.reservations import (
     MICROS_PER_DAY,
@@ -19,18 +19,19 @@ from farebox.ledger.booking.journal import BALANCE
 from farebox.ledger.booking.state import KnownPrice
 from farebox.ledger.db import tables
 
-_STREAM_ROWS: Final = 2_000
 _Row = Row[*tuple[Any, ...]]
 
 
 class EntitlementsCheck:
-    """Checks grants, reservation terms and coverage. `differs` is called with each difference.
+    """Checks grants, reservation terms and coverage.
+
+    `rows` streams the rows of a query; `differs` is called with each difference.
 
     `highest` is the highest sequence number of a reservation's change, `numbers` the count of such numbers.
     """
 
-    def __init__(self, connection: Connection, differs: Callable[[str], None]) -> None:
-        self._connection = connection
+    def __init__(self, rows: Callable[[Any], Iterator[_Row]], differs: Callable[[str], None]) -> None:
+        self._rows = rows
         self._differs = differs
         self.highest = 0
         self.numbers = 0
@@ -151,9 +152,6 @@ class EntitlementsCheck:
                 row.output_tpm for row in reserved
             ):
                 self._differs(f"minute {minute} of {service} is covered beyond what was reserved")
-
-    def _rows(self, statement: Any) -> Iterator[_Row]:
-        yield from self._connection.execution_options(yield_per=_STREAM_ROWS).execute(statement)
 
 
 _changes = tables.reservation_changes.c

@@ -13,6 +13,7 @@ from farebox.clock import to_micros
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import tiers_error
 from farebox.domain.keys import ObjectKey
+from farebox.errors import LedgerRefused
 from farebox.ledger.booking.entitlements import grant_quotas, process_due_renewals, record_reservation
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.state import Timeline
@@ -31,13 +32,6 @@ from farebox.meterapi.types import (
 _MAX_NAME: Final = 253
 _MICROSECOND: Final = timedelta(microseconds=1)
 T = TypeVar("T")
-
-
-class _Refused(Exception):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
 
 
 @dataclass(slots=True)
@@ -60,7 +54,7 @@ def record(journal: Journal, records: Sequence[Record]) -> list[RecordRefusal]:
     for index, item in enumerate(records):
         try:
             _apply(journal, item, changes)
-        except _Refused as refusal:
+        except LedgerRefused as refusal:
             refused.append(RecordRefusal(index, refusal.reason, refusal.message))
     journal.flush()
     if changes.services or changes.accounts or changes.models:
@@ -99,14 +93,16 @@ def _reserving(journal: Journal, model: str) -> set[ObjectKey]:
 def _record_account(journal: Journal, wanted: AccountRecord) -> bool:
     """Returns whether it changed anything."""
     if not 0 <= wanted.credit_limit <= MAX_NANO:
-        raise _Refused("AmountOutOfRange", f"The credit limit of {wanted.account} is negative or too large")
+        raise LedgerRefused(
+            "AmountOutOfRange", f"The credit limit of {wanted.account} is negative or too large"
+        )
     known = journal.account(wanted.account)
     if known is None:
         _check_name(wanted.currency, f"the currency of {wanted.account}")
         journal.open_account(wanted)
         return True
     if known.currency != wanted.currency:
-        raise _Refused(
+        raise LedgerRefused(
             "CurrencyMismatch",
             f"The currency of account {wanted.account} is {known.currency} since its creation and cannot "
             f"change to {wanted.currency}: use an account with another name",
@@ -135,7 +131,7 @@ def _record_price(journal: Journal, version: PriceVersion) -> bool:
     _check_name(version.model, "the model")
     _check_name(version.currency, f"the currency of {version.model}")
     if (fault := tiers_error(version.tiers)) is not None:
-        raise _Refused("InvalidPrice", f"Invalid prices of {version.model}: {fault}")
+        raise LedgerRefused("InvalidPrice", f"Invalid prices of {version.model}: {fault}")
     known = journal.state.prices.get(version.model)
     if known is not None:
         wanted = (version.currency, version.tiers, version.reservation, version.free_quota)
@@ -161,12 +157,16 @@ def _record_reservation(journal: Journal, wanted: ReservationRecord) -> bool:
     _check_name(wanted.model, f"the model of {wanted.service}")
     _check_name(wanted.uid, f"the uid of {wanted.service}")
     if not (0 <= wanted.input_tpm <= MAX_NANO and 0 <= wanted.output_tpm <= MAX_NANO):
-        raise _Refused("AmountOutOfRange", f"The reservation of {wanted.service} is negative or too large")
+        raise LedgerRefused(
+            "AmountOutOfRange", f"The reservation of {wanted.service} is negative or too large"
+        )
     if not 0 < wanted.days <= MAX_DAYS:
-        raise _Refused("InvalidReservation", f"A term of {wanted.service} must have 1 to {MAX_DAYS} days")
+        raise LedgerRefused(
+            "InvalidReservation", f"A term of {wanted.service} must have 1 to {MAX_DAYS} days"
+        )
     return record_reservation(journal, wanted)
 
 
 def _check_name(text: str, what: str) -> None:
     if not 0 < len(text) <= _MAX_NAME:
-        raise _Refused("InvalidName", f"{what} must have 1 to {_MAX_NAME} characters")
+        raise LedgerRefused("InvalidName", f"{what} must have 1 to {_MAX_NAME} characters")
