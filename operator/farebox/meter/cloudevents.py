@@ -34,7 +34,6 @@ BINARY: Final = "application/json"
 """The Content-Type of binary mode: the body is the data, the attributes are headers (`ce-id`, ...)."""
 ATTRIBUTE: Final = "ce-"
 """The prefix of these headers."""
-EVENT_TYPE: Final = "dev.farebox.usage.v1"
 MAX_EVENTS: Final = 10_000
 """The limit of events in one request."""
 
