@@ -73,7 +73,7 @@ def test_a_charge_beyond_64_bits_is_refused() -> None:
 
 
 def test_a_call_that_no_tier_covers_is_refused() -> None:
-    with pytest.raises(InvalidAmount, match="no tier"):
+    with pytest.raises(InvalidAmount, match="No price tier fits"):
         charge(TWO_TIERS[:1], 1_001, 0, 0)
 
 
