@@ -18,9 +18,9 @@ async def serve_health(
     """Start the server; the caller must clean up the runner.
 
     Args:
-        setting: the name of the setting for the port. unhealthy: problems that only a restart repairs:
-        /healthz answers 503 with them. unready: problems because of which the replica cannot take over at
-        once: /readyz answers 503 with them.
+        setting: the name of the setting for the port.
+        unhealthy: the problems that only a restart repairs; /healthz answers 503 with them.
+        unready: the problems that keep the replica from taking over; /readyz answers 503 with both.
 
     Raises:
         ConfigurationError: the port cannot be used.
