@@ -299,7 +299,7 @@ async def test_a_providers_token_is_read_when_needed_and_again_after_a_while(cli
     [("missing", None), ("other-key", {"x": "sk"}), ("empty", {"token": ""}), ("odd", {"token": "a b"}),
      ("lines", {"token": "sk\r\nx-evil: 1"}), ("unicode", {"token": "sk-é"})],
 )  # fmt: skip
-async def test_a_secret_without_a_token_says_where_and_never_what(
+async def test_the_error_of_a_secret_without_a_token_names_the_secret_and_shows_no_value(
     client: KubeClient, name: str, data: dict[str, str] | None
 ) -> None:
     if data is not None:

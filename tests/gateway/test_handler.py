@@ -449,7 +449,7 @@ async def test_the_hold_covers_every_input_of_a_list(world: World) -> None:
     assert world.leases.amounts[f"req-{world.requests}"] == 20 * 10 * 500
 
 
-async def test_a_silent_meter_stops_paid_calls_after_the_maximum_age(world: World) -> None:
+async def test_an_unreachable_meter_stops_paid_calls_after_the_maximum_age(world: World) -> None:
     world.clock.pass_(299)
     assert isinstance(await world.call(), Route)
     world.clock.pass_(1)

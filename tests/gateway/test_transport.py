@@ -82,7 +82,7 @@ async def test_the_wait_for_an_envoy_that_does_not_end_is_limited(
             await transport.serve(forwarding("127.0.0.1:1"), settings, client, stop)
 
 
-def test_a_log_is_whole_when_nobody_has_it_open_to_write(tmp_path: Path) -> None:
+def test_a_log_is_complete_when_no_process_has_it_open_for_writing(tmp_path: Path) -> None:
     path = tmp_path / "usage.log"
     assert not may_be_written(path)
     with path.open("ab"), path.open("rb"):

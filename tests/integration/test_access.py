@@ -118,7 +118,7 @@ def metadata(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", READS)
 @pytest.mark.parametrize("who", list(MAY))
-def test_b22_money_is_read_by_those_who_may_and_nobody_else(shop: Shop, who: str, path: str) -> None:
+def test_b22_only_authorized_callers_read_money(shop: Shop, who: str, path: str) -> None:
     assert shop.status(who, path) == (200 if path in MAY[who] else 403)
 
 
@@ -131,7 +131,7 @@ def test_b22_usage_is_posted_by_the_gateway_alone(shop: Shop, who: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/topups", "/v1/records"])
 @pytest.mark.parametrize("who", ["gateway", *PEOPLE])
-def test_b22_nobody_but_the_operator_writes_money(shop: Shop, who: str, path: str) -> None:
+def test_b22_only_the_operator_writes_money(shop: Shop, who: str, path: str) -> None:
     assert shop.status(who, path, "POST", b"{}", Content_Type="application/json") == 403
 
 

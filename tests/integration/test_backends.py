@@ -157,7 +157,7 @@ def test_a_port_edited_in_the_model_is_that_of_its_services_too(tenant: Tenant) 
         )  # type: ignore[misc]
 
 
-def test_the_shared_backend_is_at_zero_exactly_when_nobody_wants_it(tenant: Tenant) -> None:
+def test_the_shared_backend_is_at_zero_exactly_when_no_service_needs_it(tenant: Tenant) -> None:
     model = tenant.model(deployment={"replicas": 2})
     tenant.account("one", balance="5")
     tenant.account("two", balance="5")
@@ -211,7 +211,9 @@ def test_an_edited_template_rolls_dedicated_and_shared_backends_and_nothing_stop
     assert version_of(tenant.backend("off")) == "newer"
 
 
-def test_b23_a_template_that_the_api_server_refuses_is_reported_and_delays_nobody(tenant: Tenant) -> None:
+def test_b23_a_template_that_the_api_server_refuses_is_reported_and_delays_no_other_object(
+    tenant: Tenant,
+) -> None:
     refused, fine = tenant.model("refused", pods=REFUSED), tenant.model("fine")
     tenant.account(balance="5")
     for index in range(5):

@@ -212,7 +212,7 @@ def test_b18_on_resume_calls_are_admitted_only_once_a_backend_is_ready(caller: C
     caller.wait_served(ai)
 
 
-def test_an_external_provider_gets_its_credential_and_nobody_else_sees_it(
+def test_only_the_external_provider_gets_its_credential(
     caller: Caller, simulator: Process, stack: Stack
 ) -> None:
     tenant, secret = caller.tenant, "prov-" + "s3cr3t" * 4

@@ -43,7 +43,7 @@ def test_b2_first_enable_goes_from_not_enabled_through_creating_to_running(tenan
     assert tenant.phases(since, model) == ["NotEnabled", "Creating", "Running"]
 
 
-def test_b2_a_dedicated_service_runs_with_its_replicas_and_says_where_it_is_called(tenant: Tenant) -> None:
+def test_b2_a_dedicated_service_runs_with_its_replicas_and_reports_its_url(tenant: Tenant) -> None:
     model = tenant.model()
     tenant.account(balance="5")
     tenant.service("own", model, replicas=3)

@@ -97,7 +97,7 @@ def test_states_are_urgent_and_counts_can_wait(fields: dict[str, Any], urgency: 
         ({"observed_generation": 4}, Urgency.NOW),
     ],
 )
-def test_the_wording_of_a_condition_can_wait_what_it_says_cannot(
+def test_a_new_message_of_a_condition_can_wait_a_new_status_or_reason_cannot(
     fields: dict[str, Any], urgency: Urgency
 ) -> None:
     status = reported()

@@ -52,7 +52,7 @@ def test_nothing_is_known_before_the_end_of_the_feed(time: Time) -> None:
     assert balances.known, "once complete, a page of news does not make the rest unknown"
 
 
-def test_a_silent_feed_makes_every_balance_unknown(balances: Balances, time: Time) -> None:
+def test_every_balance_is_unknown_after_the_feed_stops(balances: Balances, time: Time) -> None:
     time.now += 44.9
     assert balances.of(ACME, 0) == at(7)
     time.now += 0.1
@@ -75,7 +75,7 @@ def test_a_ledger_that_is_behind_what_was_reported_is_not_believed(balances: Bal
     assert not balances.behind(ObjectKey("billing", "nobody"), 8), "which the ledger does not have"
 
 
-def test_no_account_is_behind_while_the_feed_is_silent(balances: Balances, time: Time) -> None:
+def test_no_account_is_behind_after_the_feed_stops(balances: Balances, time: Time) -> None:
     """Another replica may have reported a change that this replica has not received yet."""
     time.now += 60
     assert not balances.behind(ACME, 8)

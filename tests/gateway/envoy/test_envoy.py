@@ -44,7 +44,7 @@ def test_envoy_accepts_the_configuration_with_and_without_tls(tmp_path: Path) ->
     assert envoy_process.validate(binary, with_tls) == ""
 
 
-def test_validation_says_what_is_wrong(tmp_path: Path) -> None:
+def test_a_validation_error_names_the_problem(tmp_path: Path) -> None:
     wrong = EnvoySettings(tmp_path, certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
     assert "no.key" in envoy_process.validate(envoy_process.find(), wrong)
 
@@ -250,7 +250,9 @@ async def test_an_upstream_that_cannot_be_reached_is_an_upstream_error(
     ],
     ids=["nothing", "another protocol", "half a head", "a flood", "two lengths"],
 )
-async def test_an_upstream_that_breaks_off_or_says_nonsense_is_502(tmp_path: Path, said: bytes) -> None:
+async def test_an_upstream_that_breaks_off_or_answers_malformed_http_is_502(
+    tmp_path: Path, said: bytes
+) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(said)

@@ -37,7 +37,7 @@ async def test_a_hostile_request_is_refused_or_served_once(place: Place, sent: b
     await place.check(int(expected == "200"))
 
 
-async def test_what_an_odd_request_says_to_the_upstream_is_plain(place: Place) -> None:
+async def test_an_odd_request_reaches_the_upstream_in_plain_form(place: Place) -> None:
     """Whatever Envoy tolerates has one meaning when it leaves."""
     odd = ("X-A: b\rX-B: c", "X-C: d\r\n e", "x_gw_cluster: evil", "Expect: tea", "TE: trailers, gzip")
     assert (await place.send(posted(CHUNKED, *odd, body=chunked(GOOD, last=hostile.TRAILERS)))).status == 200
@@ -99,7 +99,7 @@ async def rest(writer: asyncio.StreamWriter) -> None:
     ],
     ids=["head", "body", "chunk", "extension"],
 )
-async def test_a_request_that_does_not_come_whole_in_time_is_ended(
+async def test_a_request_that_is_incomplete_at_the_timeout_is_ended(
     impatient: Place, begin: bytes, more: Callable[[asyncio.StreamWriter], Awaitable[None]]
 ) -> None:
     async with impatient.connected() as (reader, writer):

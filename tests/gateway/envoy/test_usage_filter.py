@@ -278,7 +278,7 @@ def documents(stream: bytes) -> list[Any]:
     return [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: {")]
 
 
-def test_what_tells_no_usage_passes_byte_for_byte() -> None:
+def test_an_answer_without_usage_passes_byte_for_byte() -> None:
     events = b"".join(map(event, ["a", *TEXTS]))
     stream = b": hello\r\n\r\nevent: ping\ndata:\n\n" + events + b"data: [DONE]\n\n"
     for redaction in (UsageRedaction.EACH_EVENT, UsageRedaction.ALL):

@@ -209,7 +209,7 @@ async def test_bodies_of_refused_calls_are_read_a_few_at_a_time(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("value", ["", "no base64!", "AAAA"])
-async def test_a_body_without_a_refusal_is_nobodys(tmp_path: Path, value: str) -> None:
+async def test_a_body_without_a_refusal_is_unimplemented(tmp_path: Path, value: str) -> None:
     headers = [(":method", "POST"), (":scheme", "http"), (":authority", "g")]
     headers += [(":path", discard.PATH.decode()), (discard.HEADER, value)]
     async with served(tmp_path, refuses) as client:

@@ -203,7 +203,7 @@ def test_memory_and_valkey_give_equal_results(valkey_url: str, steps: list[Any])
     asyncio.run(run())
 
 
-async def test_memory_forgets_what_no_longer_counts() -> None:
+async def test_memory_counters_drop_entries_that_no_longer_count() -> None:
     memory = MemoryCounters()
     for window in Window:
         await memory.take([limit_request(10, window=window)], NOW)

@@ -62,7 +62,7 @@ def free(spend: SpendTracker) -> int:
     return tokens.left
 
 
-def test_a_commitment_counts_from_the_first_moment(spend: SpendTracker) -> None:
+def test_an_authorized_amount_counts_at_once(spend: SpendTracker) -> None:
     spend.authorize("a", ACCOUNT, 30, MODEL, 200)
     spend.authorize("b", ACCOUNT, 100, MODEL, 0)
     assert (spend.available(ACCOUNT), free(spend)) == (-30, 800)
@@ -71,20 +71,20 @@ def test_a_commitment_counts_from_the_first_moment(spend: SpendTracker) -> None:
     assert (spend.available(ACCOUNT), free(spend)) == (70, 800)
 
 
-def test_what_a_call_cost_replaces_what_was_committed(spend: SpendTracker) -> None:
+def test_the_captured_cost_replaces_the_authorized_amount(spend: SpendTracker) -> None:
     spend.authorize("a", ACCOUNT, 30, MODEL, 200)
     spend.capture("a", 45, 250)
     spend.capture("a", 99, 999)
     assert (spend.available(ACCOUNT), free(spend)) == (55, 750)
 
 
-def test_money_pays_no_tokens_of_the_free_quota(spend: SpendTracker) -> None:
+def test_a_paid_call_uses_no_tokens_of_the_free_quota(spend: SpendTracker) -> None:
     spend.authorize("a", ACCOUNT, 30, MODEL, 0)
     spend.capture("a", 45, 250)
     assert free(spend) == 1000
 
 
-def test_a_charge_is_let_go_when_the_meters_figures_have_it(spend: SpendTracker, time: Time) -> None:
+def test_a_charge_counts_until_the_reported_balance_includes_it(spend: SpendTracker, time: Time) -> None:
     spend.authorize("a", ACCOUNT, 30, MODEL, 0)
     spend.capture("a", 40, 0)
     time.now += 1
@@ -97,7 +97,7 @@ def test_a_charge_is_let_go_when_the_meters_figures_have_it(spend: SpendTracker,
     assert spend.available(ACCOUNT) == 60
 
 
-def test_a_charge_that_the_ledger_does_not_take_counts_for_as_long(spend: SpendTracker, time: Time) -> None:
+def test_a_charge_counts_until_the_ledger_accepts_it(spend: SpendTracker, time: Time) -> None:
     """With a full disk, for example, the ledger keeps reporting balances, and no balance has the charge."""
     spend.authorize("a", ACCOUNT, 30, MODEL, 0)
     spend.capture("a", 40, 0)
@@ -110,7 +110,7 @@ def test_a_charge_that_the_ledger_does_not_take_counts_for_as_long(spend: SpendT
     assert spend.available(ACCOUNT) == 60
 
 
-def test_a_call_that_never_ends_is_let_go_after_a_long_while(spend: SpendTracker, time: Time) -> None:
+def test_a_call_that_never_ends_is_voided_after_a_long_time(spend: SpendTracker, time: Time) -> None:
     spend.call_seconds = 100
     spend.authorize("a", ACCOUNT, 30, MODEL, 0)
     time.now += 50
@@ -160,7 +160,7 @@ def test_it_is_stale_without_updates_and_fresh_after_one(spend: SpendTracker, ti
     assert spend.fresh
 
 
-def test_before_the_first_whole_reading_nothing_is_fresh(time: Time) -> None:
+def test_balances_are_not_fresh_before_the_first_complete_page(time: Time) -> None:
     spend = SpendTracker(max_age=300, clock=time)
     assert not spend.fresh
     spend.update([balance(5)], [], False, time())
@@ -261,7 +261,7 @@ async def test_the_feed_reports_the_ledgers_figures(ledger: Ledger, monkeypatch:
     task.cancel()
 
 
-async def test_a_quiet_ledger_is_not_a_silent_one(ledger: Ledger) -> None:
+async def test_balances_stay_fresh_while_a_reachable_ledger_has_no_changes(ledger: Ledger) -> None:
     """However short the time is after which silence counts: nothing is refused while nothing happens."""
     spend = SpendTracker(max_age=3)
     feed = spend_feed(ledger, spend)
