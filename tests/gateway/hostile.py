@@ -8,7 +8,7 @@ import gzip
 import json
 from typing import Any, Final
 
-from tests.gateway.world import OTHER_TOKEN, TOKEN
+from tests.gateway.harness import OTHER_TOKEN, TOKEN
 
 CHAT: Final = [{"role": "user", "content": "hello there"}]
 GOOD: Final = json.dumps({"model": "chat", "messages": CHAT, "max_tokens": 5}).encode()

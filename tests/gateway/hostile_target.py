@@ -1,6 +1,6 @@
-"""A gateway that is sent hostile requests, and an upstream that remembers what reached it.
+"""A gateway that receives hostile requests, and an upstream that records what reached it.
 
-One is enough for all: after each request a good one is sent, whose line in the log must be the next.
+One target serves all tests: after each hostile request a good one follows, and its log line must be the next.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ import openai
 
 from farebox.gateway.metering.usage import UsageLine, billed_tokens
 from tests.gateway.envoy_gateway import Gateway, Mirror, gateway
+from tests.gateway.harness import TOKEN, UNIT, Harness, RealTime, model
 from tests.gateway.hostile import request
-from tests.gateway.world import TOKEN, UNIT, RealTime, World, model
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Answer:
 
     @property
     def summary(self) -> str:
-        """As in the table; fails where an error has not its form."""
+        """ "200", or status and code of an error, as in the table. Fails if the error is malformed."""
         if self.status == 200:
             return "200"
         error = json.loads(self.body)["error"]
@@ -39,7 +39,7 @@ class Answer:
 
 
 async def answer(reader: asyncio.StreamReader) -> Answer:
-    """The next answer of a connection that is no intermediate one."""
+    """Read the next final answer of a connection; skips 1xx answers."""
     status, length = 100, 0
     while status == 100:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
@@ -51,9 +51,9 @@ async def answer(reader: asyncio.StreamReader) -> Answer:
 
 @dataclass
 class Stack:
-    """Envoy, the rules behind it, and an upstream."""
+    """Envoy, and the handler behind it."""
 
-    world: World
+    harness: Harness
     envoy: Gateway
 
     @property
@@ -64,8 +64,8 @@ class Stack:
     async def settle(self, lines: int) -> UsageLine:
         """Wait until the log has exactly `lines` lines, and settle the last one."""
         line = await self.envoy.line(lines)
-        self.world.settlement.on_usage(line, billed_tokens(line))
-        await self.world.settlement.correct()
+        self.harness.settlement.on_usage(line, billed_tokens(line))
+        await self.harness.settlement.correct()
         return line
 
 
@@ -73,17 +73,17 @@ class Stack:
 async def stacked(
     directory: Path, upstream: str, served_name: str = "simulated", **settings: Any
 ) -> AsyncIterator[Stack]:
-    """A stack with a service `chat` and a key, whose upstream is at host:port; settings of Envoy."""
-    world = World(clock=RealTime())
-    world.put(model(servedName=served_name))
-    world.handler.backend_address = lambda name, port: upstream
-    async with gateway(directory, world.handler.handle, **settings) as envoy:
-        yield Stack(world, envoy)
+    """A stack with a service `chat` and a key, whose upstream is at host:port."""
+    harness = Harness(clock=RealTime())
+    harness.put(model(servedName=served_name))
+    harness.handler.backend_address = lambda name, port: upstream
+    async with gateway(directory, harness.handler.handle, **settings) as envoy:
+        yield Stack(harness, envoy)
 
 
 @dataclass
-class Place(Stack):
-    """A stack whose upstream remembers, and how many calls should have been served so far."""
+class Target(Stack):
+    """A stack whose upstream records requests. `served`: the calls that must have reached it so far."""
 
     upstream: Mirror
     served: int = 0
@@ -98,14 +98,14 @@ class Place(Stack):
             writer.close()
 
     async def send(self, sent: bytes) -> Answer:
-        """A request on a connection of its own."""
+        """Send a request on a new connection."""
         async with self.connected() as (reader, writer):
             writer.write(sent)
             return await answer(reader)
 
     async def check(self, served: int) -> None:
         """Since the last check, `served` calls reached the upstream once each and were metered."""
-        self.world.report_balance(5 * UNIT)
+        self.harness.report_balance(5 * UNIT)
         assert (await self.send(request())).status == 200, "the next call is served"
         self.served += served + 1
         await self.envoy.line(self.served)
@@ -116,7 +116,7 @@ class Place(Stack):
 
 
 @asynccontextmanager
-async def running(directory: Path, **settings: Any) -> AsyncIterator[Place]:
-    """A place, inside the `async with`; settings of Envoy."""
+async def running(directory: Path, **settings: Any) -> AsyncIterator[Target]:
+    """Run a target; `settings` are fields of EnvoySettings."""
     async with Mirror() as upstream, stacked(directory, upstream.address, **settings) as stack:
-        yield Place(stack.world, stack.envoy, upstream)
+        yield Target(stack.harness, stack.envoy, upstream)

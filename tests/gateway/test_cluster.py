@@ -20,7 +20,7 @@ from farebox.kube.client import KubeClient
 from farebox.kube.names import core_path, resource_path
 from farebox.kube.reflector import Reflector
 from farebox.kube.store import Change, Store
-from tests.gateway.world import JSONObject, api_key, model, service, serving
+from tests.gateway.harness import JSONObject, api_key, model, service, serving
 from tests.tools.plane import Plane
 
 NAMESPACE = "team-a"

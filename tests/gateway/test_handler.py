@@ -13,13 +13,13 @@ from farebox.domain.admission.estimates import ADDED_TOKENS
 from farebox.domain.billing.money import Nano
 from farebox.gateway.interface import ImmediateResponse, Route, UsageRedaction
 from farebox.gateway.ratelimit.memory import MemoryCounters
-from tests.gateway.world import (
+from tests.gateway.harness import (
     ACCOUNT,
     NOW,
     OTHER_TOKEN,
     TOKEN,
     UNIT,
-    World,
+    Harness,
     account,
     api_key,
     external,
@@ -30,12 +30,12 @@ from tests.gateway.world import (
 
 
 @pytest.fixture
-async def world() -> World:
-    return World()
+async def harness() -> Harness:
+    return Harness()
 
 
-async def test_a_call_goes_to_the_models_shared_backend(world: World) -> None:
-    forward = await world.forwarded()
+async def test_a_call_goes_to_the_models_shared_backend(harness: Harness) -> None:
+    forward = await harness.forwarded()
     assert (forward.upstream, forward.tls, forward.path) == (
         "m-qwen3-8b.test:8000",
         False,
@@ -52,13 +52,13 @@ async def test_a_call_goes_to_the_models_shared_backend(world: World) -> None:
     assert int(forward.labels["estimate_input"]) > 0
 
 
-async def test_a_dedicated_service_has_its_own_backend(world: World) -> None:
-    world.put(service(dedicated=True))
-    assert (await world.forwarded()).upstream.startswith("s-team-a-chat-")
+async def test_a_dedicated_service_has_its_own_backend(harness: Harness) -> None:
+    harness.put(service(dedicated=True))
+    assert (await harness.forwarded()).upstream.startswith("s-team-a-chat-")
 
 
-async def test_a_stream_of_a_backend_reports_usage_in_every_event(world: World) -> None:
-    forward = await world.forwarded({"model": "chat", "stream": True})
+async def test_a_stream_of_a_backend_reports_usage_in_every_event(harness: Harness) -> None:
+    forward = await harness.forwarded({"model": "chat", "stream": True})
     assert json.loads(forward.body or b"")["stream_options"] == {
         "include_usage": True,
         "continuous_usage_stats": True,
@@ -70,13 +70,13 @@ async def test_a_stream_of_a_backend_reports_usage_in_every_event(world: World) 
 @pytest.mark.parametrize("where", ["deployment", "external"])
 @pytest.mark.parametrize("when", ["EachEvent", "LastEvent"])
 async def test_stream_usage_of_the_model_decides_when_a_stream_reports_usage(
-    world: World, where: str, when: str
+    harness: Harness, where: str, when: str
 ) -> None:
     template = {"spec": {"containers": [{"name": "server", "image": "tgi"}]}}
     given = {"deployment": {"template": template}, "external": {"baseURL": "https://api.example.com/v1"}}
-    world.put(model(serving={where: {**given[where], "streamUsage": when}}))
+    harness.put(model(serving={where: {**given[where], "streamUsage": when}}))
     asked = {"model": "chat", "stream": True, "stream_options": {"include_usage": True}}
-    forward = await world.forwarded(asked)
+    forward = await harness.forwarded(asked)
     each = when == "EachEvent"
     options = json.loads(forward.body or b"")["stream_options"]
     assert options == {"include_usage": True} | ({"continuous_usage_stats": True} if each else {})
@@ -94,8 +94,8 @@ async def test_stream_usage_of_the_model_decides_when_a_stream_reports_usage(
         ("/v1/messages?beta=true", "/v1/messages"),
     ],
 )
-async def test_every_endpoint_is_forwarded(world: World, path: str, sent: str) -> None:
-    assert (await world.forwarded({"model": "chat", "input": "x"}, path=path)).path == sent
+async def test_every_endpoint_is_forwarded(harness: Harness, path: str, sent: str) -> None:
+    assert (await harness.forwarded({"model": "chat", "input": "x"}, path=path)).path == sent
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ async def test_every_endpoint_is_forwarded(world: World, path: str, sent: str) -
     ["/", "/v1", "/v1/chat/completions/", "//v1/chat/completions", "/v1/chat%2fcompletions", "/v1/files",
      "/v1/responses/r1", "/v1/messages/batches", "/V1/chat/completions", "/metrics", ""],
 )  # fmt: skip
-async def test_other_paths_are_unknown_urls(world: World, path: str) -> None:
-    status, error, _ = await world.refused(path=path)
+async def test_other_paths_are_unknown_urls(harness: Harness, path: str) -> None:
+    status, error, _ = await harness.refused(path=path)
     assert (status, error["type"], error["code"]) == (404, "invalid_request_error", "unknown_url")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "CONNECT"])
-async def test_other_methods_are_refused(world: World, method: str) -> None:
-    status, error, headers = await world.refused(method=method)
+async def test_other_methods_are_refused(harness: Harness, method: str) -> None:
+    status, error, headers = await harness.refused(method=method)
     assert (status, error["code"], headers["allow"]) == (405, "method_not_allowed", "POST")
 
 
@@ -133,8 +133,8 @@ async def test_other_methods_are_refused(world: World, method: str) -> None:
         {"authorization": "Bearer ", "x-api-key": TOKEN},
     ],
 )
-async def test_calls_without_a_known_key_are_refused(world: World, headers: dict[str, Any]) -> None:
-    status, error, answer = await world.refused(headers=headers)
+async def test_calls_without_a_known_key_are_refused(harness: Harness, headers: dict[str, Any]) -> None:
+    status, error, answer = await harness.refused(headers=headers)
     assert (status, error["type"], error["source"]) == (401, "authentication_error", "client")
     assert answer["www-authenticate"].startswith("Bearer")
 
@@ -147,8 +147,8 @@ async def test_calls_without_a_known_key_are_refused(world: World, headers: dict
         {"authorization": f"Bearer {TOKEN}", "x-api-key": TOKEN},
     ],
 )
-async def test_the_key_may_come_in_either_header(world: World, headers: dict[str, Any]) -> None:
-    assert isinstance(await world.call(headers=headers), Route)
+async def test_the_key_may_come_in_either_header(harness: Harness, headers: dict[str, Any]) -> None:
+    assert isinstance(await harness.call(headers=headers), Route)
 
 
 @pytest.mark.parametrize(
@@ -163,46 +163,46 @@ async def test_the_key_may_come_in_either_header(world: World, headers: dict[str
     ],
 )
 async def test_a_change_acts_on_the_next_call(
-    world: World, change: dict[str, Any], status: int, code: str
+    harness: Harness, change: dict[str, Any], status: int, code: str
 ) -> None:
-    assert isinstance(await world.call(), Route)
-    world.put(change)
-    refused, error, _ = await world.refused()
+    assert isinstance(await harness.call(), Route)
+    harness.put(change)
+    refused, error, _ = await harness.refused()
     assert (refused, error["code"]) == (status, code)
-    world.put(api_key(), service())
-    assert isinstance(await world.call(), Route)
+    harness.put(api_key(), service())
+    assert isinstance(await harness.call(), Route)
 
 
-async def test_a_deleted_key_is_unknown(world: World) -> None:
-    world.delete_key("team-a", "ci")
-    assert (await world.refused())[0] == 401
+async def test_a_deleted_key_is_unknown(harness: Harness) -> None:
+    harness.delete_key("team-a", "ci")
+    assert (await harness.refused())[0] == 401
 
 
-async def test_a_recreated_key_replaces_the_old_one(world: World) -> None:
-    world.put(api_key(token=OTHER_TOKEN))
-    assert (await world.refused())[0] == 401
-    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
+async def test_a_recreated_key_replaces_the_old_one(harness: Harness) -> None:
+    harness.put(api_key(token=OTHER_TOKEN))
+    assert (await harness.refused())[0] == 401
+    assert isinstance(await harness.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
 
 
-async def test_a_hash_in_two_objects_is_an_unknown_key(world: World) -> None:
-    world.put(api_key("copied", "team-b"), api_key())
-    assert (await world.refused())[0] == 401
-    world.delete_key("team-b", "copied")
-    assert isinstance(await world.call(), Route)
+async def test_a_hash_in_two_objects_is_an_unknown_key(harness: Harness) -> None:
+    harness.put(api_key("copied", "team-b"), api_key())
+    assert (await harness.refused())[0] == 401
+    harness.delete_key("team-b", "copied")
+    assert isinstance(await harness.call(), Route)
 
 
-async def test_a_key_that_cannot_be_read_is_unknown(world: World) -> None:
-    world.put(api_key(services="everything"))
-    assert (await world.refused())[0] == 401
+async def test_a_key_that_cannot_be_read_is_unknown(harness: Harness) -> None:
+    harness.put(api_key(services="everything"))
+    assert (await harness.refused())[0] == 401
 
 
 async def test_x_forwarded_for_is_trusted_only_from_trusted_proxies() -> None:
     spoofed = {"headers": {"x-forwarded-for": "192.0.2.9"}, "peer": "10.0.0.7"}
     for trusted, admitted in (((), False), (parse_networks(["10.0.0.0/8"]) or (), True)):
-        world = World(trusted=trusted)
-        world.put(api_key(allowedCIDRs=["192.0.2.0/24"]))
-        assert isinstance(await world.call(**spoofed), Route) is admitted
-        repeated = await world.call(**spoofed, repeated=frozenset({"x-forwarded-for"}))
+        harness = Harness(trusted=trusted)
+        harness.put(api_key(allowedCIDRs=["192.0.2.0/24"]))
+        assert isinstance(await harness.call(**spoofed), Route) is admitted
+        repeated = await harness.call(**spoofed, repeated=frozenset({"x-forwarded-for"}))
         assert isinstance(repeated, ImmediateResponse)
 
 
@@ -220,8 +220,8 @@ async def test_x_forwarded_for_is_trusted_only_from_trusted_proxies() -> None:
         (b'{"model":"chat","max_tokens":9000}', "max_tokens_above_ceiling"),
     ],
 )
-async def test_invalid_bodies_are_client_errors(world: World, body: bytes, code: str) -> None:
-    status, error, _ = await world.refused(body)
+async def test_invalid_bodies_are_client_errors(harness: Harness, body: bytes, code: str) -> None:
+    status, error, _ = await harness.refused(body)
     assert (status, error["type"], error["code"], error["source"]) == (
         400,
         "invalid_request_error",
@@ -230,8 +230,8 @@ async def test_invalid_bodies_are_client_errors(world: World, body: bytes, code:
     )
 
 
-async def test_a_call_without_a_body_is_refused(world: World) -> None:
-    answer = await world.decide(world.head(), None)
+async def test_a_call_without_a_body_is_refused(harness: Harness) -> None:
+    answer = await harness.decide(harness.head(), None)
     assert isinstance(answer, ImmediateResponse)
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "missing_body")
 
@@ -247,9 +247,9 @@ async def test_a_call_without_a_body_is_refused(world: World) -> None:
     ],
 )
 async def test_errors_in_the_head_are_answered_before_the_body_comes(
-    world: World, given: dict[str, Any], code: str
+    harness: Harness, given: dict[str, Any], code: str
 ) -> None:
-    answer = world.handler.handle(world.head(**given))
+    answer = harness.handler.handle(harness.head(**given))
     assert isinstance(answer, ImmediateResponse)
     assert json.loads(answer.body)["error"]["code"] == code
 
@@ -264,23 +264,23 @@ async def test_errors_in_the_head_are_answered_before_the_body_comes(
     ],
 )
 async def test_b14_a_key_that_changes_while_the_body_comes_is_checked_again(
-    world: World, key: dict[str, Any], code: str
+    harness: Harness, key: dict[str, Any], code: str
 ) -> None:
     """B14: within a second of the change, however long a body takes."""
-    decide = world.handler.handle(world.head())
+    decide = harness.handler.handle(harness.head())
     assert not isinstance(decide, ImmediateResponse)
-    world.put(api_key(**key))
-    world.clock.pass_(20)
+    harness.put(api_key(**key))
+    harness.clock.pass_(20)
     answer = await decide(b'{"model": "chat"}')
     assert isinstance(answer, ImmediateResponse)
     assert json.loads(answer.body)["error"]["code"] == code
-    assert world.spend.available(ACCOUNT) == 5 * UNIT
+    assert harness.spend.available(ACCOUNT) == 5 * UNIT
 
 
-async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: World) -> None:
-    decide = world.handler.handle(world.head())
+async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(harness: Harness) -> None:
+    decide = harness.handler.handle(harness.head())
     assert not isinstance(decide, ImmediateResponse)
-    world.delete_key("team-a", "ci")
+    harness.delete_key("team-a", "ci")
     answer = await decide(b'{"model": "chat"}')
     assert isinstance(answer, ImmediateResponse)
     assert answer.status == 401
@@ -298,19 +298,19 @@ async def test_a_key_that_is_deleted_while_the_body_comes_is_unknown(world: Worl
         ({"repeated": frozenset({"content-length"})}, "ambiguous_header"),
     ],
 )
-async def test_ambiguous_headers_are_refused(world: World, given: dict[str, Any], code: str) -> None:
-    status, error, _ = await world.refused(**given)
+async def test_ambiguous_headers_are_refused(harness: Harness, given: dict[str, Any], code: str) -> None:
+    status, error, _ = await harness.refused(**given)
     assert (status, error["code"]) == (400, code)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON;charset=UTF-8", None])
 async def test_the_json_content_type_is_accepted_in_every_spelling(
-    world: World, content_type: str | None
+    harness: Harness, content_type: str | None
 ) -> None:
-    assert isinstance(await world.call(headers={"content-type": content_type}), Route)
+    assert isinstance(await harness.call(headers={"content-type": content_type}), Route)
 
 
-async def test_private_headers_and_headers_of_the_clients_identity_are_removed(world: World) -> None:
+async def test_private_headers_and_headers_of_the_clients_identity_are_removed(harness: Harness) -> None:
     headers = {
         "x-gw-upstream": "evil:80",
         "x-gw-cluster": "evil",
@@ -323,7 +323,7 @@ async def test_private_headers_and_headers_of_the_clients_identity_are_removed(w
         "user-agent": "openai",
         "accept-encoding": "gzip",
     }
-    forward = await world.forwarded(headers=headers)
+    forward = await harness.forwarded(headers=headers)
     gone = set(headers) - {"user-agent", "accept-encoding", "x-forwarded-proto"} | {"authorization"}
     assert set(forward.remove_headers) == gone
     assert forward.set_headers == {"accept-encoding": "identity"}
@@ -334,8 +334,8 @@ async def test_private_headers_and_headers_of_the_clients_identity_are_removed(w
 
 
 @pytest.mark.parametrize("name", ["other", "qwen3-8b", "Chat", "team-a/chat", "../chat", "chat "])
-async def test_an_unknown_model_is_not_found(world: World, name: str) -> None:
-    status, error, _ = await world.refused({"model": name})
+async def test_an_unknown_model_is_not_found(harness: Harness, name: str) -> None:
+    status, error, _ = await harness.refused({"model": name})
     assert (status, error["type"], error["code"]) == (404, "model_not_found", "model_not_found")
 
 
@@ -357,63 +357,63 @@ async def test_an_unknown_model_is_not_found(world: World, name: str) -> None:
     ],
 )
 async def test_a_service_that_does_not_serve_reports_its_reason(
-    world: World, status: dict[str, Any], word: str
+    harness: Harness, status: dict[str, Any], word: str
 ) -> None:
-    world.put(service(status=status))
-    refused, error, _ = await world.refused()
+    harness.put(service(status=status))
+    refused, error, _ = await harness.refused()
     assert (refused, error["type"], error["code"]) == (402, "permission_error", "endpoint_inactive")
     assert error["message"] == f"endpoint is inactive: {word}"
     assert error["source"] == "gateway"
 
 
-async def test_the_spec_acts_before_the_status(world: World) -> None:
-    world.put(service(postpaid=False))
-    assert (await world.refused())[1]["message"] == "endpoint is inactive: POSTPAID_DISABLED"
+async def test_the_spec_acts_before_the_status(harness: Harness) -> None:
+    harness.put(service(postpaid=False))
+    assert (await harness.refused())[1]["message"] == "endpoint is inactive: POSTPAID_DISABLED"
 
 
-async def test_calls_before_the_cluster_is_read_get_503(world: World) -> None:
-    world.handler.ready.clear()
-    assert (await world.refused())[0] == 503
+async def test_calls_before_the_cluster_is_read_get_503(harness: Harness) -> None:
+    harness.handler.ready.clear()
+    assert (await harness.refused())[0] == 503
 
 
 # Money.
 
 
-async def test_the_first_call_after_the_balance_is_spent_is_refused(world: World) -> None:
-    world.report_balance(1)
-    first = await world.forwarded()
-    status, error, _ = await world.refused()
+async def test_the_first_call_after_the_balance_is_spent_is_refused(harness: Harness) -> None:
+    harness.report_balance(1)
+    first = await harness.forwarded()
+    status, error, _ = await harness.refused()
     assert (status, error["message"]) == (402, "endpoint is inactive: OVERDUE")
-    await world.end(first, (20, 0, 100), "req-1")
-    assert (await world.refused())[0] == 402
-    world.report_balance(UNIT, 2)
-    assert isinstance(await world.call(), Route)
+    await harness.end(first, (20, 0, 100), "req-1")
+    assert (await harness.refused())[0] == 402
+    harness.report_balance(UNIT, 2)
+    assert isinstance(await harness.call(), Route)
 
 
-async def test_the_cost_of_a_call_counts_until_the_meter_has_it(world: World) -> None:
-    forward = await world.forwarded()
-    await world.end(forward, (1000, 400, 100), "req-1")
+async def test_the_cost_of_a_call_counts_until_the_meter_has_it(harness: Harness) -> None:
+    forward = await harness.forwarded()
+    await harness.end(forward, (1000, 400, 100), "req-1")
     cost = 600 * 500 + 400 * 50 + 100 * 1500
-    assert world.spend.available(ACCOUNT) == 5 * UNIT - cost
-    world.settlement.acknowledged(["req-1"])
-    world.clock.pass_(1)
-    world.report_balance(5 * UNIT - cost, 2)
-    assert world.spend.available(ACCOUNT) == 5 * UNIT - cost
+    assert harness.spend.available(ACCOUNT) == 5 * UNIT - cost
+    harness.settlement.acknowledged(["req-1"])
+    harness.clock.pass_(1)
+    harness.report_balance(5 * UNIT - cost, 2)
+    assert harness.spend.available(ACCOUNT) == 5 * UNIT - cost
 
 
-async def test_a_call_that_failed_costs_nothing(world: World) -> None:
-    forward = await world.forwarded()
-    await world.end(forward, None, "req-1")
-    assert world.spend.available(ACCOUNT) == 5 * UNIT
+async def test_a_call_that_failed_costs_nothing(harness: Harness) -> None:
+    forward = await harness.forwarded()
+    await harness.end(forward, None, "req-1")
+    assert harness.spend.available(ACCOUNT) == 5 * UNIT
 
 
-async def test_64_clients_race_for_the_last_money_of_a_hard_account(world: World) -> None:
-    world.put(account("Hard"))
-    await world.forwarded()
-    hold = world.leases.amounts["req-1"]
-    world.settlement.settle("req-1", NOW, {}, None)
-    world.report_balance(10 * hold + 1, 2)
-    answers = await asyncio.gather(*(world.call() for _ in range(64)))
+async def test_64_clients_race_for_the_last_money_of_a_hard_account(harness: Harness) -> None:
+    harness.put(account("Hard"))
+    await harness.forwarded()
+    hold = harness.leases.amounts["req-1"]
+    harness.settlement.settle("req-1", NOW, {}, None)
+    harness.report_balance(10 * hold + 1, 2)
+    answers = await asyncio.gather(*(harness.call() for _ in range(64)))
     assert sum(isinstance(answer, Route) for answer in answers) == 10
     codes = {
         json.loads(answer.body)["error"]["code"]
@@ -423,46 +423,46 @@ async def test_64_clients_race_for_the_last_money_of_a_hard_account(world: World
     assert codes == {"insufficient_balance"}
 
 
-async def test_a_hard_account_sends_its_output_bound_to_the_upstream(world: World) -> None:
-    world.put(account("Hard"))
-    forward = await world.forwarded({"model": "chat", "n": 2})
+async def test_a_hard_account_sends_its_output_bound_to_the_upstream(harness: Harness) -> None:
+    harness.put(account("Hard"))
+    forward = await harness.forwarded({"model": "chat", "n": 2})
     assert json.loads(forward.body or b"")["max_tokens"] == 8192
-    assert world.leases.amounts[f"req-{world.requests}"] == (25 + ADDED_TOKENS) * 500 + 2 * 8192 * 1500
-    kept = await world.forwarded({"model": "chat", "max_tokens": 5})
+    assert harness.leases.amounts[f"req-{harness.requests}"] == (25 + ADDED_TOKENS) * 500 + 2 * 8192 * 1500
+    kept = await harness.forwarded({"model": "chat", "max_tokens": 5})
     assert json.loads(kept.body or b"")["max_tokens"] == 5
 
 
-async def test_a_bound_equal_to_the_context_is_not_sent(world: World) -> None:
+async def test_a_bound_equal_to_the_context_is_not_sent(harness: Harness) -> None:
     """A model server refuses an output limit as large as its context: no prompt fits beside it."""
-    world.put(account("Hard"), model(limits={"contextTokens": 4096}))
-    forward = await world.forwarded({"model": "chat"})
+    harness.put(account("Hard"), model(limits={"contextTokens": 4096}))
+    forward = await harness.forwarded({"model": "chat"})
     assert json.loads(forward.body or b"") == {"model": "Qwen/Qwen3-8B"}
-    assert world.leases.amounts[f"req-{world.requests}"] > 4096 * 1500
+    assert harness.leases.amounts[f"req-{harness.requests}"] > 4096 * 1500
 
 
-async def test_the_hold_covers_every_input_of_a_list(world: World) -> None:
-    world.put(account("Hard"), model(limits={"contextTokens": 10, "maxOutputTokens": 5}))
+async def test_the_hold_covers_every_input_of_a_list(harness: Harness) -> None:
+    harness.put(account("Hard"), model(limits={"contextTokens": 10, "maxOutputTokens": 5}))
     texts = ["word " * 9] * 20
-    await world.forwarded({"model": "chat", "prompt": texts}, path="/v1/completions")
-    assert world.leases.amounts[f"req-{world.requests}"] == 20 * (10 * 500 + 5 * 1500)
-    await world.forwarded({"model": "chat", "input": texts}, path="/v1/embeddings")
-    assert world.leases.amounts[f"req-{world.requests}"] == 20 * 10 * 500
+    await harness.forwarded({"model": "chat", "prompt": texts}, path="/v1/completions")
+    assert harness.leases.amounts[f"req-{harness.requests}"] == 20 * (10 * 500 + 5 * 1500)
+    await harness.forwarded({"model": "chat", "input": texts}, path="/v1/embeddings")
+    assert harness.leases.amounts[f"req-{harness.requests}"] == 20 * 10 * 500
 
 
-async def test_an_unreachable_meter_stops_paid_calls_after_the_maximum_age(world: World) -> None:
-    world.clock.pass_(299)
-    assert isinstance(await world.call(), Route)
-    world.clock.pass_(1)
-    status, error, _ = await world.refused()
+async def test_an_unreachable_meter_stops_paid_calls_after_the_maximum_age(harness: Harness) -> None:
+    harness.clock.pass_(299)
+    assert isinstance(await harness.call(), Route)
+    harness.clock.pass_(1)
+    status, error, _ = await harness.refused()
     assert (status, error["type"], error["code"]) == (503, "unavailable_error", "balance_unknown")
-    world.report_balance(5 * UNIT)
-    assert isinstance(await world.call(), Route)
+    harness.report_balance(5 * UNIT)
+    assert isinstance(await harness.call(), Route)
 
 
-async def test_the_balance_of_an_unreported_account_is_unknown(world: World) -> None:
-    world.spend.forget()
-    world.spend.update([], [], True, world.clock.monotonic())
-    assert (await world.refused())[1]["code"] == "balance_unknown"
+async def test_the_balance_of_an_unreported_account_is_unknown(harness: Harness) -> None:
+    harness.spend.forget()
+    harness.spend.update([], [], True, harness.clock.monotonic())
+    assert (await harness.refused())[1]["code"] == "balance_unknown"
 
 
 RESERVATION = {
@@ -479,30 +479,30 @@ RESERVATION = {
 }
 
 
-async def test_a_reservation_serves_its_minute_while_overdue(world: World) -> None:
-    world.put(service(**RESERVATION))
-    world.report_balance(-5, 2)
-    assert isinstance(await world.call(), Route)
-    assert isinstance(await world.call(), Route)
-    status, error, headers = await world.refused()
+async def test_a_reservation_serves_its_minute_while_overdue(harness: Harness) -> None:
+    harness.put(service(**RESERVATION))
+    harness.report_balance(-5, 2)
+    assert isinstance(await harness.call(), Route)
+    assert isinstance(await harness.call(), Route)
+    status, error, headers = await harness.refused()
     assert (status, error["message"]) == (429, "rate limit exceeded on dimension: reservation_output")
     assert headers["retry-after"] == "30"
-    world.clock.pass_(30)
-    assert isinstance(await world.call(), Route)
-    world.report_balance(UNIT, 3)
+    harness.clock.pass_(30)
+    assert isinstance(await harness.call(), Route)
+    harness.report_balance(UNIT, 3)
     for _ in range(5):
-        assert isinstance(await world.call(), Route), "the excess is paid"
+        assert isinstance(await harness.call(), Route), "the excess is paid"
 
 
 # Limits.
 
 
-async def test_requests_a_minute(world: World) -> None:
-    world.put(service(limits={"rpm": 2}))
-    assert isinstance(await world.call(), Route)
-    world.clock.pass_(10)
-    assert isinstance(await world.call(), Route)
-    status, error, headers = await world.refused()
+async def test_requests_a_minute(harness: Harness) -> None:
+    harness.put(service(limits={"rpm": 2}))
+    assert isinstance(await harness.call(), Route)
+    harness.clock.pass_(10)
+    assert isinstance(await harness.call(), Route)
+    status, error, headers = await harness.refused()
     assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "rate_limit_exceeded")
     assert error["message"] == "rate limit exceeded on dimension: rpm"
     assert headers["retry-after"] == "51"
@@ -510,37 +510,37 @@ async def test_requests_a_minute(world: World) -> None:
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-reset-requests"] == "1m1s"
     assert "x-ratelimit-limit-tokens" not in headers
-    world.clock.pass_(51)
-    assert isinstance(await world.call(), Route)
+    harness.clock.pass_(51)
+    assert isinstance(await harness.call(), Route)
 
 
-async def test_tokens_a_minute_are_corrected_by_the_actual_use(world: World) -> None:
-    world.put(service(limits={"rpm": 100, "tpm": 200}))
-    first = await world.forwarded()
-    status, error, headers = await world.refused()
+async def test_tokens_a_minute_are_corrected_by_the_actual_use(harness: Harness) -> None:
+    harness.put(service(limits={"rpm": 100, "tpm": 200}))
+    first = await harness.forwarded()
+    status, error, headers = await harness.refused()
     assert (status, error["message"]) == (429, "rate limit exceeded on dimension: tpm")
     assert headers["x-ratelimit-limit-tokens"] == "200"
     assert headers["x-ratelimit-remaining-requests"] == "99"
-    await world.end(first, (5, 0, 5), "req-1")
-    assert isinstance(await world.call(), Route)
+    await harness.end(first, (5, 0, 5), "req-1")
+    assert isinstance(await harness.call(), Route)
 
 
-async def test_a_refused_call_holds_and_counts_nothing(world: World) -> None:
-    world.put(account("Hard"), service(limits={"rpm": 1}))
-    await world.forwarded()
-    left = world.spend.available(ACCOUNT)
+async def test_a_refused_call_holds_and_counts_nothing(harness: Harness) -> None:
+    harness.put(account("Hard"), service(limits={"rpm": 1}))
+    await harness.forwarded()
+    left = harness.spend.available(ACCOUNT)
     for _ in range(5):
-        assert (await world.refused())[0] == 429
-        assert not world.leases.holds(f"req-{world.requests}")
-    assert world.spend.available(ACCOUNT) == left
-    assert world.leases.holds("req-1")
+        assert (await harness.refused())[0] == 429
+        assert not harness.leases.holds(f"req-{harness.requests}")
+    assert harness.spend.available(ACCOUNT) == left
+    assert harness.leases.holds("req-1")
 
 
 @pytest.mark.parametrize("period", ["Day", "Month", "Lifetime"])
-async def test_a_keys_quota(world: World, period: str) -> None:
-    world.put(api_key(quota={"tokens": 150, "period": period}))
-    await world.forwarded()
-    status, error, headers = await world.refused()
+async def test_a_keys_quota(harness: Harness, period: str) -> None:
+    harness.put(api_key(quota={"tokens": 150, "period": period}))
+    await harness.forwarded()
+    status, error, headers = await harness.refused()
     assert (status, error["message"]) == (
         429,
         f"rate limit exceeded on dimension: key_quota_{period.lower()}",
@@ -549,27 +549,27 @@ async def test_a_keys_quota(world: World, period: str) -> None:
     assert headers.get("x-should-retry") == (None if period != "Lifetime" else "false")
 
 
-async def test_a_keys_quota_spans_services_and_leaves_other_keys_alone(world: World) -> None:
-    world.put(api_key(quota={"tokens": 150, "period": "Day"}), service("second"))
-    world.put(api_key("other", token=OTHER_TOKEN))
-    await world.forwarded()
-    assert (await world.refused({"model": "second", "max_tokens": 100}))[0] == 429
-    assert isinstance(await world.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
+async def test_a_keys_quota_spans_services_and_leaves_other_keys_alone(harness: Harness) -> None:
+    harness.put(api_key(quota={"tokens": 150, "period": "Day"}), service("second"))
+    harness.put(api_key("other", token=OTHER_TOKEN))
+    await harness.forwarded()
+    assert (await harness.refused({"model": "second", "max_tokens": 100}))[0] == 429
+    assert isinstance(await harness.call(headers={"authorization": f"Bearer {OTHER_TOKEN}"}), Route)
 
 
-async def test_services_on_one_model_have_separate_limits(world: World) -> None:
-    world.put(model(limits={"rpm": 1}), service("second"))
-    await world.forwarded()
-    assert (await world.refused())[0] == 429
-    assert isinstance(await world.call({"model": "second"}), Route)
+async def test_services_on_one_model_have_separate_limits(harness: Harness) -> None:
+    harness.put(model(limits={"rpm": 1}), service("second"))
+    await harness.forwarded()
+    assert (await harness.refused())[0] == 429
+    assert isinstance(await harness.call({"model": "second"}), Route)
 
 
 async def test_a_call_of_an_earlier_process_is_settled_by_its_labels() -> None:
     counters = MemoryCounters()
-    before = World(counters=counters)
+    before = Harness(counters=counters)
     before.put(service(limits={"tpm": 200}))
     forward = await before.forwarded()
-    after = World(counters=counters, clock=before.clock)
+    after = Harness(counters=counters, clock=before.clock)
     after.put(service(limits={"tpm": 200}))
     assert (await after.refused())[0] == 429
     await after.end(forward, (1, 0, 1), "req-1")
@@ -578,13 +578,13 @@ async def test_a_call_of_an_earlier_process_is_settled_by_its_labels() -> None:
 
 async def test_calls_that_ended_before_this_process_started_are_not_corrected_again() -> None:
     counters = MemoryCounters()
-    before = World(counters=counters)
+    before = Harness(counters=counters)
     before.put(service(limits={"tpm": 200}))
     forward = await before.forwarded()
     await before.end(forward, (50, 0, 50), "req-1")
     ended_at = before.clock()
     before.clock.pass_(1)
-    after = World(counters=counters, clock=before.clock)
+    after = Harness(counters=counters, clock=before.clock)
     after.put(service(limits={"tpm": 200}))
     after.settlement.settle("req-1", ended_at, forward.labels, (50, 0, 50))
     await after.settlement.correct()
@@ -596,15 +596,15 @@ async def test_calls_that_ended_before_this_process_started_are_not_corrected_ag
 
 
 async def test_a_provider_gets_its_token_and_not_the_callers(
-    world: World, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.tokens.known["openai"] = "sk-secret"
-    world.put(
+    harness.tokens.known["openai"] = "sk-secret"
+    harness.put(
         external(credentialsSecretRef={"name": "openai", "key": "token"}),
         service(modelRef={"name": "remote"}),
     )
     with caplog.at_level(logging.DEBUG):
-        forward = await world.forwarded({"model": "chat", "stream": True})
+        forward = await harness.forwarded({"model": "chat", "stream": True})
     assert (forward.upstream, forward.tls, forward.path) == (
         "api.example.com:443",
         True,
@@ -618,10 +618,10 @@ async def test_a_provider_gets_its_token_and_not_the_callers(
     assert TOKEN not in repr(forward)
 
 
-async def test_anthropics_endpoint_gets_the_token_in_both_headers(world: World) -> None:
-    world.tokens.known["a"] = "sk-ant"
-    world.put(external(credentialsSecretRef={"name": "a"}), service(modelRef={"name": "remote"}))
-    forward = await world.forwarded({"model": "chat"}, path="/v1/messages")
+async def test_anthropics_endpoint_gets_the_token_in_both_headers(harness: Harness) -> None:
+    harness.tokens.known["a"] = "sk-ant"
+    harness.put(external(credentialsSecretRef={"name": "a"}), service(modelRef={"name": "remote"}))
+    forward = await harness.forwarded({"model": "chat"}, path="/v1/messages")
     assert forward.set_headers["x-api-key"] == "sk-ant"
     assert forward.path == "/v1/messages"
 
@@ -634,79 +634,83 @@ async def test_anthropics_endpoint_gets_the_token_in_both_headers(world: World) 
         ("http://[2001:db8::1]/v1", "[2001:db8::1]:80", False, "/v1/embeddings"),
     ],
 )
-async def test_a_providers_base_url(world: World, base_url: str, upstream: str, tls: bool, path: str) -> None:
-    world.put(external(base_url=base_url), service(modelRef={"name": "remote"}))
-    forward = await world.forwarded({"model": "chat", "input": "x"}, path="/v1/embeddings")
+async def test_a_providers_base_url(
+    harness: Harness, base_url: str, upstream: str, tls: bool, path: str
+) -> None:
+    harness.put(external(base_url=base_url), service(modelRef={"name": "remote"}))
+    forward = await harness.forwarded({"model": "chat", "input": "x"}, path="/v1/embeddings")
     assert (forward.upstream, forward.tls, forward.path) == (upstream, tls, path)
     assert "authorization" in forward.remove_headers
 
 
-async def test_without_credentials_a_provider_is_not_called_and_everything_is_released(world: World) -> None:
-    world.put(
+async def test_without_credentials_a_provider_is_not_called_and_everything_is_released(
+    harness: Harness,
+) -> None:
+    harness.put(
         external(credentialsSecretRef={"name": "gone"}),
         service(modelRef={"name": "remote"}, limits={"tpm": 200}),
         account("Hard"),
     )
     for _ in range(3):
-        status, error, _ = await world.refused()
+        status, error, _ = await harness.refused()
         assert (status, error["code"]) == (503, "credentials_unavailable")
         assert "gone" not in error["message"]
-        await world.settlement.correct()
-    assert world.spend.available(ACCOUNT) == 5 * UNIT
+        await harness.settlement.correct()
+    assert harness.spend.available(ACCOUNT) == 5 * UNIT
 
 
 # Models.
 
 
-async def models(world: World, path: str = "/v1/models", **given: Any) -> tuple[int, Any]:
-    answer = world.handler.handle(world.head(path, "GET", **given))
+async def models(harness: Harness, path: str = "/v1/models", **given: Any) -> tuple[int, Any]:
+    answer = harness.handler.handle(harness.head(path, "GET", **given))
     assert isinstance(answer, ImmediateResponse)
     return answer.status, json.loads(answer.body)
 
 
-async def test_the_list_of_models_has_the_services_that_the_key_may_call(world: World) -> None:
-    world.put(
+async def test_the_list_of_models_has_the_services_that_the_key_may_call(harness: Harness) -> None:
+    harness.put(
         service("b"),
         service("a", postpaid=False, status={"phase": "NotEnabled", "stopReasons": ["PostpaidDisabled"]}),
         service("elsewhere", "team-b"),
         service("closed", access={"allowedCIDRs": ["192.0.2.0/24"]}),
     )
-    status, answer = await models(world)
+    status, answer = await models(harness)
     assert status == 200
     assert [(each["id"], each["active"]) for each in answer["data"]] == [
         ("a", False),
         ("b", True),
         ("chat", True),
     ]
-    world.put(api_key(services={"names": ["b", "no-more"]}))
-    assert [each["id"] for each in (await models(world))[1]["data"]] == ["b"]
-    assert (await models(world, "/v1/models/b"))[1]["id"] == "b"
-    assert (await models(world, "/v1/models/chat"))[0] == 403
+    harness.put(api_key(services={"names": ["b", "no-more"]}))
+    assert [each["id"] for each in (await models(harness))[1]["data"]] == ["b"]
+    assert (await models(harness, "/v1/models/b"))[1]["id"] == "b"
+    assert (await models(harness, "/v1/models/chat"))[0] == 403
 
 
-async def test_a_model_that_may_not_be_called_is_refused_as_a_call_of_it_is(world: World) -> None:
-    world.put(service("closed", access={"allowedCIDRs": ["192.0.2.0/24"]}), service("elsewhere", "team-b"))
+async def test_a_model_that_may_not_be_called_is_refused_as_a_call_of_it_is(harness: Harness) -> None:
+    harness.put(service("closed", access={"allowedCIDRs": ["192.0.2.0/24"]}), service("elsewhere", "team-b"))
     for name in ("closed", "elsewhere", "nothing"):
-        status, error, _ = await world.refused({"model": name})
-        shown, answer = await models(world, f"/v1/models/{name}")
+        status, error, _ = await harness.refused({"model": name})
+        shown, answer = await models(harness, f"/v1/models/{name}")
         assert (shown, answer["error"]["code"]) == (status, error["code"])
 
 
-async def test_a_model_was_created_when_its_service_was(world: World) -> None:
+async def test_a_model_was_created_when_its_service_was(harness: Harness) -> None:
     made = service("chat")
     made["metadata"]["creationTimestamp"] = "2026-02-01T00:00:00Z"
-    world.put(made)
-    assert (await models(world, "/v1/models/chat"))[1]["created"] == 1769904000
+    harness.put(made)
+    assert (await models(harness, "/v1/models/chat"))[1]["created"] == 1769904000
 
 
-async def test_models_ask_for_a_key(world: World) -> None:
-    assert (await models(world, headers={"authorization": None}))[0] == 401
-    answer = world.handler.handle(world.head("/v1/models", "POST"))
+async def test_models_ask_for_a_key(harness: Harness) -> None:
+    assert (await models(harness, headers={"authorization": None}))[0] == 401
+    answer = harness.handler.handle(harness.head("/v1/models", "POST"))
     assert isinstance(answer, ImmediateResponse)
     assert answer.status == 405
 
 
-async def test_running_calls_reduce_the_available_balance(world: World) -> None:
-    forward = await world.forwarded()
+async def test_running_calls_reduce_the_available_balance(harness: Harness) -> None:
+    forward = await harness.forwarded()
     committed = int(forward.labels["estimate_input"]) * 500
-    assert world.spend.available(ACCOUNT) == Nano(5 * UNIT - committed)
+    assert harness.spend.available(ACCOUNT) == Nano(5 * UNIT - committed)

@@ -13,7 +13,7 @@ from farebox.gateway.ratelimit.quota_sync import QuotaSync
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.tracker import SpendTracker
 from farebox.meterapi.client import MeterClient
-from tests.gateway.world import api_key
+from tests.gateway.harness import api_key
 from tests.ledger.support import START, binding, price, terms, topup, usage
 from tests.meter.support import TENANT, Running
 

@@ -25,7 +25,7 @@ SECONDS = 60.0
 
 
 @dataclass
-class Line:
+class ReplaceableLedger:
     """A connection to a ledger that can be replaced or be unreachable."""
 
     ledger: Ledger | None
@@ -48,12 +48,12 @@ class Reader:
     """A feed reader, and what it reported."""
 
     def __init__(self, ledger: Ledger | None, wait_seconds: float = 0.05) -> None:
-        self.line = Line(ledger)
+        self.source = ReplaceableLedger(ledger)
         self.reports: list[Any] = []
         self.balances = Balances(45)
         self.terms = Entitlements()
         self.feed = ledger_feed(
-            self.line,
+            self.source,
             self.balances,
             self.terms,
             on_changed=lambda account: self.reports.append(account),
@@ -80,7 +80,7 @@ class Reader:
 
     async def balance_after_switch(self, ledger: Ledger) -> int:
         """Switch to another ledger; returns the account's balance after the reset."""
-        self.line.ledger = ledger
+        self.source.ledger = ledger
         await self.until("reset")
         await self.known()
         found = self.balances.of(ACME, 0)
@@ -111,7 +111,7 @@ async def test_an_empty_ledger_is_known_without_waiting(ledger: Ledger) -> None:
         assert reader.balances.of(ACME, 0) is UNKNOWN
         await ledger.record(FACTS)
         await reader.until(ACME)
-        assert [wait for _, wait in reader.line.requests][:2] == [0.0, 600]
+        assert [wait for _, wait in reader.source.requests][:2] == [0.0, 600]
 
 
 async def test_existing_accounts_are_reported_first_and_then_each_change(ledger: Ledger) -> None:
@@ -136,7 +136,7 @@ async def test_balances_are_known_after_the_last_page(ledger: Ledger) -> None:
         async with asyncio.timeout(SECONDS):
             await reader.feed.current.wait()
         assert reader.reports == [*accounts, "known"]
-        assert [after for after, _ in reader.line.requests][:2] == [0, 1000]
+        assert [after for after, _ in reader.source.requests][:2] == [0, 1000]
 
 
 async def test_the_feed_reports_quotas(ledger: Ledger) -> None:
@@ -153,14 +153,14 @@ async def test_the_reader_catches_up_after_a_failure(ledger: Ledger) -> None:
     await ledger.record(FACTS)
     async with reading(ledger) as reader:
         await reader.until("known")
-        reader.line.ledger = None
-        requests = len(reader.line.requests)
+        reader.source.ledger = None
+        requests = len(reader.source.requests)
         await ledger.post_topup(topup())
         async with asyncio.timeout(SECONDS):
-            while len(reader.line.requests) < requests + 3:  # noqa: ASYNC110
+            while len(reader.source.requests) < requests + 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         assert "back" not in reader.reports
-        reader.line.ledger = ledger
+        reader.source.ledger = ledger
         await reader.until("back")
         await reader.known()
         assert reader.balances.of(ACME, 0) is not UNKNOWN
@@ -170,13 +170,13 @@ async def test_a_recovery_is_reported_without_a_change(ledger: Ledger) -> None:
     """Subscribers do not wait for the next change."""
     async with reading(ledger, wait_seconds=3600) as reader:
         await reader.until("known")
-        reader.line.ledger = None
+        reader.source.ledger = None
         await ledger.record(FACTS)
         await reader.until(ACME)
         async with asyncio.timeout(SECONDS):
             while not reader.feed.failing:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        reader.line.ledger = ledger
+        reader.source.ledger = ledger
         await reader.until("back")
 
 
@@ -224,9 +224,9 @@ async def test_an_earlier_bookmark_is_compared_before_the_first_page(ledger: Led
         async with reading(None, before=before) as reader:
             # Until it can be compared, nothing is known.
             async with asyncio.timeout(SECONDS):
-                while len(reader.line.requests) < 2:  # noqa: ASYNC110
+                while len(reader.source.requests) < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
-            reader.line.ledger = ledger
+            reader.source.ledger = ledger
             await reader.known()
             assert [each for each in reader.reports if each != "back"] == reports
 

@@ -20,60 +20,62 @@ from tests.gateway.hostile import (
     posted,
     request,
 )
-from tests.gateway.hostile_target import Place, answer, running
+from tests.gateway.hostile_target import Target, answer, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
     async with running(tmp_path_factory.mktemp("hostile"), max_body_bytes=1_000_000) as made:
         yield made
 
 
 @pytest.mark.parametrize(("sent", "expected"), [each[1:] for each in CASES], ids=[each[0] for each in CASES])
-async def test_a_hostile_request_is_refused_or_served_once(place: Place, sent: bytes, expected: str) -> None:
-    assert (await place.send(sent)).summary == expected
-    await place.check(int(expected == "200"))
+async def test_a_hostile_request_is_refused_or_served_once(
+    target: Target, sent: bytes, expected: str
+) -> None:
+    assert (await target.send(sent)).summary == expected
+    await target.check(int(expected == "200"))
 
 
-async def test_an_odd_request_reaches_the_upstream_in_plain_form(place: Place) -> None:
+async def test_an_odd_request_reaches_the_upstream_in_plain_form(target: Target) -> None:
     """Whatever Envoy tolerates has one meaning when it leaves."""
     odd = ("X-A: b\rX-B: c", "X-C: d\r\n e", "x_gw_cluster: evil", "Expect: tea", "TE: trailers, gzip")
-    assert (await place.send(posted(CHUNKED, *odd, body=chunked(GOOD, last=hostile.TRAILERS)))).status == 200
-    _, headers, body = place.upstream.requests[-1]
+    assert (await target.send(posted(CHUNKED, *odd, body=chunked(GOOD, last=hostile.TRAILERS)))).status == 200
+    _, headers, body = target.upstream.requests[-1]
     assert json.loads(body)["max_tokens"] == 5
     assert (headers["x-a"], headers["x-c"]) == ("bX-B: c", "d e")
     assert headers["content-length"] == str(len(body))
     assert not {"transfer-encoding", "expect", "x_gw_cluster", "x-b", "x-trailer"} & set(headers)
-    await place.check(1)
+    await target.check(1)
 
 
-async def test_each_request_of_a_connection_is_decided_by_itself(place: Place) -> None:
+async def test_each_request_of_a_connection_is_decided_by_itself(target: Target) -> None:
     """What comes behind a body is another request, with a key of its own or none."""
     first = request().replace(b"Connection: close\r\n", b"")
-    async with place.connected() as (reader, writer):
+    async with target.connected() as (reader, writer):
         writer.write(first + first + SECOND)
         answers = [await answer(reader) for _ in range(3)]
     assert [each.status for each in answers] == [200, 200, 401]
-    await place.check(2)
+    await target.check(2)
 
 
-async def test_a_client_that_leaves_within_its_request_is_not_served(place: Place) -> None:
+async def test_a_client_that_leaves_within_its_request_is_not_served(target: Target) -> None:
     for sent in (request()[:-1], request()[:60], posted(CHUNKED, body=chunked(GOOD, last=b""))):
-        async with place.connected() as (_, writer):
+        async with target.connected() as (_, writer):
             writer.write(sent)
             await writer.drain()
-    await place.check(0)
+    await target.check(0)
 
 
-async def test_a_body_that_comes_byte_by_byte_is_decided_when_it_is_whole(place: Place) -> None:
-    async with place.connected() as (reader, writer):
+async def test_a_body_that_comes_byte_by_byte_is_decided_when_it_is_whole(target: Target) -> None:
+    async with target.connected() as (reader, writer):
         for byte in request():
             writer.write(bytes((byte,)))
             await writer.drain()
         assert (await answer(reader)).status == 200
-    await place.check(1)
+    await target.check(1)
 
 
 async def drip(writer: asyncio.StreamWriter) -> None:
@@ -100,7 +102,7 @@ async def rest(writer: asyncio.StreamWriter) -> None:
     ids=["head", "body", "chunk", "extension"],
 )
 async def test_a_request_that_is_incomplete_at_the_timeout_is_ended(
-    impatient: Place, begin: bytes, more: Callable[[asyncio.StreamWriter], Awaitable[None]]
+    impatient: Target, begin: bytes, more: Callable[[asyncio.StreamWriter], Awaitable[None]]
 ) -> None:
     async with impatient.connected() as (reader, writer):
         writer.write(begin)
@@ -113,6 +115,6 @@ async def test_a_request_that_is_incomplete_at_the_timeout_is_ended(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def impatient(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+async def impatient(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
     async with running(tmp_path_factory.mktemp("slow"), head_seconds=0.2, body_seconds=0.3) as made:
         yield made

@@ -9,9 +9,9 @@ import h2.events
 import pytest
 import pytest_asyncio
 
+from tests.gateway.harness import TOKEN
 from tests.gateway.hostile import GOOD
-from tests.gateway.hostile_target import Answer, Place, running
-from tests.gateway.world import TOKEN
+from tests.gateway.hostile_target import Answer, Target, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,7 +61,7 @@ CASES: list[tuple[str, Headers, str]] = [
 ]
 
 
-async def send(place: Place, headers: Headers, trailers: Headers) -> str:
+async def send(target: Target, headers: Headers, trailers: Headers) -> str:
     """The answer, in the table's words."""
     config = h2.config.H2Configuration(
         header_encoding="utf-8",
@@ -70,7 +70,7 @@ async def send(place: Place, headers: Headers, trailers: Headers) -> str:
         validate_inbound_headers=False,
     )
     client = h2.connection.H2Connection(config)
-    async with place.connected() as (reader, writer):
+    async with target.connected() as (reader, writer):
         client.initiate_connection()
         client.send_headers(1, headers)
         client.send_data(1, GOOD, end_stream=not trailers)
@@ -102,20 +102,20 @@ def _first(headers: Iterable[tuple[str, str]], name: str) -> str:
     return next(value for key, value in headers if key == name)
 
 
-async def test_hostile_requests_over_http2_are_refused_or_served_once(place: Place) -> None:
+async def test_hostile_requests_over_http2_are_refused_or_served_once(target: Target) -> None:
     """All at once: Envoy takes a second to close a connection that it finds broken."""
-    answers = await asyncio.gather(*(send(place, headers, []) for _, headers, _ in CASES))
+    answers = await asyncio.gather(*(send(target, headers, []) for _, headers, _ in CASES))
     found = {name: answer for (name, _, _), answer in zip(CASES, answers, strict=True)}
     assert found == {name: expected for name, _, expected in CASES}
-    await place.check(answers.count("200"))
+    await target.check(answers.count("200"))
 
 
-async def test_trailers_over_http2_say_nothing(place: Place) -> None:
-    assert await send(place, HEAD, [("x-gw-cluster", "evil"), ("authorization", "Bearer other")]) == "200"
-    await place.check(1)
+async def test_trailers_over_http2_say_nothing(target: Target) -> None:
+    assert await send(target, HEAD, [("x-gw-cluster", "evil"), ("authorization", "Bearer other")]) == "200"
+    await target.check(1)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
     async with running(tmp_path_factory.mktemp("http2")) as made:
         yield made

@@ -17,19 +17,19 @@ from farebox.gateway.interface import Route
 from farebox.gateway.metering.usage import billed_tokens
 from tests.gateway.envoy_gateway import envoy_only, simulator
 from tests.gateway.h2_client import eventually
-from tests.gateway.hostile import GOOD, request
-from tests.gateway.hostile_target import Stack, stacked
-from tests.gateway.world import (
+from tests.gateway.harness import (
     ACCOUNT,
     TOKEN,
     UNIT,
+    Harness,
     RealTime,
-    World,
     account,
     api_key,
     model,
     service,
 )
+from tests.gateway.hostile import GOOD, request
+from tests.gateway.hostile_target import Stack, stacked
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ async def test_the_official_client_is_served_and_metered(stack: Stack) -> None:
         assert answer.usage is not None
         await stack.settle(1)
         cost = answer.usage.prompt_tokens * 500 + 7 * 1500
-        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - cost
+        assert stack.harness.spend.available(ACCOUNT) == 5 * UNIT - cost
 
         stream = await client.chat.completions.create(model="chat", messages=CHAT, max_tokens=7, stream=True)
         chunks = [chunk async for chunk in stream]
         assert sum(bool(chunk.choices[0].delta.content) for chunk in chunks) == 7
         assert {chunk.usage for chunk in chunks} == {None}, "nobody asked"
         await stack.settle(2)
-        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
+        assert stack.harness.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
 
         embedding = await client.embeddings.create(model="chat", input="hello")
         assert embedding.data
@@ -80,7 +80,7 @@ async def test_the_official_client_reads_errors(stack: Stack) -> None:
             await call(model="other")
         assert not_found.value.code == "model_not_found"
 
-        stack.world.put(service(limits={"rpm": 1}))
+        stack.harness.put(service(limits={"rpm": 1}))
         await call()
         with pytest.raises(openai.RateLimitError) as limited:
             await call()
@@ -88,17 +88,17 @@ async def test_the_official_client_reads_errors(stack: Stack) -> None:
         assert int(limited.value.response.headers["retry-after"]) > 0
         assert limited.value.response.headers["x-ratelimit-remaining-requests"] == "0"
 
-        stack.world.put(service())
-        stack.world.report_balance(0, 2)
+        stack.harness.put(service())
+        stack.harness.report_balance(0, 2)
         with pytest.raises(openai.APIStatusError) as overdue:
             await call()
         assert overdue.value.status_code == 402
         assert overdue.value.body["message"] == "endpoint is inactive: OVERDUE"  # type: ignore[index]
 
-        stack.world.put(api_key(disabled=True))
+        stack.harness.put(api_key(disabled=True))
         with pytest.raises(openai.AuthenticationError):
             await call()
-        stack.world.put(api_key(services={"names": ["other"]}))
+        stack.harness.put(api_key(services={"names": ["other"]}))
         with pytest.raises(openai.PermissionDeniedError):
             await call()
 
@@ -109,15 +109,15 @@ async def test_anthropics_client_is_served_metered_and_refused(stack: Stack) -> 
         assert answer.usage.output_tokens == 7
         await stack.settle(1)
         cost = answer.usage.input_tokens * 500 + 7 * 1500
-        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - cost
+        assert stack.harness.spend.available(ACCOUNT) == 5 * UNIT - cost
         async with client.messages.stream(model="chat", messages=CHAT, max_tokens=7) as stream:
             text = await stream.get_final_text()
         assert len(text.split()) == 7
         await stack.settle(2)
-        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
+        assert stack.harness.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
         with pytest.raises(anthropic.NotFoundError, match="Model 'other' does not exist"):
             await client.messages.create(model="other", messages=CHAT, max_tokens=7)
-        stack.world.report_balance(0, 2)
+        stack.harness.report_balance(0, 2)
         with pytest.raises(anthropic.APIStatusError, match="endpoint is inactive: OVERDUE") as overdue:
             await client.messages.create(model="chat", messages=CHAT, max_tokens=7)
         assert overdue.value.status_code == 402
@@ -129,7 +129,7 @@ async def test_responses_are_served_and_metered(stack: Stack) -> None:
         assert answer.usage is not None
         await stack.settle(1)
         cost = answer.usage.input_tokens * 500 + answer.usage.output_tokens * 1500
-        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - cost
+        assert stack.harness.spend.available(ACCOUNT) == 5 * UNIT - cost
         kinds = [
             event.type
             async for event in await client.responses.create(
@@ -139,23 +139,23 @@ async def test_responses_are_served_and_metered(stack: Stack) -> None:
         # An answer that is cut at its bound is incomplete, and says what it used all the same.
         assert kinds[-1] in ("response.completed", "response.incomplete")
         await stack.settle(2)
-        assert stack.world.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
+        assert stack.harness.spend.available(ACCOUNT) == 5 * UNIT - 2 * cost
         with pytest.raises(openai.BadRequestError, match="previous_response_id is not supported"):
             await client.responses.create(model="chat", input="and then?", previous_response_id=answer.id)
 
 
 async def test_a_hard_account_is_held_and_charged_what_was_used(stack: Stack) -> None:
-    stack.world.put(account("Hard"))
+    stack.harness.put(account("Hard"))
     async with stack.client as client:
         answer = await client.chat.completions.create(model="chat", messages=CHAT, max_tokens=7)
     assert answer.usage is not None
     line = await stack.envoy.line(1)
     cost = answer.usage.prompt_tokens * 500 + answer.usage.completion_tokens * 1500
-    assert cost <= stack.world.leases.amounts[line.request_id]
-    assert stack.world.leases.holds(line.request_id)
-    stack.world.settlement.on_usage(line, billed_tokens(line))
-    stack.world.settlement.acknowledged([line.request_id])
-    assert not stack.world.leases.holds(line.request_id)
+    assert cost <= stack.harness.leases.amounts[line.request_id]
+    assert stack.harness.leases.holds(line.request_id)
+    stack.harness.settlement.on_usage(line, billed_tokens(line))
+    stack.harness.settlement.acknowledged([line.request_id])
+    assert not stack.harness.leases.holds(line.request_id)
 
 
 async def test_clients_that_leave_at_any_moment_leave_no_holds(
@@ -167,9 +167,9 @@ async def test_clients_that_leave_at_any_moment_leave_no_holds(
     body = json.dumps({"model": "chat", "messages": CHAT, "max_tokens": 5}).encode()
     lines = ("POST /v1/chat/completions HTTP/1.1", "Host: g", f"Authorization: Bearer {TOKEN}")
     sent = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", "")).encode() + body
-    world = World(clock=RealTime())
-    world.put(model(servedName="simulated"), account("Hard"))
-    world.handler.backend_address = lambda name, port: upstream
+    harness = Harness(clock=RealTime())
+    harness.put(model(servedName="simulated"), account("Hard"))
+    harness.handler.backend_address = lambda name, port: upstream
 
     async def leave(port: int) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -181,9 +181,9 @@ async def test_clients_that_leave_at_any_moment_leave_no_holds(
         envoy_only(tmp_path) as envoy,
         listening(
             envoy.settings.decision_socket,
-            world.handler.handle,
+            harness.handler.handle,
             envoy.settings.max_body_bytes,
-            world.settlement.abandoned,
+            harness.settlement.abandoned,
         ),
     ):
         for _ in range(15):
@@ -191,9 +191,9 @@ async def test_clients_that_leave_at_any_moment_leave_no_holds(
 
         def nothing_is_held() -> bool:
             for line in envoy.lines():
-                world.settlement.on_usage(line, billed_tokens(line))
-                world.settlement.acknowledged([line.request_id])
-            return world.leases.open_holds == 0
+                harness.settlement.on_usage(line, billed_tokens(line))
+                harness.settlement.acknowledged([line.request_id])
+            return harness.leases.open_holds == 0
 
         await eventually(nothing_is_held)
         assert envoy.lines(), "some have gone on their way"
@@ -209,7 +209,7 @@ async def test_private_headers_of_a_client_have_no_effect(stack: Stack) -> None:
 
 
 async def test_64_clients_race_through_envoy_for_ten_calls_a_minute(stack: Stack) -> None:
-    stack.world.put(service(limits={"rpm": 10}))
+    stack.harness.put(service(limits={"rpm": 10}))
     headers = {"Authorization": f"Bearer {TOKEN}"}
     body = json.loads(GOOD)
     replies = await asyncio.gather(*(stack.envoy.call(body=body, headers=headers) for _ in range(64)))
@@ -218,6 +218,6 @@ async def test_64_clients_race_through_envoy_for_ten_calls_a_minute(stack: Stack
 
 
 async def test_a_forwarded_call_is_what_the_handler_says(stack: Stack) -> None:
-    answer = await stack.world.call()
+    answer = await stack.harness.call()
     assert isinstance(answer, Route)
     assert answer.set_headers["accept-encoding"] == "identity"

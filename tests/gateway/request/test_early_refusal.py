@@ -10,9 +10,9 @@ import openai
 import pytest
 import pytest_asyncio
 
+from tests.gateway.harness import OTHER_TOKEN, TOKEN
 from tests.gateway.hostile import CHUNKED, LINE
-from tests.gateway.hostile_target import Place, answer, running
-from tests.gateway.world import OTHER_TOKEN, TOKEN
+from tests.gateway.hostile_target import Target, answer, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,18 +22,18 @@ LARGE: list[Any] = [{"role": "user", "content": "word " * 2_000_000}]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
     async with running(tmp_path_factory.mktemp("early"), body_seconds=3600) as made:
         yield made
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 10000000", "Content-Length: 1000000000", CHUNKED])
-async def test_an_unknown_key_is_refused_though_its_body_never_comes(place: Place, length: str) -> None:
-    async with place.connected() as (reader, writer):
+async def test_an_unknown_key_is_refused_though_its_body_never_comes(target: Target, length: str) -> None:
+    async with target.connected() as (reader, writer):
         writer.write(f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\n{length}\r\n\r\n".encode())
         assert (await answer(reader)).summary == "401 invalid_api_key"
         assert await reader.read() == b"", "nothing may follow a body that was not read"
-    await place.check(0)
+    await target.check(0)
 
 
 def openais(url: str) -> None:
@@ -52,49 +52,49 @@ def anthropics(url: str) -> None:
     ids=["openai", "anthropic"],
 )
 async def test_clients_that_send_a_large_body_read_why(
-    place: Place, call: Callable[[str], None], error: type[Exception]
+    target: Target, call: Callable[[str], None], error: type[Exception]
 ) -> None:
     with pytest.raises(error, match="Unknown API key"):
-        await asyncio.to_thread(call, place.envoy.url)
-    await place.check(0)
+        await asyncio.to_thread(call, target.envoy.url)
+    await target.check(0)
 
 
 @pytest.mark.parametrize("http2", [False, True])
-async def test_a_body_that_is_longer_than_is_read_is_refused_the_same(place: Place, http2: bool) -> None:
+async def test_a_body_that_is_longer_than_is_read_is_refused_the_same(target: Target, http2: bool) -> None:
     """Also of a good key."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(http1=not http2, http2=http2, base_url=place.envoy.url) as client:
+    async with httpx.AsyncClient(http1=not http2, http2=http2, base_url=target.envoy.url) as client:
         reply = await client.post("/v1/chat/completions", content=bytes(20_000_000), headers=headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
-    await place.check(0)
+    await target.check(0)
 
 
-async def test_who_floods_is_refused_as_well(place: Place) -> None:
+async def test_who_floods_is_refused_as_well(target: Target) -> None:
     """More at a time than bodies of refused calls are read."""
     request = f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\nContent-Length: 10000000\r\n\r\n".encode()
 
     async def one() -> str:
-        async with place.connected() as (reader, writer):
+        async with target.connected() as (reader, writer):
             writer.write(request)
             return (await answer(reader)).summary
 
     assert set(await asyncio.gather(*(one() for _ in range(100)))) == {"401 invalid_api_key"}
-    await place.check(0)
+    await target.check(0)
 
 
-async def test_asynchronous_clients_do_too(place: Place) -> None:
+async def test_asynchronous_clients_do_too(target: Target) -> None:
     async with openai.AsyncOpenAI(
-        base_url=f"{place.envoy.url}/v1", api_key=OTHER_TOKEN, max_retries=0
+        base_url=f"{target.envoy.url}/v1", api_key=OTHER_TOKEN, max_retries=0
     ) as client:
         with pytest.raises(openai.AuthenticationError, match="Unknown API key"):
             await client.chat.completions.create(model="chat", messages=LARGE)
-    await place.check(0)
+    await target.check(0)
 
 
-async def test_a_connection_whose_small_body_has_come_is_kept(place: Place) -> None:
+async def test_a_connection_whose_small_body_has_come_is_kept(target: Target) -> None:
     """The usual refusal costs no new connection."""
     request = f"{LINE}\r\nHost: gateway\r\n{UNKNOWN}\r\nContent-Length: 2\r\n\r\n{{}}".encode()
-    async with place.connected() as (reader, writer):
+    async with target.connected() as (reader, writer):
         for _ in range(3):
             writer.write(request)
             assert (await answer(reader)).summary == "401 invalid_api_key"

@@ -20,7 +20,7 @@ from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import CreditLease, CreditLeaseRequest
 from farebox.settings import GatewaySettings
 from tests.gateway.h2_client import eventually
-from tests.gateway.world import Tokens
+from tests.gateway.harness import Tokens
 from tests.ledger.databases import SqliteDatabases
 from tests.ledger.support import ACME, CALL_CHARGE, FACTS, balance, opened, topup, usage
 

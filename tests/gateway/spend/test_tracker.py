@@ -20,7 +20,7 @@ from farebox.gateway.spend.tracker import LOST_SECONDS, SpendTracker
 from farebox.ledger.engine import Ledger
 from farebox.meterapi.types import AccountBalance, ChangePage, QuotaBalance
 from tests.domain.strategies import THOROUGH
-from tests.gateway.world import ACCOUNT, NOW, balance
+from tests.gateway.harness import ACCOUNT, NOW, balance
 from tests.ledger.databases import SqliteDatabases
 from tests.ledger.support import ACME, CALL_CHARGE, FACTS, opened, topup, usage
 

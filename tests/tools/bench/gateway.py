@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.gateway.world import TOKEN
+from tests.gateway.harness import TOKEN
 from tests.tools.bench import gateway_money
 from tests.tools.bench.gateway_targets import Target, targets
 from tests.tools.bench.loading import build, load, request

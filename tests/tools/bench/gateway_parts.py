@@ -26,7 +26,7 @@ from farebox.gateway.ratelimit.memory import MemoryCounters
 from farebox.gateway.spend.credit_leases import CreditLeases
 from farebox.gateway.spend.tracker import SpendTracker
 from farebox.meterapi.types import CreditLease, CreditLeaseRequest
-from tests.gateway import world
+from tests.gateway import harness
 
 _REPORT_SECONDS = 0.5
 
@@ -48,15 +48,15 @@ def opened(upstream: str) -> Handler:
     gate = assembled(
         CreditLeases("bench", claim),
         MemoryCounters(),
-        world.Tokens(),  # type: ignore[arg-type]
+        harness.Tokens(),  # type: ignore[arg-type]
         lambda name, port: upstream,
         balance_max_age_seconds=300,
     )
     limits = {"rpm": 1_000_000_000, "tpm": 1_000_000_000_000, "maxOutputTokens": 8192}
-    gate.snapshot.models.put(world.model(limits=limits))
-    gate.snapshot.services.put(world.service())
-    gate.snapshot.keys.put(world.api_key())
-    gate.snapshot.accounts.put(world.account())
+    gate.snapshot.models.put(harness.model(limits=limits))
+    gate.snapshot.services.put(harness.service())
+    gate.snapshot.keys.put(harness.api_key())
+    gate.snapshot.accounts.put(harness.account())
     primed(gate)
     return gate
 
@@ -66,7 +66,7 @@ async def report_balance(spend: SpendTracker) -> None:
     sequence = 0
     while True:
         sequence += 1
-        spend.update([world.balance(MAX_NANO // 2, sequence)], [], True, spend.clock())
+        spend.update([harness.balance(MAX_NANO // 2, sequence)], [], True, spend.clock())
         await asyncio.sleep(_REPORT_SECONDS)
 
 

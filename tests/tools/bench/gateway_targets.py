@@ -16,7 +16,7 @@ from pathlib import Path
 from farebox.gateway.envoy import process as envoy_process
 from farebox.gateway.envoy.bootstrap import EnvoySettings, command
 from farebox.gateway.envoy.clusters import decision_cluster
-from tests.gateway.world import TOKEN
+from tests.gateway.harness import TOKEN
 from tests.support.ports import free_port
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import wait_for

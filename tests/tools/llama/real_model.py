@@ -15,8 +15,8 @@ import pytest
 import xllamacpp
 
 from farebox.gateway.metering.usage import billed_tokens
+from tests.gateway.harness import ACCOUNT, TOKEN, UNIT
 from tests.gateway.hostile_target import Stack, stacked
-from tests.gateway.world import ACCOUNT, TOKEN, UNIT
 from tests.tools.llama import tiny
 
 CHAT: list[Any] = [{"role": "user", "content": "How many tokens are in this question?"}]
@@ -49,13 +49,13 @@ class Place(Stack):
         line = await self.settle(self.calls)
         assert (line.input_tokens, line.cached_tokens or 0, line.output_tokens) == (prompt, cached, output)
         self.spent += (prompt - cached) * 500 + cached * 50 + output * 1500
-        assert self.world.spend.available(ACCOUNT) == 5 * UNIT - self.spent
+        assert self.harness.spend.available(ACCOUNT) == 5 * UNIT - self.spent
 
 
 @asynccontextmanager
 async def placed(directory: Path, llama: str) -> AsyncIterator[Place]:
     async with stacked(directory, llama, "tiny") as stack:
-        yield Place(stack.world, stack.envoy)
+        yield Place(stack.harness, stack.envoy)
 
 
 async def test_openais_client_is_served_by_a_real_model_and_metered(tmp_path: Path, llama: str) -> None:
@@ -118,8 +118,8 @@ async def test_a_client_that_leaves_midway_is_metered(tmp_path: Path, llama: str
             break
         await stream.close()
         line = await place.envoy.line(1)
-        place.world.settling.on_usage(line, billed_tokens(line))
+        place.harness.settling.on_usage(line, billed_tokens(line))
         await asyncio.sleep(0)
-        left = place.world.spend.available(ACCOUNT)
+        left = place.harness.spend.available(ACCOUNT)
         assert isinstance(left, int)
         assert left < 5 * UNIT, "it costs something, though the model did not come to say how much"

@@ -1,4 +1,4 @@
-"""The rules with all that is real but the network: objects as the API server sends them, money, counts."""
+"""The gateway's handler with all real parts except the network, and objects as the API server sends them."""
 
 import asyncio
 import hashlib
@@ -162,8 +162,8 @@ class RecordedLeases(CreditLeases):
 
 
 @dataclass
-class World:
-    """A gate with a service "chat" of "team-a", its key, and 5 USD."""
+class Harness:
+    """A handler with a service "chat" of "team-a", its key, and a balance of 5 USD."""
 
     counters: Counters = field(default_factory=MemoryCounters)
     trusted: tuple[Network, ...] = ()
@@ -192,7 +192,7 @@ class World:
         self.report_balance(5 * UNIT)
 
     def put(self, *objects: JSONObject) -> None:
-        """Objects as watches bring them."""
+        """Put objects into the snapshot, as watches do."""
         stores: dict[str, Store[Any]] = {
             "Model": self.snapshot.models,
             "InferenceService": self.snapshot.services,
@@ -208,7 +208,7 @@ class World:
         self.snapshot.keys.remove(ObjectKey(namespace, name), next(_VERSIONS))
 
     def report_balance(self, nano: int, sequence: int = 1, credit: int = 0) -> None:
-        """A page of the feed."""
+        """Report a balance of `nano` to the spend tracker, as a page of the feed does."""
         self._ledger_has = nano + credit
         self.spend.update([balance(nano, sequence, credit)], [], True, self.clock.monotonic())
 
