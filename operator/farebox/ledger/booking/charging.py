@@ -8,7 +8,7 @@ their minute. It updates balances and quotas at once; `post` posts the sums.
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, select
 
 from farebox.domain.billing.coverage import NOTHING, Coverage, Tokens, cover
 from farebox.domain.billing.money import MAX_NANO
@@ -305,9 +305,6 @@ _READ_MINUTE = Prepared(
     ("of", "number"),
 )
 _INSERT_MINUTE = Prepared.insert(tables.reserved_minutes)
-_UPDATE_MINUTE = Prepared(
-    update(tables.reserved_minutes)
-    .values(input_tokens=bindparam("new_input"), output_tokens=bindparam("new_output"))
-    .where(_minutes.service == bindparam("of"), _minutes.minute == bindparam("number")),
-    ("new_input", "new_output", "of", "number"),
+_UPDATE_MINUTE = Prepared.update(
+    tables.reserved_minutes, ("input_tokens", "output_tokens"), ("service", "minute")
 )

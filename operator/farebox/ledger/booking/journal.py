@@ -5,6 +5,7 @@ the entries that explain them. It does not know what a transaction is for.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from farebox.clock import to_micros
@@ -119,10 +120,7 @@ class Journal(UnitOfWork):
                 tables.price_tiers,
                 price_version_id=price.id,
                 position=position,
-                up_to_input_tokens=tier.up_to_input_tokens,
-                input=tier.input,
-                cached_input=tier.cached_input,
-                output=tier.output,
+                **asdict(tier),
             )
 
     def post(
@@ -203,19 +201,9 @@ class Journal(UnitOfWork):
         self, account: AccountRow, model: str, tokens: int, granted_at: int, expires_at: int, sequence: int
     ) -> None:
         """Add a quota of an account on a model. The caller posts the grant."""
-        quota_id = self.state.last_quota + 1
-        self.state.add_quota(QuotaRow(quota_id, account.id, model, tokens, 0, expires_at, sequence))
-        self._add(
-            tables.quotas,
-            id=quota_id,
-            account_id=account.id,
-            model=model,
-            tokens=tokens,
-            used=0,
-            granted_at=granted_at,
-            expires_at=expires_at,
-            sequence=sequence,
-        )
+        quota = QuotaRow(self.state.last_quota + 1, account.id, model, tokens, 0, expires_at, sequence)
+        self.state.add_quota(quota)
+        self._add(tables.quotas, **asdict(quota), granted_at=granted_at)
 
     def use_quota(self, quota: QuotaRow, sequence: int) -> None:
         """Write a quota whose `used` the caller updated, with the number of the transaction."""
@@ -228,15 +216,7 @@ class Journal(UnitOfWork):
             self._leases[lease.source, lease.account_id] = lease
             return
         self.state.add_lease(lease)
-        self._add(
-            tables.budgets,
-            source=lease.source,
-            account_id=lease.account_id,
-            granted=lease.granted,
-            spent=lease.spent,
-            expires_at=lease.expires_at,
-            revision=self.state.revision + 1,
-        )
+        self._add(tables.budgets, **asdict(lease), revision=self.state.revision + 1)
 
     def add_reservation(self, reservation: KnownReservation) -> None:
         """Add a reservation with its first change, and assign its sequence number."""

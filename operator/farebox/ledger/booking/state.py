@@ -204,7 +204,7 @@ class LedgerState:
             return
         for account_id, key, *state in ACCOUNTS.rows(connection, (self.head,)):
             self.add_account(AccountRow(account_id, ObjectKey.parse(key), *state))
-        for account_id, name, book_id in BOOKS.rows(connection, (self.last_book,)):
+        for book_id, account_id, name in BOOKS.rows(connection, (self.last_book,)):
             self.add_book(account_id, name, book_id)
         for binding_id, service, account, model, effective_at, trial in BINDINGS.rows(
             connection, (self.last_binding,)

@@ -58,6 +58,15 @@ class Prepared:
         }
         return cls(table.insert().values(parameters), [parameter.key for parameter in parameters.values()])
 
+    @classmethod
+    def update(cls, table: Table, columns: Sequence[str], key: Sequence[str]) -> "Prepared":
+        """An UPDATE of the row with a key. Values are `columns`, in the table's order, then `key`."""
+        new: dict[str, BindParameter[Any]] = {name: bindparam(f"new_{name}") for name in columns}
+        of: dict[str, BindParameter[Any]] = {name: bindparam(f"of_{name}") for name in key}
+        found = (table.c[name] == parameter for name, parameter in of.items())
+        parameters = (*new.values(), *of.values())
+        return cls(table.update().values(new).where(*found), [parameter.key for parameter in parameters])
+
     def run(self, connection: Connection, values: Values) -> None:
         """Execute it once."""
         execute(connection, self._text(connection), values)
