@@ -78,13 +78,14 @@ def meter() -> None:
 def gateway(write_envoy_config: bool, parent: int) -> None:
     """Decide each call for Envoy, and report its usage. Settings: FAREBOX_* variables."""
     from farebox.gateway import process
+    from farebox.gateway.envoy.process import write_config
     from farebox.logs import configure
     from farebox.settings import GatewaySettings
 
     settings = GatewaySettings.load()
     configure(settings.log_level, settings.log_format)
     if write_envoy_config:
-        click.echo(process.write_envoy_config(settings))
+        click.echo(write_config(process.envoy_settings(settings)))
     else:
         _run(_until_signal(lambda stop: process.run(settings, stop), parent))
 
@@ -95,12 +96,12 @@ def envoy(concurrency: int) -> None:
     """Run Envoy in place of this process, with the configuration in FAREBOX_GATEWAY_DIRECTORY."""
     import os
 
-    from farebox.gateway import process
     from farebox.gateway.envoy.bootstrap import command
-    from farebox.gateway.envoy.process import find
+    from farebox.gateway.envoy.process import config_path, find
+    from farebox.gateway.process import envoy_settings
     from farebox.settings import GatewaySettings
 
-    arguments = command(find(), process.config_path(GatewaySettings.load()), concurrency)
+    arguments = command(find(), config_path(envoy_settings(GatewaySettings.load())), concurrency)
     os.execv(arguments[0], arguments)
 
 

@@ -9,7 +9,6 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -246,13 +245,3 @@ def _trusted(text: str) -> Sequence[Network]:
     if networks is None:
         raise ConfigurationError(f"FAREBOX_TRUSTED_PROXIES={text!r} is not a list of address ranges")
     return networks
-
-
-def write_envoy_config(settings: GatewaySettings) -> str:
-    """Write Envoy's configuration into the shared directory; return its path."""
-    return str(envoy_process.write_config(envoy_settings(settings)))
-
-
-def config_path(settings: GatewaySettings) -> Path:
-    """The path of Envoy's configuration."""
-    return envoy_process.config_path(envoy_settings(settings))
