@@ -59,6 +59,41 @@ def test_all_servers_end_with_the_process_that_started_them(tmp_path: Path, numb
     assert not [pid for pid in started if runs(pid)]
 
 
+WORKER = """
+import os, subprocess, sys
+from tests.support.reaper import VARIABLE, reaping
+
+with reaping():
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    print(os.environ[VARIABLE], flush=True)
+    sys.stdin.read()
+"""
+CONTROLLER = """
+import subprocess, sys
+from tests.support.reaper import reaping
+
+with reaping():
+    subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+
+
+def test_what_a_worker_started_ends_when_the_process_that_started_the_worker_is_killed() -> None:
+    controller = subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, WORKER],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert controller.stdout is not None
+    mark = controller.stdout.readline().strip()
+    assert reaper.marked(mark)
+    controller.kill()
+    wait_for("all have ended", lambda: not reaper.marked(mark), 60)
+    controller.communicate()
+
+
 def test_what_outlives_a_run_that_ended_in_order_is_left() -> None:
     """`make demo KEEP=1` leaves its processes on purpose."""
     with reaper.reaping():

@@ -34,9 +34,13 @@ def reaping(interruptible: bool = True) -> Iterator[None]:
             others use, where objects have to be deleted first.
     """
     mark = uuid.uuid4().hex
-    # A session of its own, and no mark: neither Ctrl-C nor the reaper itself ends it.
+    # A session of its own and no mark: neither Ctrl-C nor another reaper ends it, such as that of the pytest
+    # process which started this worker.
     reaper = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, mark], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-I", "-S", __file__, mark],
+        env={name: value for name, value in os.environ.items() if name != VARIABLE},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
     )
     assert reaper.stdin is not None
     stdin = reaper.stdin
