@@ -1,6 +1,10 @@
-"""Crediting and charging survive a failure at any call to the database, before or after its commit."""
+"""Crediting and charging survive a failure at any call to the database, before or after its commit.
+
+`make test` lets some of the calls fail, `make test-thorough` (FAREBOX_SEEDS above 1) each of them.
+"""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,6 +131,18 @@ async def buy_with_fault(database: Database, fault: Fault, restarts: bool) -> No
 
 
 Life = Callable[[Database, Fault], Coroutine[Any, Any, None]]
+THOROUGH = float(os.environ.get("FAREBOX_SEEDS", "1")) > 1
+
+
+def failing_calls(databases: Databases, restarts: bool) -> Iterable[int]:
+    """The numbers of the calls that fail: every second one on SQLite, every fourth one on a server.
+
+    The variants with and without a restart let different calls fail.
+    """
+    if THOROUGH:
+        return count(1)
+    step = 2 if databases.name == "sqlite" else 4
+    return count(1 + restarts * step // 2, step)
 
 
 def fail_each_call(databases: Databases, life: Life, kind: type[Fault], numbers: Iterable[int]) -> int:
@@ -145,7 +161,7 @@ def fail_each_call(databases: Databases, life: Life, kind: type[Fault], numbers:
 def test_a_failure_at_any_database_call_buys_and_grants_once(
     databases: Databases, kind: type[Fault], at_least: int, restarts: bool
 ) -> None:
-    numbers = count(1) if databases.name == "sqlite" else count(1 + 2 * restarts, 4)
+    numbers = failing_calls(databases, restarts)
     number = fail_each_call(databases, partial(buy_with_fault, restarts=restarts), kind, numbers)
     assert number >= at_least, "every call of every step had its turn to fail"
 
@@ -155,8 +171,7 @@ def test_a_failure_at_any_database_call_buys_and_grants_once(
 def test_a_failure_at_any_database_call_loses_and_doubles_nothing(
     databases: Databases, kind: type[Fault], at_least: int, restarts: bool
 ) -> None:
-    # A server takes longer for each: there the two variants share the calls between them.
-    numbers = count(1) if databases.name == "sqlite" else count(1 + restarts, 2)
+    numbers = failing_calls(databases, restarts)
     number = fail_each_call(databases, partial(run_with_fault, restarts=restarts), kind, numbers)
     assert number > at_least, "every call of every step had its turn to fail"
 
@@ -195,8 +210,7 @@ async def test_work_that_shares_a_commit_with_a_failing_one_is_done(database: Da
 
 def test_an_upgrade_that_fails_at_any_statement_leaves_nothing_half_done(databases: Databases) -> None:
     with databases.empty() as database:
-        # A statement takes longer to undo on a server: every fourth one is enough to see that it is.
-        for number in count(1, 1 if databases.name == "sqlite" else 4):
+        for number in failing_calls(databases, restarts=False):
             if upgraded_with_fault(database, number):
                 break
             with database.raw() as connection:
