@@ -204,6 +204,8 @@ class Handler:
             remove_headers=removed_headers(head.headers, headers),
             labels=labels,
             redaction=request.redaction(continuous_usage=continuous),
+            dialect=request.endpoint.dialect,
+            usage_by_choice=request.choices if continuous and request.asked_for_usage else 1,
         )
 
     def _caller(self, head: RequestHead) -> Call:

@@ -56,9 +56,14 @@ class Route(Struct, frozen=True):
         remove_headers: names.
         labels: are logged with the usage, and returned in its UsageLine. The transport reads "service"
             ("namespace/name"), "model" and "api_key" for the meter; "stream" and "continuous_usage" (every
-            event reports the usage so far), true unless the value is in FALSE_VALUES; "estimate_input" and
-            "max_output", integers of tokens, for calls that end early.
+            event reports the usage so far), true unless the value is in FALSE_VALUES; the integers of tokens
+            "estimate_input", "max_input" and "max_output", for calls that end early and for usage that
+            cannot be; "inputs", the number of texts that the model reads separately, if there are several.
         redaction: applies to an answer that is a stream of events.
+        dialect: the API of the answer (`APIEndpoint.dialect`), which says where its text and usage stand.
+        usage_by_choice: the number of answers, if the usage in an event of a stream covers only one of them;
+            otherwise 1.
+        response_headers: are added to the answer, whatever its status.
     """
 
     upstream: str
@@ -69,6 +74,9 @@ class Route(Struct, frozen=True):
     remove_headers: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     redaction: UsageRedaction = UsageRedaction.NOTHING
+    dialect: str = ""
+    usage_by_choice: int = 1
+    response_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,8 +193,12 @@ def labels_of(
         labels["continuous_usage"] = "true"
     if allow.hold is not None or (allow.service.postpaid and not allow.covered):
         labels["paid_by"] = "money"
+    if allow.input_bound is not None:
+        labels["max_input"] = str(allow.input_bound)
     if allow.output_bound is not None:
         labels["max_output"] = str(allow.output_bound)
+    if request.inputs > 1:
+        labels["inputs"] = str(request.inputs)
     if consumption:
         labels["taken"] = _encode(consumption).decode()
     return labels

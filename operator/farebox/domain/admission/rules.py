@@ -92,12 +92,21 @@ class AdmissionRequest(Struct, frozen=True, dict=True):
         call, model = self.call, self.model
         return bound_output(call.asked_output, call.choices, model.max_output_tokens, model.context_tokens)
 
+    @property
+    def context(self) -> int:
+        """The context of the model in tokens, for all inputs of the call together; 0: unknown."""
+        return self.model.context_tokens * self.call.inputs
+
+    @cached_property
+    def input_bound(self) -> int | None:
+        """The maximum of input tokens by the length of the request; None: no bound."""
+        call = self.call
+        return bound_input(call.body_bytes, text_only=call.text_only(), context_tokens=self.context)
+
     @cached_property
     def most(self) -> Nano | None:
         """The maximum cost of the call in nano-units; None: no bound."""
-        call, context = self.call, self.model.context_tokens * self.call.inputs
-        inputs = bound_input(call.body_bytes, text_only=call.text_only(), context_tokens=context)
-        outputs = self.output_bound
+        inputs, outputs = self.input_bound, self.output_bound
         if inputs is None or outputs is None:
             return None
         return most_expensive(self.model.tiers, inputs, outputs)
@@ -370,6 +379,7 @@ def _allow(request: AdmissionRequest) -> Allow:
     free_covers = free is not UNKNOWN and free.usable(request.now) >= inputs + outputs
     covered = reserved or free_covers
     reservation = service.reservation if reserved else None
+    hold = request.most if pays_money and request.funds.hard else None
     return Allow(
         key=request.key,
         service=service,
@@ -377,10 +387,11 @@ def _allow(request: AdmissionRequest) -> Allow:
         limit_requests=limit_requests(
             call, request.key, service, model, reservation, inputs, outputs, enforced=not excess_is_paid
         ),
-        hold=request.most if pays_money and request.funds.hard else None,
+        hold=hold,
         committed=charge(model.tiers, inputs, 0, 0) if pays_money and not covered else Nano(0),
         covered=covered,
         free_tokens=inputs if not reserved and (free_covers or request.on_trial) else 0,
         input_estimate=inputs,
+        input_bound=(request.context or None) if hold is None else request.input_bound,
         output_bound=request.output_bound,
     )

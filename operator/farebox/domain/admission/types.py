@@ -229,7 +229,8 @@ class Allow(Struct, frozen=True):
         covered: whether free tokens or a reservation are expected to pay for the call.
         free_tokens: tokens of the account's free quota that count as used until the call's usage is known.
         input_estimate: tokens.
-        output_bound: tokens of all answers together; None: no bound.
+        input_bound, output_bound: tokens that the call cannot exceed, all answers together; None: no bound.
+            The input of an account that holds nothing is bounded by the model's context alone.
     """
 
     key: KeyPolicy
@@ -241,6 +242,7 @@ class Allow(Struct, frozen=True):
     covered: bool
     free_tokens: int
     input_estimate: int
+    input_bound: int | None
     output_bound: int | None
 
 

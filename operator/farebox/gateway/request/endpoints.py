@@ -29,6 +29,11 @@ class APIEndpoint:
     refused: tuple[tuple[str, str], ...] = ()
 
     @property
+    def dialect(self) -> str:
+        """The name of the API: "chat", "completions", "embeddings", "responses" or "messages"."""
+        return self.path.split("/")[2]
+
+    @property
     def operation(self) -> str:
         """The part of the path after "/v1"."""
         return self.path.removeprefix("/v1")
