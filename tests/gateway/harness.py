@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from farebox.domain.admission.addresses import Network
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import NANO_PER_UNIT, Nano
 from farebox.domain.keys import ObjectKey
 from farebox.gateway.convert import SecretRef
@@ -259,9 +260,10 @@ class Harness:
         assert error["request_id"] == f"req-{self.requests}"
         return answer.status, error, answer.headers
 
-    async def end(self, forward: Route, tokens: tuple[int, int, int] | None, request_id: str = "") -> None:
-        """The call has ended, and all that follows is done."""
+    async def end(self, forward: Route, used: tuple[int, int, int] | None, request_id: str = "") -> None:
+        """The call has ended, and all that follows is done. `used`: input, cached input, output."""
         request_id = request_id or f"req-{self.requests}"
+        tokens = None if used is None else CallTokens(input=used[0], cached_input=used[1], output=used[2])
         self.settlement.settle(request_id, self.clock(), forward.labels, tokens)
         await self.settlement.correct()
         await asyncio.sleep(0)

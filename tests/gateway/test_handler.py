@@ -10,6 +10,7 @@ import pytest
 
 from farebox.domain.admission.addresses import parse_networks
 from farebox.domain.admission.estimates import ADDED_TOKENS
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import Nano
 from farebox.gateway.interface import ImmediateResponse, Route, UsageRedaction
 from farebox.gateway.ratelimit.memory import MemoryCounters
@@ -586,7 +587,7 @@ async def test_calls_that_ended_before_this_process_started_are_not_corrected_ag
     before.clock.pass_(1)
     after = Harness(counters=counters, clock=before.clock)
     after.put(service(limits={"tpm": 200}))
-    after.settlement.settle("req-1", ended_at, forward.labels, (50, 0, 50))
+    after.settlement.settle("req-1", ended_at, forward.labels, CallTokens(input=50, output=50))
     await after.settlement.correct()
     status, _, headers = await after.refused({"model": "chat", "max_tokens": 100, "x": "y"})
     assert (status, headers["x-ratelimit-remaining-tokens"]) == (429, "100")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import Nano
 from farebox.gateway import settlement
 from farebox.gateway.interface import ImmediateResponse, Route
@@ -106,7 +107,7 @@ async def test_counts_are_corrected_while_calls_end(harness: Harness) -> None:
     task = asyncio.create_task(harness.settlement.run())
     forwards = [await harness.forwarded(request_id=f"r{number}") for number in range(200)]
     for number, forward in enumerate(forwards):
-        harness.settlement.settle(f"r{number}", harness.clock(), forward.labels, (0, 0, 1))
+        harness.settlement.settle(f"r{number}", harness.clock(), forward.labels, CallTokens(output=1))
 
     async def remaining() -> int:
         answer = await harness.call({"model": "chat", "max_tokens": 8192, "n": 128})
@@ -122,7 +123,7 @@ async def test_counts_are_corrected_while_calls_end(harness: Harness) -> None:
 async def test_unreadable_labels_settle_the_rest(harness: Harness) -> None:
     forward = await harness.forwarded()
     labels = {**forward.labels, "taken": "nonsense", "model": "gone"}
-    harness.settlement.settle("req-1", harness.clock(), labels, (10**12, 0, 0))
+    harness.settlement.settle("req-1", harness.clock(), labels, CallTokens(input=10**12))
     await harness.settlement.correct()
     assert harness.spend.available(ACCOUNT) == 5 * UNIT
 

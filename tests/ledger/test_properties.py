@@ -82,9 +82,7 @@ async def play(
                         first.setdefault(event.id, event)
         for account in ACCOUNTS:
             charged = sum(
-                charge(TIERS, event.input_tokens, event.cached_input_tokens, event.output_tokens)
-                for event in first.values()
-                if SERVICES[event.service] == account
+                charge(TIERS, event.tokens) for event in first.values() if SERVICES[event.service] == account
             )
             credited = sum(order.amount for order in paid if order.account == account)
             assert await balance(ledger, account) == credited - charged

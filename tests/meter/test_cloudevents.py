@@ -33,13 +33,44 @@ def test_every_field_is_read() -> None:
         "outputTokens": 5,
         "requestId": "req-1",
         "status": 200,
+        "cacheWriteInputTokens": 2,
+        "estimated": True,
+        "durationMs": 1200,
+        "firstByteMs": 80,
         "unknown": {"is": "ignored"},
     }
     event = cloud_event(data=data, datacontenttype="application/json", traceparent="00-1-1-00")
     parsed = parse(json.dumps(event).encode(), STRUCTURED)
     assert parsed.events == [
-        UsageEvent("gateway-0", "1", CHAT, usage().time, 7, 5, 3, "qwen3-8b", "key-1", "req-1", 200)
+        UsageEvent(
+            source="gateway-0",
+            id="1",
+            service=CHAT,
+            time=usage().time,
+            input_tokens=7,
+            output_tokens=5,
+            cached_input_tokens=3,
+            model="qwen3-8b",
+            api_key="key-1",
+            request_id="req-1",
+            status=200,
+            cache_write_input_tokens=2,
+            estimated=True,
+            duration_ms=1200,
+            first_byte_ms=80,
+        )
     ]
+
+
+def test_what_an_older_gateway_does_not_send_has_its_default() -> None:
+    event = cloud_event(data={"inputTokens": 7, "outputTokens": 5})
+    (read,) = parse(json.dumps(event).encode(), STRUCTURED).events
+    assert (read.cache_write_input_tokens, read.estimated, read.duration_ms, read.first_byte_ms) == (
+        0,
+        False,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

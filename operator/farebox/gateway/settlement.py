@@ -24,6 +24,7 @@ from farebox.domain.admission.rate_limits import (
     refunds,
 )
 from farebox.domain.admission.types import Allow
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge, usage_error
 from farebox.errors import FareboxError
@@ -86,11 +87,15 @@ class Settlement:
 
     def on_usage(self, line: UsageLine, billed: BilledTokens | None) -> None:
         """Settle the call of a line of Envoy's log."""
-        tokens = None if billed is None else (billed.input_tokens, billed.cached_tokens, billed.output_tokens)
+        tokens = None
+        if billed is not None:
+            tokens = CallTokens(
+                input=billed.input_tokens, cached_input=billed.cached_tokens, output=billed.output_tokens
+            )
         self.settle(line.request_id, line.time, line.labels, tokens)
 
     def settle(
-        self, request_id: str, at: datetime, labels: Mapping[str, str], tokens: tuple[int, int, int] | None
+        self, request_id: str, at: datetime, labels: Mapping[str, str], tokens: CallTokens | None
     ) -> None:
         """Replace estimates by the actual use of a call that has ended.
 
@@ -98,19 +103,19 @@ class Settlement:
             at: its end. Counts of a call that an earlier process admitted are corrected only if it ended
                 after this process started, because that process may have corrected them already.
             labels: of its Route.
-            tokens: input (cached included), cached and output; None: the call costs nothing.
+            tokens: None: the call costs nothing.
         """
-        inputs, cached, outputs = tokens or (0, 0, 0)
+        used = tokens or CallTokens()
         if tokens is None:
             self._release(request_id)
         else:
             self._leases.ended(request_id)
-            self._spend.capture(request_id, self._cost(labels, inputs, cached, outputs), inputs + outputs)
+            self._spend.capture(request_id, self._cost(labels, used), used.input + used.output)
         consumption = self._admitted.pop(request_id, None)
         if consumption is None:
             consumption = consumption_of(labels) if at >= self._started_at else ()
         for each in consumption:
-            actual = amount_used(each.counter, inputs, outputs)
+            actual = amount_used(each.counter, used.input, used.output)
             if actual is not None:
                 self._adjust(corrections(each, actual, milliseconds(at)))
 
@@ -163,13 +168,13 @@ class Settlement:
                 return
             del self._admitted[request_id]
 
-    def _cost(self, labels: Mapping[str, str], inputs: int, cached: int, outputs: int) -> int:
+    def _cost(self, labels: Mapping[str, str], tokens: CallTokens) -> int:
         """The expected charge at the current prices; 0 if something other than money pays."""
         model = self._snapshot.model(labels.get("model", ""))
-        if model is None or labels.get("paid_by") != "money" or usage_error(inputs, cached, outputs):
+        if model is None or labels.get("paid_by") != "money" or usage_error(tokens):
             return 0
         try:
-            return charge(model.tiers, inputs, cached, outputs)
+            return charge(model.tiers, tokens)
         except FareboxError:
             return MAX_NANO
 

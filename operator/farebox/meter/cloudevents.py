@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
+from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import MAX_TOKENS
 from farebox.domain.keys import ObjectKey
 from farebox.meterapi.scalars import NO_TIME, parse_key, parse_time
@@ -164,6 +165,7 @@ def _subject(value: Any) -> ObjectKey:
 _Identity = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
 _Name = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_printable)]
 _Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+_Milliseconds = Annotated[int, Field(ge=0, le=MAX_NANO)]
 
 
 class _Usage(BaseModel):
@@ -173,9 +175,13 @@ class _Usage(BaseModel):
     api_key: _Name | None = None
     input_tokens: _Tokens
     cached_input_tokens: _Tokens = 0
+    cache_write_input_tokens: _Tokens = 0
     output_tokens: _Tokens
     request_id: _Identity | None = None
     status: Annotated[int, Field(ge=0, le=999)] | None = None
+    estimated: bool = False
+    duration_ms: _Milliseconds | None = None
+    first_byte_ms: _Milliseconds | None = None
 
 
 class _Envelope(BaseModel):
@@ -205,6 +211,10 @@ class _Envelope(BaseModel):
             api_key=data.api_key,
             request_id=data.request_id,
             status=data.status,
+            cache_write_input_tokens=data.cache_write_input_tokens,
+            estimated=data.estimated,
+            duration_ms=data.duration_ms,
+            first_byte_ms=data.first_byte_ms,
         )
 
 

@@ -6,15 +6,19 @@ from typing import Annotated
 
 from pydantic import Field
 
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.keys import ObjectKey
 from farebox.meterapi.types import Answer, CreditLease
 
 
 @dataclass(frozen=True, slots=True)
 class UsageEvent:
-    """A call that a service answered. `input_tokens` includes `cached_input_tokens`.
+    """A call that a service answered.
 
-    (source, id) identifies the event. `model` is the Model that served the call, if the sender knows it.
+    (source, id) identifies the event. `input_tokens` includes `cached_input_tokens` and
+    `cache_write_input_tokens`. `model` is the Model that served the call, if the sender knows it.
+    `estimated` (B26): at least one count was not reported by the upstream. `duration_ms` and `first_byte_ms`
+    are milliseconds from the call's begin to its end and to the first byte of the answer; None: unknown.
     """
 
     source: str
@@ -28,6 +32,17 @@ class UsageEvent:
     api_key: str | None = None
     request_id: str | None = None
     status: int | None = None
+    cache_write_input_tokens: int = 0
+    estimated: bool = False
+    duration_ms: int | None = None
+    first_byte_ms: int | None = None
+
+    @property
+    def tokens(self) -> CallTokens:
+        """The tokens by kind."""
+        return CallTokens(
+            self.input_tokens, self.cached_input_tokens, self.cache_write_input_tokens, self.output_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)

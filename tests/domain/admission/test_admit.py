@@ -11,6 +11,7 @@ from farebox.domain.admission.estimates import ADDED_TOKENS
 from farebox.domain.admission.rate_limits import effective_limit, period_status, sliding_status
 from farebox.domain.admission.rules import check_limits
 from farebox.domain.admission.types import Denied, FreeTokens, KeyAllowance, Window
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge
 from farebox.domain.facts import UNKNOWN
@@ -122,7 +123,7 @@ def test_no_call_costs_more_than_its_hold(
     )(PAID)
     hold = scenario.allowed().hold
     inputs, outputs = int(body * used[0]), int(asked * choices * used[1])
-    cost = charge(TIERS, inputs, int(inputs * used[2]), outputs)
+    cost = charge(TIERS, CallTokens(input=inputs, cached_input=int(inputs * used[2]), output=outputs))
     assert hold is not None
     assert cost <= hold
 

@@ -11,6 +11,7 @@ from farebox.domain.admission.estimates import (
     estimate_input,
     most_expensive,
 )
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge
 from farebox.meterapi.types import TokenPriceTier
@@ -32,7 +33,7 @@ def test_no_call_within_the_bounds_costs_more_and_one_costs_as_much(
     tiers: tuple[TokenPriceTier, ...], inputs: int, outputs: int
 ) -> None:
     costs = [
-        charge(tiers, used, cached, output)
+        charge(tiers, CallTokens(input=used, cached_input=cached, output=output))
         for used in range(inputs + 1)
         for cached in {0, used}
         for output in range(outputs + 1)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.billing.coverage import NOTHING, Coverage, Tokens, cover, uncovered
+from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, Tokens, cover, uncovered
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import charge
 from farebox.meterapi.types import TokenPriceTier
@@ -42,7 +42,10 @@ def test_a_call_of_60_uncached_40_cached_and_20_out(
     call = Tokens(60, 40, 20)
     assert cover(call, *reserved, quota) == coverage
     assert uncovered(call, coverage) == to_pay
-    assert charge(PRICES, 100, 40, 20, coverage) == to_pay[0] * 500 + to_pay[1] * 50 + to_pay[2] * 1_500
+    assert (
+        charge(PRICES, CallTokens(input=100, cached_input=40, output=20), coverage)
+        == to_pay[0] * 500 + to_pay[1] * 50 + to_pay[2] * 1_500
+    )
 
 
 @THOROUGH
@@ -98,7 +101,8 @@ def test_the_charge_is_of_the_tier_of_the_whole_call(
     coverage = cover(call, of_input, output, quota)
     whole = call.uncached + call.cached
     price = 1 if whole <= 1_000 else 7
-    assert charge(tiers, whole, call.cached, call.output, coverage) == price * uncovered(call, coverage).total
+    tokens = CallTokens(input=whole, cached_input=call.cached, output=call.output)
+    assert charge(tiers, tokens, coverage) == price * uncovered(call, coverage).total
 
 
 def test_without_coverage_all_is_paid() -> None:

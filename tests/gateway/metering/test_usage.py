@@ -217,3 +217,10 @@ def test_an_event_is_one_that_the_meter_reads() -> None:
         20,
         200,
     )
+    assert not read.estimated
+
+
+def test_an_event_says_that_its_tokens_are_estimated() -> None:
+    event = event_of(WHOLE, BilledTokens(100, 40, 20, True), "gateway-0")
+    (read,) = parse_events(json.dumps([event]).encode(), BATCH).events
+    assert read.estimated

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge, format_price, parse_price, tiers_error
 from farebox.errors import InvalidAmount
@@ -54,27 +55,40 @@ def test_an_invalid_price_is_refused(text: str) -> None:
 def test_the_first_tier_that_covers_the_input_prices_the_whole_call(
     tokens: tuple[int, int, int], nano: int
 ) -> None:
-    assert charge(TWO_TIERS, *tokens) == nano
+    of_input, cached, output = tokens
+    assert charge(TWO_TIERS, CallTokens(input=of_input, cached_input=cached, output=output)) == nano
 
 
 @pytest.mark.parametrize(
-    "tokens", [(1, 2, 0), (-1, 0, 0), (0, -1, 0), (0, 0, -1), (MAX_TOKENS + 1, 0, 0), (0, 0, MAX_TOKENS + 1)]
+    ("tokens", "named"),
+    [
+        (CallTokens(input=1, cached_input=2), "cachedInputTokens"),
+        (CallTokens(input=1, cache_write_input=2), "cacheWriteInputTokens"),
+        (CallTokens(input=3, cached_input=2, cache_write_input=2), r"cacheWriteInputTokens \(2\)"),
+        (CallTokens(input=-1), "negative"),
+        (CallTokens(cached_input=-1), "negative"),
+        (CallTokens(cache_write_input=-1), "negative"),
+        (CallTokens(input=9, cached_input=2, cache_write_input=-1), "negative"),
+        (CallTokens(output=-1), "negative"),
+        (CallTokens(input=MAX_TOKENS + 1), "above"),
+        (CallTokens(output=MAX_TOKENS + 1), "above"),
+    ],
 )
-def test_impossible_token_counts_are_refused(tokens: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match=r"token|Tokens"):
-        charge(TWO_TIERS, *tokens)
+def test_impossible_token_counts_are_refused(tokens: CallTokens, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        charge(TWO_TIERS, tokens)
 
 
 def test_a_charge_beyond_64_bits_is_refused() -> None:
     dear = (TokenPriceTier(None, Nano(MAX_NANO), Nano(0), Nano(0)),)
-    assert charge(dear, 1, 0, 0) == MAX_NANO
+    assert charge(dear, CallTokens(input=1)) == MAX_NANO
     with pytest.raises(InvalidAmount, match="64 bits"):
-        charge(dear, 2, 0, 0)
+        charge(dear, CallTokens(input=2))
 
 
 def test_a_call_that_no_tier_covers_is_refused() -> None:
     with pytest.raises(InvalidAmount, match="No price tier fits"):
-        charge(TWO_TIERS[:1], 1_001, 0, 0)
+        charge(TWO_TIERS[:1], CallTokens(input=1_001))
 
 
 @pytest.mark.parametrize(
@@ -112,11 +126,12 @@ def test_a_charge_is_exact_and_always_fits_in_price_bounds(
     cached = min(cached, MAX_TOKENS - min(uncached, MAX_TOKENS))
     tiers = (TokenPriceTier(None, of_input, of_cached, of_output),)
     assert tiers_error(tiers) is None
-    nano = charge(tiers, uncached + cached, cached, output)
+    nano = charge(tiers, CallTokens(input=uncached + cached, cached_input=cached, output=output))
     assert nano == uncached * of_input + cached * of_cached + output * of_output <= MAX_NANO
 
 
 @given(tokens, tokens, tokens)
 def test_more_output_never_costs_less(of_input: int, output: int, more: int) -> None:
     output, more = sorted((output, more))
-    assert charge(TWO_TIERS, of_input, 0, output) <= charge(TWO_TIERS, of_input, 0, more)
+    less_output, more_output = (CallTokens(input=of_input, output=each) for each in (output, more))
+    assert charge(TWO_TIERS, less_output) <= charge(TWO_TIERS, more_output)

@@ -33,6 +33,7 @@ from farebox.domain.admission.types import (
     ServicePolicy,
     Snapshot,
 )
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import Nano, format_amount
 from farebox.domain.billing.pricing import charge
 from farebox.domain.facts import UNKNOWN, Unknown
@@ -388,7 +389,7 @@ def _allow(request: AdmissionRequest) -> Allow:
             call, request.key, service, model, reservation, inputs, outputs, enforced=not excess_is_paid
         ),
         hold=hold,
-        committed=charge(model.tiers, inputs, 0, 0) if pays_money and not covered else Nano(0),
+        committed=charge(model.tiers, CallTokens(input=inputs)) if pays_money and not covered else Nano(0),
         covered=covered,
         free_tokens=inputs if not reserved and (free_covers or request.on_trial) else 0,
         input_estimate=inputs,

@@ -7,6 +7,18 @@ and output separately; the quota counts all tokens alike (product.md, "What cove
 from typing import NamedTuple
 
 
+class CallTokens(NamedTuple):
+    """Tokens of a call as they are reported: `input` includes `cached_input` and `cache_write_input`.
+
+    Create it with the names of the kinds, so that one more kind changes no caller.
+    """
+
+    input: int = 0
+    cached_input: int = 0
+    cache_write_input: int = 0
+    output: int = 0
+
+
 class Coverage(NamedTuple):
     """Tokens of a call that cost no money, by what pays for them."""
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar
 
-from farebox.domain.billing.coverage import NOTHING, Coverage, Tokens, uncovered
+from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, Tokens, uncovered
 from farebox.domain.billing.money import MAX_NANO, NANO_PER_UNIT, Nano
 from farebox.errors import InvalidAmount
 
@@ -86,16 +86,18 @@ def tiers_error(tiers: Sequence[Tier]) -> str | None:
     return None
 
 
-def usage_error(input_tokens: int, cached_input_tokens: int, output_tokens: int) -> str | None:
+def usage_error(tokens: CallTokens) -> str | None:
     """What is wrong with the token counts of a call, or None."""
-    if 0 <= cached_input_tokens <= input_tokens <= MAX_TOKENS and 0 <= output_tokens <= MAX_TOKENS:
+    total, cached, written, output = tokens
+    if cached >= 0 and written >= 0 and cached + written <= total <= MAX_TOKENS and 0 <= output <= MAX_TOKENS:
         return None
-    if min(input_tokens, cached_input_tokens, output_tokens) < 0:
+    if min(tokens) < 0:
         return "A token count is negative"
-    if max(input_tokens, output_tokens) > MAX_TOKENS:
+    if max(total, output) > MAX_TOKENS:
         return f"A token count is above {MAX_TOKENS}"
     return (
-        f"Too many cached tokens: cachedInputTokens is {cached_input_tokens}, inputTokens is {input_tokens}"
+        f"Too many cached tokens: cachedInputTokens ({cached}) and cacheWriteInputTokens ({written}) are "
+        f"parts of inputTokens ({total})"
     )
 
 
@@ -107,33 +109,27 @@ def tier_of(tiers: Sequence[T], input_tokens: int) -> T | None:
     return None
 
 
-def charge(
-    tiers: Sequence[Tier],
-    input_tokens: int,
-    cached_input_tokens: int,
-    output_tokens: int,
-    coverage: Coverage = NOTHING,
-) -> Nano:
+def charge(tiers: Sequence[Tier], tokens: CallTokens, coverage: Coverage = NOTHING) -> Nano:
     """The price of a call in nano-units (product.md, "The price of a call").
 
     The first tier with up_to_input_tokens >= input_tokens prices the whole call:
     (input - cached) x input + cached x cached_input + output x output, without the tokens in `coverage`.
 
     Raises:
-        ValueError: a token count is negative or beyond MAX_TOKENS, or cached exceeds input.
+        ValueError: the token counts have a `usage_error`.
         InvalidAmount: no tier covers the call, or the charge does not fit into 64 bits.
     """
-    fault = usage_error(input_tokens, cached_input_tokens, output_tokens)
+    fault = usage_error(tokens)
     if fault is not None:
         raise ValueError(fault)
-    tier = tier_of(tiers, input_tokens)
+    total, cached, _, output = tokens
+    tier = tier_of(tiers, total)
     if tier is None:
-        raise InvalidAmount(f"No price tier fits a call with {input_tokens} input tokens")
-    uncached = input_tokens - cached_input_tokens
+        raise InvalidAmount(f"No price tier fits a call with {total} input tokens")
+    uncached = total - cached
     if coverage is not NOTHING:
-        tokens = Tokens(uncached, cached_input_tokens, output_tokens)
-        uncached, cached_input_tokens, output_tokens = uncovered(tokens, coverage)
-    nano = uncached * tier.input + cached_input_tokens * tier.cached_input + output_tokens * tier.output
+        uncached, cached, output = uncovered(Tokens(uncached, cached, output), coverage)
+    nano = uncached * tier.input + cached * tier.cached_input + output * tier.output
     if nano > MAX_NANO:
         raise InvalidAmount(f"A charge of {nano} nano-units does not fit into 64 bits")
     return Nano(nano)

@@ -69,6 +69,8 @@ def event_of(line: UsageLine, paid: BilledTokens, source: str) -> Event:
         "requestId": line.request_id,
         "status": line.status,
     }
+    if paid.estimated:
+        data["estimated"] = True
     if labels.get("model"):
         data["model"] = labels["model"]
     if labels.get("api_key"):

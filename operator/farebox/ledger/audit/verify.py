@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from farebox.domain.billing.coverage import Coverage
+from farebox.domain.billing.coverage import CallTokens, Coverage
 from farebox.domain.billing.pricing import charge
 from farebox.errors import ConfigurationError, InvalidAmount, LedgerUnavailable
 from farebox.ledger.audit.verify_entitlements import EntitlementsCheck
@@ -201,8 +201,10 @@ class _Verification:
             self._differs(f"{name} was charged by a binding or a price of another service or model")
         try:
             coverage = Coverage(row.reservation_input, row.reservation_output, row.quota_tokens)
-            tokens = (row.input_tokens, row.cached_input_tokens, row.output_tokens)
-            due: int | None = charge(price.tiers, *tokens, coverage)
+            tokens = CallTokens(
+                input=row.input_tokens, cached_input=row.cached_input_tokens, output=row.output_tokens
+            )
+            due: int | None = charge(price.tiers, tokens, coverage)
             due = 0 if binding.trial else due
         except (ValueError, InvalidAmount, AssertionError):
             due = None

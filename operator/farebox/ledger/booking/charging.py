@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import bindparam, select
 
-from farebox.domain.billing.coverage import NOTHING, Coverage, Tokens, cover
+from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, Tokens, cover
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge
 from farebox.domain.billing.reservations import MICROS_PER_MINUTE
@@ -114,7 +114,7 @@ class Charging:
         service: ObjectKey,
         model: str | None,
         occurred_at: int,
-        tokens: tuple[int, int, int],
+        tokens: CallTokens,
     ) -> Outcome:
         """Charge one call, or find out what it waits for.
 
@@ -122,7 +122,7 @@ class Charging:
             key: the event's (source, id).
             model: the Model that the event names, if any.
             occurred_at: microseconds since 1970 UTC.
-            tokens: input, cached input and output, already validated.
+            tokens: of the call, already validated.
         """
         route = self._routes.get((service, model))
         if route is None or not route.begins <= occurred_at < route.ends:
@@ -135,7 +135,7 @@ class Charging:
         if route.reserved or (quota is not None and quota.used < quota.tokens):
             coverage = self._coverage(service, binding, quota, occurred_at, tokens)
         try:
-            nano = 0 if binding.trial else charge(route.price.tiers, *tokens, coverage)
+            nano = 0 if binding.trial else charge(route.price.tiers, tokens, coverage)
         except InvalidAmount:
             return _waits("AmountOutOfRange", account.key)
         group = route.group or self._groups.get((account.id, binding.model))
@@ -191,7 +191,7 @@ class Charging:
         binding: KnownBinding,
         quota: QuotaRow | None,
         occurred_at: int,
-        tokens: tuple[int, int, int],
+        tokens: CallTokens,
     ) -> Coverage:
         """Compute the tokens of a call that cost nothing: first reservations, then the free quota (B6, B9).
 
@@ -208,7 +208,7 @@ class Charging:
             minute = self._minute(service, occurred_at // MICROS_PER_MINUTE)
             reserved_input = max(reserved_input - minute.input_tokens, 0)
             reserved_output = max(reserved_output - minute.output_tokens, 0)
-        of_input, cached, output = tokens
+        of_input, cached, _, output = tokens
         left = 0 if quota is None else quota.left(occurred_at)
         return cover(Tokens(of_input - cached, cached, output), reserved_input, reserved_output, left)
 

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import ARRAY, BindParameter, Row, Text, any_, bindparam, func, select, update
 
 from farebox.clock import from_micros, to_micros
+from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.pricing import usage_error
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.booking.charging import OUTCOME_COLUMNS, Charging, is_charged
@@ -110,7 +111,7 @@ def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | N
     if event.time < _EARLIEST:
         message = f"time {event.time.isoformat()} is before 1970: set the sender's clock"
         return Rejection(index, event.id, "InvalidUsage", message)
-    fault = usage_error(event.input_tokens, event.cached_input_tokens, event.output_tokens)
+    fault = usage_error(event.tokens)
     if fault is not None:
         return Rejection(index, event.id, "InvalidUsage", fault)
     return None
@@ -124,7 +125,7 @@ def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
         for event in tally.fresh:
             service = event.service
             occurred_at = to_micros(event.time)
-            tokens = (event.input_tokens, event.cached_input_tokens, event.output_tokens)
+            tokens = event.tokens
             outcome = charging.charge((event.source, event.id), service, event.model, occurred_at, tokens)
             if not is_charged(outcome):
                 tally.pending += 1
@@ -139,7 +140,9 @@ def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
                     event.status,
                     occurred_at,
                     received_at,
-                    *tokens,
+                    tokens.input,
+                    tokens.cached_input,
+                    tokens.output,
                     *outcome,
                 )
             )
@@ -234,7 +237,9 @@ def _charge_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int
             ObjectKey.parse(row.service),
             row.model,
             row.occurred_at,
-            (row.input_tokens, row.cached_input_tokens, row.output_tokens),
+            CallTokens(
+                input=row.input_tokens, cached_input=row.cached_input_tokens, output=row.output_tokens
+            ),
         )
         charged += is_charged(outcome)
         if is_charged(outcome) or outcome[4:6] != (row.pending_reason, row.waiting_for):
