@@ -172,8 +172,8 @@ class Reference:
         tiers = in_force(self.versions[binding.model], event.time).tiers
         bounds = [(tier.up_to_input_tokens, tier) for tier in tiers]
         price = next(tier for bound, tier in bounds if bound is None or event.input_tokens <= bound)
-        cached, output = event.cached_input_tokens, event.output_tokens
-        to_pay = [event.input_tokens - cached, cached, output]
+        written, cached = event.cache_write_input_tokens, event.cached_input_tokens
+        to_pay = [written, event.input_tokens - written - cached, cached, event.output_tokens]
         reserved = [
             wanted
             for key, wanted in self.reservations.items()
@@ -183,7 +183,7 @@ class Reference:
         ]
         minute = self.minutes[event.service, event.time.replace(second=0, microsecond=0)]
         left = [sum(one.input_tpm for one in reserved), sum(one.output_tpm for one in reserved)]
-        for sort, side in enumerate((0, 0, 1)):
+        for sort, side in enumerate((0, 0, 0, 1)):
             covered = min(to_pay[sort], max(left[side] - minute[side], 0))
             minute[side] += covered
             to_pay[sort] -= covered
@@ -193,7 +193,9 @@ class Reference:
                 free = min(tokens, grant.total - grant.used)
                 grant.used += free
                 to_pay[sort] -= free
-        money = to_pay[0] * price.input + to_pay[1] * price.cached_input + to_pay[2] * price.output
+        write_price = price.input if price.cache_write is None else price.cache_write
+        prices = (write_price, price.input, price.cached_input, price.output)
+        money = sum(tokens * each for tokens, each in zip(to_pay, prices, strict=True))
         return 0 if binding.trial else money
 
     def advance(self, now: datetime, accounts: set[ObjectKey] | None = None) -> None:

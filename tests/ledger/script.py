@@ -141,13 +141,16 @@ class Script:
         tokens = self._random.choice((0, 1, 90, 400, 999, 1_000, 1_001, 2_500))
         service = self._random.choice(SERVICES)
         its_own = MODELS[SERVICES.index(service) // 2]
+        cached = self._random.choice((0, tokens // 3, tokens))
         return UsageEvent(
             source=self._random.choice(GATEWAYS),
             id=str(self._random.randint(0, 400)),
             service=service,
             time=self._moment(),
             input_tokens=tokens,
-            cached_input_tokens=self._random.choice((0, tokens // 3, tokens)),
+            cached_input_tokens=cached,
+            cache_write_input_tokens=self._random.choice((0, 0, (tokens - cached) // 2, tokens - cached)),
+            estimated=self._random.random() < 0.2,
             output_tokens=self._random.choice((0, 7, 100, 250)),
             model=self._random.choice((None, None, its_own, its_own, *MODELS)),
         )
@@ -198,9 +201,13 @@ class Script:
         return min(self._moment(), self._now)
 
     def _price(self, model: str | None = None) -> Record:
-        price = [Nano(self._random.randint(0, 5)) for _ in range(6)]
-        tiers = (TokenPriceTier(1_000, *price[:3]), TokenPriceTier(None, *price[3:]))
+        price = [Nano(self._random.randint(0, 5)) for _ in range(8)]
         chance = self._random.random
+        writes = [each if chance() < 0.6 else None for each in price[6:]]
+        tiers = (
+            TokenPriceTier(1_000, *price[:3], cache_write=writes[0]),
+            TokenPriceTier(None, *price[3:6], cache_write=writes[1]),
+        )
         return PriceVersion(
             model or self._random.choice(MODELS),
             "EUR" if not model and chance() < 0.03 else "USD",

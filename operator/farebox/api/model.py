@@ -220,6 +220,11 @@ class PriceTier(APIPart):
     )
     cached_input: Price = Field(description="Price of a million input tokens that came from the cache.")
     output: Price = Field(description="Price of a million output tokens.")
+    cache_write: Price | None = Field(
+        None,
+        description="Price of a million input tokens that the provider wrote to its cache, such as"
+        " Anthropic's cache_creation_input_tokens. Default: the price of input.",
+    )
 
 
 _TIER_RULES = rules(

@@ -23,10 +23,9 @@ from farebox.domain.admission.types import (
     ServicePolicy,
     Window,
 )
-from farebox.domain.billing.pricing import parse_price
 from farebox.domain.keys import ObjectKey
 from farebox.kube.names import shared_backend_name
-from farebox.meterapi.types import TokenPriceTier
+from farebox.meterapi.types import token_price_tiers
 
 _WINDOWS = {
     QuotaPeriod.DAY: Window.DAY,
@@ -144,15 +143,7 @@ def model_policy(model: Model) -> ModelPolicy:
         tpm=limits.tpm,
         context_tokens=limits.context_tokens,
         max_output_tokens=limits.max_output_tokens,
-        tiers=tuple(
-            TokenPriceTier(
-                tier.up_to_input_tokens,
-                parse_price(tier.input),
-                parse_price(tier.cached_input),
-                parse_price(tier.output),
-            )
-            for tier in model.spec.prices.tiers
-        ),
+        tiers=token_price_tiers(model.spec.prices),
     )
 
 

@@ -14,8 +14,9 @@ from pydantic import AwareDatetime, ConfigDict, Field, GetCoreSchemaHandler, Str
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, core_schema
 
-from farebox.api import ReservationState
+from farebox.api import Prices, ReservationState
 from farebox.domain.billing.money import MAX_NANO, available, is_overdue
+from farebox.domain.billing.pricing import parse_price
 from farebox.domain.billing.reservations import Buying, ReservationTerms
 from farebox.meterapi.scalars import (
     Amount,
@@ -100,12 +101,30 @@ class Binding(Value):
 
 @dataclass(frozen=True, slots=True)
 class TokenPriceTier(Value):
-    """Prices of a token in nano-units, for calls with at most `up_to_input_tokens` (None: any number)."""
+    """Prices of a token in nano-units, for calls with at most `up_to_input_tokens` (None: any number).
+
+    Without `cache_write`, tokens that write a cache cost the price of input (B41).
+    """
 
     up_to_input_tokens: Annotated[int | None, Field(default=None, ge=-MAX_NANO, le=MAX_NANO)]
     input: Price
     cached_input: Price
     output: Price
+    cache_write: Price | None = None
+
+
+def token_price_tiers(prices: Prices) -> tuple[TokenPriceTier, ...]:
+    """The tiers of a Model. Raises InvalidAmount for a price that the CRD's validation does not admit."""
+    return tuple(
+        TokenPriceTier(
+            up_to_input_tokens=tier.up_to_input_tokens,
+            input=parse_price(tier.input),
+            cached_input=parse_price(tier.cached_input),
+            output=parse_price(tier.output),
+            cache_write=None if tier.cache_write is None else parse_price(tier.cache_write),
+        )
+        for tier in prices.tiers
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ PRICES = st.integers(0, 2000).map(Nano)
 def tiers(draw: st.DrawFn) -> tuple[TokenPriceTier, ...]:
     """Tiers of any prices: a longer call may well be cheaper."""
     bounds: list[int | None] = sorted(draw(st.sets(st.integers(1, 40), max_size=3)))  # type: ignore[arg-type]
-    return tuple(TokenPriceTier(bound, *draw(st.tuples(PRICES, PRICES, PRICES))) for bound in [*bounds, None])
+    prices = st.tuples(PRICES, PRICES, PRICES, st.none() | PRICES)
+    return tuple(TokenPriceTier(bound, *draw(prices)) for bound in [*bounds, None])
 
 
 @BRANCHING
@@ -33,9 +34,9 @@ def test_no_call_within_the_bounds_costs_more_and_one_costs_as_much(
     tiers: tuple[TokenPriceTier, ...], inputs: int, outputs: int
 ) -> None:
     costs = [
-        charge(tiers, CallTokens(input=used, cached_input=cached, output=output))
+        charge(tiers, CallTokens(used, cached, written, output))
         for used in range(inputs + 1)
-        for cached in {0, used}
+        for cached, written in {(0, 0), (used, 0), (0, used)}
         for output in range(outputs + 1)
     ]
     assert most_expensive(tiers, inputs, outputs) == max(costs)

@@ -1,17 +1,19 @@
 """The coverage of a call: reservation, then quota, then money; uncached input first (B6, B9)."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, Tokens, cover, uncovered
+from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, Tokens, by_price, cover, uncovered
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import charge
 from farebox.meterapi.types import TokenPriceTier
 from tests.domain.strategies import THOROUGH
 
 count = st.integers(0, 3_000)
-calls = st.builds(Tokens, count, count, count)
+calls = st.builds(Tokens, count, count, count, count)
 PRICES = (TokenPriceTier(None, Nano(500), Nano(50), Nano(1_500)),)
 
 
@@ -39,9 +41,9 @@ PRICES = (TokenPriceTier(None, Nano(500), Nano(50), Nano(1_500)),)
 def test_a_call_of_60_uncached_40_cached_and_20_out(
     reserved: tuple[int, int], quota: int, coverage: Coverage, to_pay: tuple[int, int, int]
 ) -> None:
-    call = Tokens(60, 40, 20)
+    call = Tokens(0, 60, 40, 20)
     assert cover(call, *reserved, quota) == coverage
-    assert uncovered(call, coverage) == to_pay
+    assert uncovered(call, coverage) == (0, *to_pay)
     assert (
         charge(PRICES, CallTokens(input=100, cached_input=40, output=20), coverage)
         == to_pay[0] * 500 + to_pay[1] * 50 + to_pay[2] * 1_500
@@ -74,12 +76,12 @@ def test_it_goes_token_by_token_in_the_order_of_product_md(
 ) -> None:
     """Compared with a count that takes one token after the other."""
     expected = uncovered(call, cover(call, of_input, output, quota))
-    to_pay = [0, 0, 0]
+    to_pay = [0, 0, 0, 0]
     for sort, tokens in enumerate(call):
         for _ in range(tokens):
-            if sort < 2 and of_input:
+            if sort < 3 and of_input:
                 of_input -= 1
-            elif sort == 2 and output:
+            elif sort == 3 and output:
                 output -= 1
             elif quota:
                 quota -= 1
@@ -99,11 +101,38 @@ def test_the_charge_is_of_the_tier_of_the_whole_call(
         TokenPriceTier(None, Nano(7), Nano(7), Nano(7)),
     )
     coverage = cover(call, of_input, output, quota)
-    whole = call.uncached + call.cached
+    whole = call.input
     price = 1 if whole <= 1_000 else 7
-    tokens = CallTokens(input=whole, cached_input=call.cached, output=call.output)
+    tokens = CallTokens(
+        input=whole, cached_input=call.cached, cache_write_input=call.cache_write, output=call.output
+    )
     assert charge(tiers, tokens, coverage) == price * uncovered(call, coverage).total
 
 
 def test_without_coverage_all_is_paid() -> None:
-    assert uncovered(Tokens(1, 2, 3), NOTHING) == (1, 2, 3)
+    assert uncovered(Tokens(1, 2, 3, 4), NOTHING) == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("reserved", "quota", "to_pay"),
+    [
+        ((0, 0), 0, (30, 60, 10, 20)),
+        # Coverage goes to cache writes first: they are the dearest input (docs/decisions/530).
+        ((20, 0), 0, (10, 60, 10, 20)),
+        ((95, 0), 0, (0, 0, 5, 20)),
+        ((0, 0), 31, (0, 59, 10, 20)),
+        ((25, 5), 10, (0, 55, 10, 15)),
+        ((900, 900), 900, (0, 0, 0, 0)),
+    ],
+)
+def test_b41_coverage_goes_to_cache_writes_first(
+    reserved: tuple[int, int], quota: int, to_pay: tuple[int, int, int, int]
+) -> None:
+    tokens = CallTokens(input=100, cached_input=10, cache_write_input=30, output=20)
+    coverage = cover(by_price(tokens), *reserved, quota)
+    assert uncovered(by_price(tokens), coverage) == to_pay
+    written, uncached, cached, output = to_pay
+    dear = (replace(PRICES[0], cache_write=Nano(625)),)
+    due = uncached * 500 + cached * 50 + output * 1_500
+    assert charge(dear, tokens, coverage) == due + written * 625
+    assert charge(PRICES, tokens, coverage) == due + written * 500, "the default is the price of input"

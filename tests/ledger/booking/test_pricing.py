@@ -113,21 +113,27 @@ def test_tiers_must_give_every_call_exactly_one_price(bounds: tuple[int | None, 
 def test_tiers_with_impossible_prices_are_faults() -> None:
     assert tiers_error([TokenPriceTier(None, Nano(-1), Nano(0), Nano(0))])
     assert tiers_error([TokenPriceTier(None, Nano(0), Nano(0), Nano(MAX_NANO // MAX_TOKENS))])
+    assert tiers_error([TokenPriceTier(None, Nano(0), Nano(0), Nano(0), cache_write=Nano(-1))])
+    dear = Nano(MAX_NANO // MAX_TOKENS)
+    assert tiers_error([TokenPriceTier(None, Nano(0), Nano(0), Nano(0), cache_write=dear)])
 
 
 prices = st.integers(0, 999_999_999).map(Nano)
 tokens = st.integers(0, MAX_TOKENS)
 
 
-@given(prices, prices, prices, tokens, tokens, tokens)
+@given(st.tuples(prices, prices, prices, st.none() | prices), tokens, tokens, tokens, tokens)
 def test_a_charge_is_exact_and_always_fits_in_price_bounds(
-    of_input: Nano, of_cached: Nano, of_output: Nano, uncached: int, cached: int, output: int
+    tier: tuple[Nano, Nano, Nano, Nano | None], uncached: int, cached: int, written: int, output: int
 ) -> None:
-    cached = min(cached, MAX_TOKENS - min(uncached, MAX_TOKENS))
-    tiers = (TokenPriceTier(None, of_input, of_cached, of_output),)
+    cached = min(cached, MAX_TOKENS - uncached)
+    written = min(written, MAX_TOKENS - uncached - cached)
+    tiers = (TokenPriceTier(None, *tier),)
+    of_input, of_cached, of_output, of_write = tier
     assert tiers_error(tiers) is None
-    nano = charge(tiers, CallTokens(input=uncached + cached, cached_input=cached, output=output))
-    assert nano == uncached * of_input + cached * of_cached + output * of_output <= MAX_NANO
+    due = uncached * of_input + cached * of_cached + output * of_output
+    due += written * (of_input if of_write is None else of_write)
+    assert charge(tiers, CallTokens(uncached + cached + written, cached, written, output)) == due <= MAX_NANO
 
 
 @given(tokens, tokens, tokens)

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from alembic import command
 from alembic.config import Config
 
+from farebox.domain.billing.money import Nano
 from farebox.errors import ConfigurationError
 from farebox.ledger.db.connections import disposing, write_engine
 from farebox.ledger.db.migrate import _SCRIPTS, upgrade
 from tests.ledger.databases import Database, Databases
-from tests.ledger.support import CALL_CHARGE, FACTS, balance, opened, topup, usage
+from tests.ledger.support import CALL_CHARGE, FACTS, START, TIERS, balance, opened, price, topup, usage
 
 FIRST_DATA = (
     "INSERT INTO accounts VALUES (1, 'billing/acme', 'USD', 0, 9999920000, 3, 1)",
@@ -35,6 +38,13 @@ FIRST_DATA = (
     "UPDATE ledger SET head = 3, revision = 5",
 )
 """The data of a ledger of the first schema: a record, a top-up, a charged call and a pending one."""
+_WITH_COLUMNS = {
+    FIRST_DATA[2]: "INSERT INTO bindings (id, service, account, model, effective_at, recorded_at)"
+    " VALUES (1, 'team-a/chat', 'billing/acme', 'qwen3-8b', 1772366400000000, 1)",
+    FIRST_DATA[3]: "INSERT INTO price_versions (id, model, currency, effective_at, recorded_at)"
+    " VALUES (1, 'qwen3-8b', 'USD', 1772366400000000, 1)",
+}
+"""The statements of FIRST_DATA that a later schema needs with the names of the columns."""
 
 
 def migrate(database: Database, revision: str) -> None:
@@ -70,8 +80,32 @@ async def test_an_upgrade_from_the_first_schema_keeps_its_data(first: Database) 
     first.check()
 
 
+async def test_b41_prices_of_before_charge_cache_writes_as_input(databases: Databases) -> None:
+    """A ledger of the schema before cache writes and estimates has neither, and goes on charging."""
+    with databases.empty() as database:
+        migrate(database, "0003")
+        with database.raw() as connection:
+            for statement in FIRST_DATA:
+                connection.exec_driver_sql(_WITH_COLUMNS.get(statement, statement))
+        async with opened(database) as ledger:
+            assert await ledger.record(FACTS) == [], "no price is new"
+            await ledger.ingest([usage("2", cache_write_input_tokens=60, estimated=True, duration_ms=7)])
+            assert await balance(ledger) == 10_000_000_000 - 2 * CALL_CHARGE
+            dear = tuple(replace(tier, cache_write=Nano(2 * tier.input)) for tier in TIERS)
+            await ledger.record([price(tiers=dear, at=START + timedelta(minutes=1))])
+            later = usage("3", cache_write_input_tokens=60, time=START + timedelta(minutes=1))
+            await ledger.ingest([later])
+            assert await balance(ledger) == 10_000_000_000 - 3 * CALL_CHARGE - 60 * 500
+        database.check()
+        with database.raw() as connection:
+            rows = connection.exec_driver_sql(
+                "SELECT cache_write_input_tokens, estimated, duration_ms FROM usage_events ORDER BY id"
+            ).all()
+            assert [tuple(row) for row in rows] == [(0, 0, None), (0, 0, None), (60, 1, 7), (60, 0, None)]
+
+
 def test_each_migration_leaves_a_consistent_schema(first: Database) -> None:
-    for revision in ("0002", "0003"):
+    for revision in ("0002", "0003", "0004"):
         migrate(first, revision)
     upgrade(first.url)
     first.check()

@@ -8,14 +8,13 @@ from farebox.controller.reconcile.backends import ensure_backend, remove_backend
 from farebox.controller.reconcile.context import Context
 from farebox.controller.reconcile.resources import selector_text, shared_backend
 from farebox.domain.billing.money import parse_amount
-from farebox.domain.billing.pricing import parse_price
 from farebox.domain.billing.reservations import ReservationTerms
 from farebox.domain.facts import EXTERNAL, MISSING, UNKNOWN, BackendFacts
 from farebox.domain.keys import ObjectKey
 from farebox.domain.model_status import ModelVerdict, SharedBackendFacts, decide_model
 from farebox.errors import Conflict, KubeError
 from farebox.kube.names import shared_backend_name
-from farebox.meterapi.types import FreeQuota, PriceVersion, TokenPriceTier
+from farebox.meterapi.types import FreeQuota, PriceVersion, token_price_tiers
 
 
 async def reconcile_model(context: Context, key: Key, priority: Priority) -> None:
@@ -63,15 +62,7 @@ def price_version(model: Model, now: datetime) -> PriceVersion:
     return PriceVersion(
         model=model.metadata.name,
         currency=model.spec.prices.currency,
-        tiers=tuple(
-            TokenPriceTier(
-                up_to_input_tokens=tier.up_to_input_tokens,
-                input=parse_price(tier.input),
-                cached_input=parse_price(tier.cached_input),
-                output=parse_price(tier.output),
-            )
-            for tier in model.spec.prices.tiers
-        ),
+        tiers=token_price_tiers(model.spec.prices),
         effective_at=model.metadata.creation_timestamp if first else now,
         reservation=None
         if offer is None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from farebox.domain.billing.money import MAX_NANO, Nano
-from farebox.domain.billing.pricing import MAX_TOKENS, Tier
+from farebox.domain.billing.pricing import MAX_TOKENS, Tier, highest_input_price
 
 BYTES_PER_TOKEN: Final = 4
 """For JSON with text, most languages and tokenizers have between 3 and 5."""
@@ -66,7 +66,7 @@ def most_expensive(tiers: Sequence[Tier], input_bound: int, output_bound: int) -
     """The maximum cost of a call within both bounds, in nano-units; None if it does not fit into 64 bits.
 
     One tier prices a whole call, so a longer call can be cheaper. Therefore every reachable tier is evaluated
-    at its upper end. Input is priced at the higher of the prices of cached and uncached input.
+    at its upper end, with the highest price that input can have there.
     """
     if max(input_bound, output_bound) > MAX_TOKENS:
         return None
@@ -75,6 +75,6 @@ def most_expensive(tiers: Sequence[Tier], input_bound: int, output_bound: int) -
         if below >= input_bound:
             break
         end = input_bound if tier.up_to_input_tokens is None else min(input_bound, tier.up_to_input_tokens)
-        most = max(most, end * max(tier.input, tier.cached_input) + output_bound * tier.output)
+        most = max(most, end * highest_input_price(tier) + output_bound * tier.output)
         below = end
     return Nano(most) if most <= MAX_NANO else None

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar
 
-from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, Tokens, uncovered
+from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, by_price, uncovered
 from farebox.domain.billing.money import MAX_NANO, NANO_PER_UNIT, Nano
 from farebox.errors import InvalidAmount
 
@@ -22,7 +22,7 @@ _PRICE: Final = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,3}))?")
 
 
 class Tier(Protocol):
-    """What `charge` reads of a tier: prices of a token in nano-units."""
+    """What `charge` reads of a tier: prices of a token in nano-units. `cache_write` None: as `input`."""
 
     @property
     def up_to_input_tokens(self) -> int | None: ...
@@ -32,6 +32,8 @@ class Tier(Protocol):
     def cached_input(self) -> Nano: ...
     @property
     def output(self) -> Nano: ...
+    @property
+    def cache_write(self) -> Nano | None: ...
 
 
 T = TypeVar("T", bound=Tier)
@@ -79,9 +81,10 @@ def tiers_error(tiers: Sequence[Tier]) -> str | None:
                 "Set upToInputTokens above 0 and rising from tier to tier; leave it out of the last tier only"
             )
     for tier in tiers:
-        if min(tier.input, tier.cached_input, tier.output) < 0:
+        prices = (tier.input, tier.cached_input, cache_write_price(tier), tier.output)
+        if min(prices) < 0:
             return "A price is negative"
-        if max(tier.input, tier.cached_input, tier.output) * MAX_TOKENS * 2 > MAX_NANO:
+        if max(prices) * MAX_TOKENS * 2 > MAX_NANO:
             return "A price is too large: the price of the largest call does not fit into 64 bits"
     return None
 
@@ -101,6 +104,16 @@ def usage_error(tokens: CallTokens) -> str | None:
     )
 
 
+def cache_write_price(tier: Tier) -> Nano:
+    """The price of a token that writes a cache: by default the one of input (B41)."""
+    return tier.input if tier.cache_write is None else tier.cache_write
+
+
+def highest_input_price(tier: Tier) -> Nano:
+    """The highest price that an input token can have."""
+    return max(tier.input, tier.cached_input, cache_write_price(tier))
+
+
 def tier_of(tiers: Sequence[T], input_tokens: int) -> T | None:
     """The first tier with up_to_input_tokens >= input_tokens, or None if no tier fits."""
     for tier in tiers:
@@ -112,8 +125,9 @@ def tier_of(tiers: Sequence[T], input_tokens: int) -> T | None:
 def charge(tiers: Sequence[Tier], tokens: CallTokens, coverage: Coverage = NOTHING) -> Nano:
     """The price of a call in nano-units (product.md, "The price of a call").
 
-    The first tier with up_to_input_tokens >= input_tokens prices the whole call:
-    (input - cached) x input + cached x cached_input + output x output, without the tokens in `coverage`.
+    The first tier with up_to_input_tokens >= input_tokens prices the whole call: uncached x input + cached x
+    cached_input + written x cache_write + output x output, without the tokens in `coverage`. `uncached` is
+    the input that is neither read from a cache nor written to one.
 
     Raises:
         ValueError: the token counts have a `usage_error`.
@@ -122,14 +136,16 @@ def charge(tiers: Sequence[Tier], tokens: CallTokens, coverage: Coverage = NOTHI
     fault = usage_error(tokens)
     if fault is not None:
         raise ValueError(fault)
-    total, cached, _, output = tokens
-    tier = tier_of(tiers, total)
+    tier = tier_of(tiers, tokens.input)
     if tier is None:
-        raise InvalidAmount(f"No price tier fits a call with {total} input tokens")
-    uncached = total - cached
+        raise InvalidAmount(f"No price tier fits a call with {tokens.input} input tokens")
+    total, cached, written, output = tokens
+    uncached = total - cached - written
     if coverage is not NOTHING:
-        uncached, cached, output = uncovered(Tokens(uncached, cached, output), coverage)
+        written, uncached, cached, output = uncovered(by_price(tokens), coverage)
     nano = uncached * tier.input + cached * tier.cached_input + output * tier.output
+    if written:
+        nano += written * cache_write_price(tier)
     if nano > MAX_NANO:
         raise InvalidAmount(f"A charge of {nano} nano-units does not fit into 64 bits")
     return Nano(nano)

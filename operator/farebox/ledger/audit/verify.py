@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from farebox.domain.billing.coverage import CallTokens, Coverage
+from farebox.domain.billing.coverage import Coverage
 from farebox.domain.billing.pricing import charge
 from farebox.errors import ConfigurationError, InvalidAmount, LedgerUnavailable
 from farebox.ledger.audit.verify_entitlements import EntitlementsCheck
@@ -21,6 +21,7 @@ from farebox.ledger.booking.charging import REVENUE, USAGE, quota_entries
 from farebox.ledger.booking.journal import BALANCE, TOKENS
 from farebox.ledger.booking.state import KnownPrice, read_prices
 from farebox.ledger.booking.topups import BOOKS
+from farebox.ledger.booking.usage import stored_tokens
 from farebox.ledger.db import tables
 from farebox.ledger.db.connections import disposing, read_engine
 from farebox.ledger.db.migrate import is_current
@@ -201,10 +202,7 @@ class _Verification:
             self._differs(f"{name} was charged by a binding or a price of another service or model")
         try:
             coverage = Coverage(row.reservation_input, row.reservation_output, row.quota_tokens)
-            tokens = CallTokens(
-                input=row.input_tokens, cached_input=row.cached_input_tokens, output=row.output_tokens
-            )
-            due: int | None = charge(price.tiers, tokens, coverage)
+            due: int | None = charge(price.tiers, stored_tokens(row), coverage)
             due = 0 if binding.trial else due
         except (ValueError, InvalidAmount, AssertionError):
             due = None

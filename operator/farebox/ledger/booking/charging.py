@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import bindparam, select
 
-from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, Tokens, cover
+from farebox.domain.billing.coverage import NOTHING, CallTokens, Coverage, by_price, cover
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge
 from farebox.domain.billing.reservations import MICROS_PER_MINUTE
@@ -208,9 +208,8 @@ class Charging:
             minute = self._minute(service, occurred_at // MICROS_PER_MINUTE)
             reserved_input = max(reserved_input - minute.input_tokens, 0)
             reserved_output = max(reserved_output - minute.output_tokens, 0)
-        of_input, cached, _, output = tokens
         left = 0 if quota is None else quota.left(occurred_at)
-        return cover(Tokens(of_input - cached, cached, output), reserved_input, reserved_output, left)
+        return cover(by_price(tokens), reserved_input, reserved_output, left)
 
     def _use(
         self,

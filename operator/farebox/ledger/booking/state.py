@@ -280,8 +280,8 @@ def read_prices(connection: Connection, after: int) -> Iterator[tuple[str, int, 
     """Read (model, effective_at, prices) of the versions with an id above `after`, in order."""
     versions = PRICES.rows(connection, (after,))
     tiers: dict[int, list[TokenPriceTier]] = defaultdict(list)
-    for version_id, up_to, *prices in TIERS.rows(connection, (after,)) if versions else ():
-        tiers[version_id].append(TokenPriceTier(up_to, *map(Nano, prices)))
+    for version_id, *tier in TIERS.rows(connection, (after,)) if versions else ():
+        tiers[version_id].append(TokenPriceTier(*tier))
     for version_id, model, currency, effective_at, *offers in versions:
         offer, quota = _offer(*offers[:5]), _free_quota(*offers[5:])
         yield model, effective_at, KnownPrice(version_id, currency, tuple(tiers[version_id]), offer, quota)

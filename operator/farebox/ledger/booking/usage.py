@@ -144,6 +144,10 @@ def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
                     tokens.cached_input,
                     tokens.output,
                     *outcome,
+                    tokens.cache_write_input,
+                    int(event.estimated),
+                    event.duration_ms,
+                    event.first_byte_ms,
                 )
             )
     charging.post()
@@ -192,9 +196,7 @@ def _payload(event: UsageEvent) -> tuple[Any, ...]:
         str(event.service),
         event.model,
         to_micros(event.time),
-        event.input_tokens,
-        event.cached_input_tokens,
-        event.output_tokens,
+        *event.tokens,
     )
 
 
@@ -237,9 +239,7 @@ def _charge_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int
             ObjectKey.parse(row.service),
             row.model,
             row.occurred_at,
-            CallTokens(
-                input=row.input_tokens, cached_input=row.cached_input_tokens, output=row.output_tokens
-            ),
+            stored_tokens(row),
         )
         charged += is_charged(outcome)
         if is_charged(outcome) or outcome[4:6] != (row.pending_reason, row.waiting_for):
@@ -249,6 +249,13 @@ def _charge_page(journal: Journal, page: Sequence[Row[*tuple[Any, ...]]]) -> int
     if changes:
         journal.run_many(_UPDATE_OUTCOME, changes)
     return charged
+
+
+def stored_tokens(row: Row[*tuple[Any, ...]]) -> CallTokens:
+    """The tokens of the call in a row of `usage_events`."""
+    return CallTokens(
+        row.input_tokens, row.cached_input_tokens, row.cache_write_input_tokens, row.output_tokens
+    )
 
 
 def pending_event(row: Row[*tuple[Any, ...]]) -> PendingEvent:
@@ -265,6 +272,10 @@ def pending_event(row: Row[*tuple[Any, ...]]) -> PendingEvent:
         api_key=row.api_key,
         request_id=row.request_id,
         status=row.status,
+        cache_write_input_tokens=row.cache_write_input_tokens,
+        estimated=bool(row.estimated),
+        duration_ms=row.duration_ms,
+        first_byte_ms=row.first_byte_ms,
     )
     return PendingEvent(row.id, event, from_micros(row.received_at), row.pending_reason, row.waiting_for)
 
@@ -276,6 +287,7 @@ _PAYLOAD = (
     _events.occurred_at,
     _events.input_tokens,
     _events.cached_input_tokens,
+    _events.cache_write_input_tokens,
     _events.output_tokens,
 )
 _IS_PENDING = _events.transaction_sequence.is_(None)
@@ -297,6 +309,10 @@ _INSERT = BulkInsert(
         "cached_input_tokens",
         "output_tokens",
         *OUTCOME_COLUMNS,
+        "cache_write_input_tokens",
+        "estimated",
+        "duration_ms",
+        "first_byte_ms",
     ),
 )
 

@@ -115,8 +115,10 @@ price_tiers = _table(
     Column("input", Int64, nullable=False),
     Column("cached_input", Int64, nullable=False),
     Column("output", Int64, nullable=False),
+    Column("cache_write", Int64, CheckConstraint("cache_write >= 0", name="cache_write")),
     CheckConstraint("input >= 0 AND cached_input >= 0 AND output >= 0", name="prices"),
 )
+"""`cache_write` is NULL where tokens that write a cache cost the price of input."""
 
 books = _table(
     "books",
@@ -245,6 +247,11 @@ budgets = _table(
 not history. `revision` is the ledger's at the time of the write."""
 
 _PENDING = text("transaction_sequence IS NULL")
+_ESTIMATED = text("estimated = 1")
+_HAS_REQUEST = text("request_id IS NOT NULL")
+MICROS_PER_HOUR: Final = 3_600_000_000
+HOUR: Final = f"(occurred_at / {MICROS_PER_HOUR})"
+"""The hour of a call's end as SQL: both databases use the index by request only for this very text."""
 
 usage_events = _table(
     "usage_events",
@@ -270,7 +277,16 @@ usage_events = _table(
     Column("reservation_input", Int64, nullable=False, server_default=text("0")),
     Column("reservation_output", Int64, nullable=False, server_default=text("0")),
     Column("quota_tokens", Int64, nullable=False, server_default=text("0")),
+    Column("cache_write_input_tokens", Int64, nullable=False, server_default=text("0")),
+    Column("estimated", Int64, nullable=False, server_default=text("0")),
+    Column("duration_ms", Int64),
+    Column("first_byte_ms", Int64),
     UniqueConstraint("source", "event_id"),
+    CheckConstraint(
+        "0 <= cache_write_input_tokens AND cached_input_tokens + cache_write_input_tokens <= input_tokens",
+        name="cache_write",
+    ),
+    CheckConstraint("estimated IN (0, 1)", name="estimated"),
     CheckConstraint(
         "0 <= cached_input_tokens AND cached_input_tokens <= input_tokens AND 0 <= output_tokens",
         name="tokens",
@@ -285,7 +301,36 @@ usage_events = _table(
     Index("ix_usage_events_pending_service", "service", sqlite_where=_PENDING, postgresql_where=_PENDING),
     Index("ix_usage_events_pending_for", "waiting_for", sqlite_where=_PENDING, postgresql_where=_PENDING),
     Index("ix_usage_events_service", "service", "occurred_at"),
+    Index(
+        "ix_usage_events_request",
+        text(HOUR),
+        "request_id",
+        sqlite_where=_HAS_REQUEST,
+        postgresql_where=_HAS_REQUEST,
+    ),
+    Index(
+        "ix_usage_events_estimated",
+        "transaction_sequence",
+        sqlite_where=_ESTIMATED,
+        postgresql_where=_ESTIMATED,
+    ),
 )
 """Every usage event once by (source, event_id) (B12): charged, with its share of a transaction, or pending,
-with what it waits for. `model` is the one in the event, if any; the charged one is the binding's. The last
-three columns are the tokens that cost no money, by what covers them (domain/billing/coverage.py)."""
+with what it waits for. `model` is the one in the event, if any; the charged one is the binding's. The columns
+reservation_input, reservation_output and quota_tokens are the tokens that cost no money, by what covers them
+(domain/billing/coverage.py). `estimated` is 1 if a count was not reported by the upstream (B26)."""
+
+refusals = _table(
+    "refusals",
+    Column("minute", Int64, primary_key=True, autoincrement=False),
+    Column("namespace", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("api_key", Text, primary_key=True),
+    Column("code", Text, primary_key=True),
+    Column("status", Int64, primary_key=True, autoincrement=False),
+    Column("source", Text, primary_key=True),
+    Column("count", Int64, nullable=False),
+    CheckConstraint("count > 0", name="count"),
+)
+"""Calls that a gateway, the `source`, refused in a minute (B32): minutes since 1970 UTC. A namespace, service
+or key that is unknown is "". It is not history: old minutes are deleted."""
