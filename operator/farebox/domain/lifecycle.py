@@ -183,17 +183,17 @@ def _serves(facts: Facts) -> bool:
     backend = facts.backend
     if backend is EXTERNAL:
         return True
-    return isinstance(backend, BackendFacts) and backend.desired > 0 and _ready(facts, backend) > 0
+    return isinstance(backend, BackendFacts) and backend.desired > 0 and _ready(backend, facts.previous.phase) > 0
 
 
-def _ready(facts: Facts, backend: BackendFacts) -> int:
-    """How many replicas are known to be ready.
+def _ready(backend: BackendFacts, phase: Phase | None) -> int:
+    """How many replicas are known to be ready, for a service in this phase.
 
     For a service in phase Running, figures of an older specification count. The deployment controller has
     not observed the change yet, so it has ended no pod and no call has to be refused. For a service that
     starts or resumes they do not count, because they may describe pods that are terminating.
     """
-    return backend.ready if backend.current or facts.previous.phase is Phase.RUNNING else 0
+    return backend.ready if backend.current or phase is Phase.RUNNING else 0
 
 
 def _wanted_conditions(facts: Facts, phase: Phase) -> tuple[ConditionVerdict, ...]:
@@ -217,7 +217,7 @@ def _wanted_conditions(facts: Facts, phase: Phase) -> tuple[ConditionVerdict, ..
         return kstatus(true(ConditionType.READY, reason, f"{backend.ready} of {expected} replicas are ready"))
     if backend.failure and backend.current:
         return kstatus(false(ConditionType.READY, "BackendFailed", backend.failure), stalled="BackendFailed")
-    return _progressing(phase, f"{_ready(facts, backend)} of {expected} replicas are ready")
+    return _progressing(phase, f"{_ready(backend, phase)} of {expected} replicas are ready")
 
 
 def _progressing(phase: Phase, message: str) -> tuple[ConditionVerdict, ...]:

@@ -1,0 +1,369 @@
+"""The script on answers: the usage in them is kept, and hidden from callers who did not ask for it (B16)."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lupa import luajit21
+
+from farebox.gateway.envoy.usage_filter import NAMESPACE, script
+from farebox.gateway.interface import ImmediateResponse, RequestHead, Route, UsageRedaction
+from farebox.gateway.metering.usage import BilledTokens, billed_tokens
+from tests.gateway.envoy_gateway import Simulator, by_body, chat, gateway
+from tests.gateway.metering.test_metering import CONTINUOUS, leave_after
+
+USAGE: dict[str, Any] = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}}
+TEXTS = ['"usage":{"a":1}', '\\"usage\\": {}', '}}}{"choices":[]', "\n\n", "é", ""]
+
+
+LONGEST_HIDDEN, LONGEST_KEPT, LONGEST_USAGE = 2**20, 2**16, 2**12
+"""Those of the script."""
+
+
+class Chunk:
+    """What Envoy gives the script of an answer."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+
+    def length(self) -> int:
+        return len(self.text)
+
+    def getBytes(self, start: int, size: int) -> bytes:
+        return self.text[start : start + size]
+
+    def setBytes(self, text: bytes) -> None:
+        self.text = text
+
+
+class Answer:
+    """An answer after the script, run by LuaJIT as in Envoy: its bytes, and the usage that was kept.
+
+    `steps` are thousands of LuaJIT's own instructions; it counts them where it does not compile.
+    """
+
+    def __init__(
+        self, redaction: UsageRedaction, pieces: list[bytes], kind: bytes, *, compiled: bool = True
+    ) -> None:
+        self.kept: dict[str, Any] = {}
+        self.steps = 0
+        chunks = [Chunk(piece) for piece in pieces]
+        lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
+        lua.execute(script(redaction).encode())
+        if not compiled:
+            lua.eval(b"function(step) jit.off(); debug.sethook(function() step() end, '', 1000) end")(
+                self._step
+            )
+        _handle(lua)(lua.table_from(chunks), kind, self._keep)
+        self.text = b"".join(chunk.text for chunk in chunks)
+
+    def _step(self, *_: object) -> None:
+        self.steps += 1
+
+    def _keep(self, namespace: bytes, name: bytes, usage: bytes) -> None:
+        assert namespace.decode() == NAMESPACE
+        self.kept[name.decode()] = json.loads(usage)
+
+
+def _handle(lua: Any) -> Callable[..., None]:
+    """Calls the script with a handle that is as Envoy's."""
+    call: Callable[..., None] = lua.eval(
+        b"""function(chunks, kind, keep)
+          local at = 0
+          local headers = {get = function() return kind end, remove = function() end}
+          local function until_next(object)  -- Envoy's objects are good until the script waits
+            local made = at
+            return setmetatable({}, {__index = function(_, name)
+              assert(at == made, "object used outside of proper scope")
+              return object[name]
+            end})
+          end
+          local metadata = {set = function(_, namespace, name, value) keep(namespace, name, value) end}
+          local info = {dynamicMetadata = function() return until_next(metadata) end}
+          envoy_on_response({
+            headers = function() return until_next(headers) end,
+            streamInfo = function() return until_next(info) end,
+            bodyChunks = function()
+              return function()
+                at = at + 1
+                local chunk = chunks[at]
+                if not chunk then return nil end
+                return until_next({
+                  length = function() return chunk.length() end,
+                  getBytes = function(_, from, size) return chunk.getBytes(from, size) end,
+                  setBytes = function(_, text) chunk.setBytes(text) end,
+                })
+              end
+            end})
+        end"""
+    )
+    return call
+
+
+STREAM, DOCUMENT = b"text/event-stream", b"application/json"
+
+
+def through(redaction: UsageRedaction, pieces: list[bytes], kind: bytes = STREAM) -> bytes:
+    """The bytes of an answer after the script."""
+    return Answer(redaction, pieces, kind).text
+
+
+def cut(text: bytes, places: list[int]) -> list[bytes]:
+    """The text in pieces."""
+    bounds = sorted({0, len(text), *(place for place in places if place < len(text))})
+    return [text[start:stop] for start, stop in pairwise(bounds)]
+
+
+CUTS = st.lists(st.integers(0, 3000), max_size=12)
+HOSTILE = st.sampled_from(TEXTS) | st.text()
+VALUES = st.recursive(
+    st.none() | st.integers() | HOSTILE,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["usage", "message", "response", "a"]) | HOSTILE, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+COUNTS = st.fixed_dictionaries({"prompt_tokens": st.integers(0, 10**6), "details": st.none() | st.just({})})
+WRITTEN = st.sampled_from([(", ", ": "), (",", ":"), (" ,\n", " :\t")])
+
+
+def usage_in(document: Any) -> tuple[Any, str | None]:
+    """The usage that a document tells, and where; what the script should find."""
+    for name, value in document.items() if isinstance(document, dict) else ():
+        if name == "usage" and isinstance(value, dict):
+            return value, None
+        if name in ("message", "response") and isinstance(value, dict):
+            inner = value.get("usage")
+            if isinstance(inner, dict):
+                return inner, name
+    return None, None
+
+
+@given(
+    before=st.dictionaries(HOSTILE, VALUES, max_size=3),
+    usage=COUNTS | st.none(),
+    within=st.sampled_from(["", "message", "response", "choices"]),
+    after=st.dictionaries(HOSTILE, VALUES, max_size=3),
+    written=WRITTEN,
+    ascii_only=st.booleans(),
+    cuts=CUTS,
+)
+def test_the_usage_of_a_document_is_found_wherever_it_is_cut(
+    before: Any, usage: Any, within: str, after: Any, written: Any, ascii_only: bool, cuts: list[int]
+) -> None:
+    reported = {"usage": usage}
+    document = before | ({within: {**after, **reported}} if within else reported) | after
+    text = json.dumps(document, separators=written, ensure_ascii=ascii_only).encode(errors="surrogatepass")
+    answer = Answer(UsageRedaction.NOTHING, cut(text, cuts), DOCUMENT)
+    expected, where = usage_in(document)
+    name = "first" if where == "message" else "last"
+    assert answer.kept == ({} if expected is None else {name: expected})
+    assert answer.text == text
+
+
+@given(
+    texts=st.lists(HOSTILE, min_size=1, max_size=5),
+    form=st.sampled_from(["each", "once", "response", "message"]),
+    echo=VALUES,
+    end=st.sampled_from(["\n", "\r\n"]),
+    cuts=CUTS,
+)
+def test_the_last_usage_of_a_stream_is_kept_wherever_it_is_cut(
+    texts: list[str], form: str, echo: Any, end: str, cuts: list[int]
+) -> None:
+    reported = [{"prompt_tokens": 3, "completion_tokens": number} for number in range(len(texts) + 1)]
+    choices = [{"id": "c", "choices": [{"delta": {"content": text, "echo": echo}}]} for text in texts]
+    documents: list[Any]
+    if form == "each":
+        documents = [{**each, "usage": usage} for each, usage in zip(choices, reported, strict=False)]
+    elif form == "once":
+        documents = [{**each, "usage": None} for each in choices] + [{"choices": [], "usage": reported[-1]}]
+    elif form == "response":
+        whole = {"tools": [echo], "text": texts[0]}
+        documents = [{"response": {**whole, "usage": usage}} for usage in [None, reported[-1]]]
+    else:
+        documents = [{"message": {"content": [], "usage": reported[0]}}, *choices, {"usage": reported[-1]}]
+    stream = "".join(f"event: e{end}data: {json.dumps(each)}{end}{end}" for each in documents).encode()
+    answer = Answer(UsageRedaction.NOTHING, [*cut(stream, cuts), b""], STREAM)
+    expected = {"last": usage_in(documents[-1])[0]}
+    assert answer.kept == (expected | {"first": reported[0]} if form == "message" else expected)
+    assert answer.text == stream
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("size", [LONGEST_USAGE, 3 * LONGEST_HIDDEN])
+def test_a_document_of_any_size_is_read(first: bool, size: int) -> None:
+    usage = {"usage": {"prompt_tokens": 3, "total_tokens": 3}}
+    data = {"data": [{"embedding": [0.25] * (size // 6)}], "text": '\\"' * size}
+    text = json.dumps(usage | data if first else data | usage).encode()
+    pieces = [text[at : at + 16_000] for at in range(0, len(text), 16_000)]
+    assert Answer(UsageRedaction.NOTHING, pieces, b"Application/JSON; charset=utf-8").kept == {
+        "last": usage["usage"]
+    }
+
+
+@pytest.mark.parametrize("redaction", list(UsageRedaction))
+@pytest.mark.parametrize("size", [LONGEST_KEPT - 50, LONGEST_KEPT, 2 * LONGEST_HIDDEN])
+def test_an_event_of_any_size_is_read(redaction: UsageRedaction, size: int) -> None:
+    long = json.dumps({"response": {"instructions": "x" * size, "usage": USAGE}}).encode()
+    stream = event("one", {"prompt_tokens": 1}) + b"data: " + long + b"\n\n" + event("after")
+    for step in (1000, 70_000, len(stream)):
+        pieces = [stream[at : at + step] for at in range(0, len(stream), step)]
+        assert Answer(redaction, pieces, STREAM).kept == {"last": USAGE}
+
+
+@pytest.mark.parametrize("redaction", list(UsageRedaction))
+def test_what_a_caller_wrote_into_a_schema_is_not_read_again_and_again(redaction: UsageRedaction) -> None:
+    """Envoy's thread serves others with what it saves."""
+
+    def steps(number: int) -> int:
+        schema = {"properties": [{"usage": {"type": "integer"}}] * number}
+        stream = b"data: " + json.dumps({"response": {"tools": [schema], "usage": USAGE}}).encode() + b"\n\n"
+        answer = Answer(redaction, [stream.replace(b'"usage": {"p', b'"used": {"p')], STREAM, compiled=False)
+        assert answer.kept == {}
+        return answer.steps
+
+    assert 0 < steps(1000) < 3 * steps(500)
+
+
+@pytest.mark.parametrize("kind", [b"", b"text/plain", b"audio/mpeg"])
+def test_other_answers_are_not_read(kind: bytes) -> None:
+    text = json.dumps({"usage": USAGE}).encode()
+    answer = Answer(UsageRedaction.ALL, [text], kind)
+    assert (answer.text, answer.kept) == (text, {})
+
+
+def event(text: str, usage: Any = None, *, spaced: bool = False, end: str = "\n") -> bytes:
+    separators = (", ", ": ") if spaced else (",", ":")
+    document: dict[str, Any] = {"id": "c", "choices": [{"delta": {"content": text}}]}
+    if usage is not None:
+        document |= {"usage": usage}
+    return f"data: {json.dumps(document, separators=separators)}{end}{end}".encode()
+
+
+def last(end: str = "\n") -> bytes:
+    return f'data: {{"id":"c","choices":[],"usage":{json.dumps(USAGE)}}}{end}{end}'.encode()
+
+
+@given(
+    texts=st.lists(st.sampled_from(TEXTS) | st.text(), max_size=5),
+    spaced=st.booleans(),
+    end=st.sampled_from(["\n", "\r\n"]),
+    cuts=CUTS,
+    redaction=st.sampled_from([UsageRedaction.EACH_EVENT, UsageRedaction.ALL]),
+)
+def test_wherever_a_stream_is_cut_only_its_usage_is_hidden(
+    texts: list[str], spaced: bool, end: str, cuts: list[int], redaction: UsageRedaction
+) -> None:
+    done = f"data: [DONE]{end}{end}".encode()
+    stream = b"".join(event(text, USAGE, spaced=spaced, end=end) for text in texts) + last(end) + done
+    kept = last(end) if redaction is UsageRedaction.EACH_EVENT else b""
+    seen = through(redaction, [*cut(stream, cuts), b""])
+    plain = b"".join(event(text, spaced=spaced, end=end) for text in texts) + kept + done
+    assert documents(seen) == [
+        {**each, "usage": None} if each["choices"] else each for each in documents(plain)
+    ]
+    assert seen.endswith(done)
+    assert seen.count(b"\n") == plain.count(b"\n")
+
+
+def documents(stream: bytes) -> list[Any]:
+    return [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: {")]
+
+
+def test_an_answer_without_usage_passes_byte_for_byte() -> None:
+    events = b"".join(map(event, ["a", *TEXTS]))
+    stream = b": hello\r\n\r\nevent: ping\ndata:\n\n" + events + b"data: [DONE]\n\n"
+    for redaction in (UsageRedaction.EACH_EVENT, UsageRedaction.ALL):
+        assert through(redaction, [stream]) == stream
+
+
+def test_a_line_that_does_not_end_is_not_waited_for() -> None:
+    pieces = [b"data: " + b"x" * (LONGEST_HIDDEN // 3) for _ in range(4)] + [b"\n\n" + last()]
+    assert through(UsageRedaction.ALL, pieces) == b"".join(pieces)
+    assert through(UsageRedaction.ALL, [*pieces[:2], b"\n\n" + last()]) == b"".join(pieces[:2]) + b"\n\n"
+
+
+def test_an_answer_that_is_no_stream_passes_byte_for_byte() -> None:
+    whole = b'{"choices":[],"usage":{"prompt_tokens":1}}\nrest'
+    assert through(UsageRedaction.ALL, [whole], DOCUMENT) == whole
+
+
+def asking(upstream: str, redaction: UsageRedaction, **labels: str) -> Any:
+    """A handler that forwards calls as they are, and hides usage of their streams."""
+
+    @by_body
+    async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
+        return Route(upstream, False, head.path, labels={"service": "a/b", **labels}, redaction=redaction)
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("redaction", "usages"),
+    [
+        (UsageRedaction.NOTHING, [0, 1, 2, 3, 3, 3]),
+        (UsageRedaction.EACH_EVENT, [None, None, None, None, None, 3]),
+        (UsageRedaction.ALL, [None, None, None, None, None]),
+    ],
+)
+async def test_what_is_hidden_is_metered(
+    tmp_path: Path, upstream: str, redaction: UsageRedaction, usages: list[int | None]
+) -> None:
+    body = chat(max_tokens=3, stream=True, stream_options=CONTINUOUS)
+    async with gateway(tmp_path, asking(upstream, redaction, continuous_usage="true")) as running:
+        reply = await running.call(body=body)
+        line = await running.line()
+    seen = [each["usage"] and each["usage"]["completion_tokens"] for each in documents(reply.body)]
+    assert seen == usages
+    assert reply.body.endswith(b"data: [DONE]\n\n")
+    assert billed_tokens(line) == BilledTokens(3 + 3, 0, 3, estimated=False)
+
+
+async def test_a_client_that_leaves_midway_pays_what_it_did_not_see_the_count_of(
+    tmp_path: Path, slow: Simulator
+) -> None:
+    handler = asking(slow.upstream, UsageRedaction.ALL, continuous_usage="true", stream="true")
+    async with gateway(tmp_path, handler) as running:
+        body = chat(stream=True, stream_options=CONTINUOUS, min_tokens=10_000)
+        seen = await leave_after(running.url, body, 10)
+        paid = billed_tokens(await running.line())
+    assert paid is not None
+    assert not paid.estimated
+    assert seen - 1 <= paid.output_tokens <= seen + 10
+
+
+async def test_an_event_is_passed_on_as_soon_as_it_is_whole(tmp_path: Path) -> None:
+    """Nothing waits for more of the stream, and what came in pieces is one event."""
+    written, seen = asyncio.Event(), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\r\n")
+        first = event("one", USAGE)
+        for at in range(len(first)):
+            writer.write(first[at : at + 1])
+            await writer.drain()
+        written.set()
+        await seen.wait()
+        writer.write(last() + b"data: [DONE]\n\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    handler = asking(f"127.0.0.1:{port}", UsageRedaction.ALL, continuous_usage="true")
+    async with server, gateway(tmp_path, handler) as running:
+        call = running.session.post(f"{running.url}/v1/chat/completions", json=chat(stream=True))
+        async with call as response:
+            await written.wait()
+            line = await asyncio.wait_for(response.content.readuntil(b"\n\n"), 60)
+            assert documents(line) == [{**documents(event("one"))[0], "usage": None}]
+            seen.set()
+            assert await response.read() == b"data: [DONE]\n\n"
