@@ -69,6 +69,20 @@ GATEWAY_COUNTERS_AWAY = Gauge(
 GATEWAY_USAGE = Counter(
     "farebox_gateway_usage_events_total", "Usage events that the meter has answered, by result", ["result"]
 )
+GATEWAY_METERED_CALLS = Counter(
+    "farebox_gateway_metered_calls_total",
+    "Forwarded calls that ended, by model and usage: reported, estimated, implausible (reported, but not "
+    "possible, so estimated) or none (the call costs nothing)",
+    ["model", "usage"],
+)
+GATEWAY_ESTIMATED_TOKENS = Counter(
+    "farebox_gateway_estimated_tokens_total", "Tokens of calls with estimated usage, by model", ["model"]
+)
+GATEWAY_UPSTREAM_ERRORS = Counter(
+    "farebox_gateway_upstream_errors_total",
+    "Errors that upstreams answered, by model and status",
+    ["model", "status"],
+)
 GATEWAY_USAGE_RETRIES = Counter(
     "farebox_gateway_usage_retries_total", "Times that the meter did not accept usage, which is sent again"
 )

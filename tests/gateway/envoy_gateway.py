@@ -23,6 +23,7 @@ from farebox.gateway.envoy.process import EnvoyProcess
 from farebox.gateway.ext_proc.server import listening
 from farebox.gateway.interface import HeadHandler, ImmediateResponse, RequestHead, Route
 from farebox.gateway.metering.usage import UsageLine, parse
+from farebox.gateway.request.endpoints import ENDPOINTS
 from tests.gateway.h2_client import eventually
 from tests.support.ports import free_port
 
@@ -158,7 +159,10 @@ def forwarding(upstream: str, **labels: str) -> HeadHandler:
 
     @by_body
     async def handler(head: RequestHead, body: bytes | None) -> Route | ImmediateResponse:
-        return Route(upstream, False, head.path, None, labels={"service": SERVICE, **labels})
+        endpoint = ENDPOINTS.get(head.path)
+        dialect = "" if endpoint is None else endpoint.dialect
+        carried = {"service": SERVICE, "dialect": dialect, **labels}
+        return Route(upstream, False, head.path, None, labels=carried, dialect=dialect)
 
     return handler
 

@@ -110,7 +110,7 @@ class Target(Stack):
         self.served += served + 1
         await self.envoy.line(self.served)
         for line in self.envoy.lines()[-1 - served :]:
-            assert (line.labels["api_key"], line.output_tokens) == ("ci", 2)
+            assert (line.labels["api_key"], line.reported.output) == ("ci", 2)
         assert len(self.upstream.requests) == self.served
         assert {path for path, _, _ in self.upstream.requests} == {"/v1/chat/completions"}
 

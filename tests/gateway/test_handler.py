@@ -64,7 +64,7 @@ async def test_a_stream_of_a_backend_reports_usage_in_every_event(harness: Harne
         "include_usage": True,
         "continuous_usage_stats": True,
     }
-    assert (forward.labels["stream"], forward.labels["continuous_usage"]) == ("true", "true")
+    assert (forward.dialect, forward.choices, forward.usage_by_choice) == ("chat", 1, True)
     assert forward.redaction is UsageRedaction.ALL
 
 
@@ -81,7 +81,7 @@ async def test_stream_usage_of_the_model_decides_when_a_stream_reports_usage(
     each = when == "EachEvent"
     options = json.loads(forward.body or b"")["stream_options"]
     assert options == {"include_usage": True} | ({"continuous_usage_stats": True} if each else {})
-    assert forward.labels.get("continuous_usage", "") == ("true" if each else "")
+    assert forward.usage_by_choice is each
     assert forward.redaction is (UsageRedaction.EACH_EVENT if each else UsageRedaction.NOTHING)
 
 
@@ -614,7 +614,7 @@ async def test_a_provider_gets_its_token_and_not_the_callers(
     assert forward.set_headers["authorization"] == "Bearer sk-secret"
     assert "authorization" not in forward.remove_headers
     assert json.loads(forward.body or b"")["stream_options"] == {"include_usage": True}
-    assert "continuous_usage" not in forward.labels
+    assert not forward.usage_by_choice
     assert "sk-secret" not in json.dumps(dict(forward.labels)) + caplog.text
     assert TOKEN not in repr(forward)
 

@@ -183,7 +183,11 @@ def _serves(facts: Facts) -> bool:
     backend = facts.backend
     if backend is EXTERNAL:
         return True
-    return isinstance(backend, BackendFacts) and backend.desired > 0 and _ready(backend, facts.previous.phase) > 0
+    return (
+        isinstance(backend, BackendFacts)
+        and backend.desired > 0
+        and _ready(backend, facts.previous.phase) > 0
+    )
 
 
 def _ready(backend: BackendFacts, phase: Phase | None) -> int:

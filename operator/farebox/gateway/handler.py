@@ -33,7 +33,7 @@ from farebox.gateway.request.body import RequestBody, parse
 from farebox.gateway.request.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, APIEndpoint
 from farebox.gateway.request.errors import denial_response, error_response
 from farebox.gateway.request.headers import address_of, check_headers, key_hash, removed_headers
-from farebox.gateway.settlement import Settlement, labels_of
+from farebox.gateway.settlement import Settlement
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
 from farebox.gateway.spend.tracker import SpendTracker
@@ -189,8 +189,7 @@ class Handler:
             service = allow.service
             name = dedicated_backend_name(service.key) if service.dedicated else upstream.backend
             address, tls, path = self.backend_address(name, upstream.port), False, request.endpoint.path
-        labels = labels_of(allow, request, consumption, continuous=continuous and request.asked_for_usage)
-        labels["source"] = self.leases.source
+        labels = self.settlement.labels_of(allow, request, consumption)
         return Route(
             upstream=address,
             tls=tls,
@@ -205,7 +204,8 @@ class Handler:
             labels=labels,
             redaction=request.redaction(continuous_usage=continuous),
             dialect=request.endpoint.dialect,
-            usage_by_choice=request.choices if continuous and request.asked_for_usage else 1,
+            choices=request.choices,
+            usage_by_choice=continuous and request.asked_for_usage,
         )
 
     def _caller(self, head: RequestHead) -> Call:

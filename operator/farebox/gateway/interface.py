@@ -6,12 +6,8 @@ It contains nothing of Envoy, HTTP/2 or protobuf, and no rule.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 from msgspec import Struct, field
-
-FALSE_VALUES: Final = frozenset({"", "0", "false", "no"})
-"""Values of a label that mean false, as its absence does."""
 
 
 class RequestHead(Struct, frozen=True):
@@ -55,14 +51,15 @@ class Route(Struct, frozen=True):
         set_headers: replace those of the client.
         remove_headers: names.
         labels: are logged with the usage, and returned in its UsageLine. The transport reads "service"
-            ("namespace/name"), "model" and "api_key" for the meter; "stream" and "continuous_usage" (every
-            event reports the usage so far), true unless the value is in FALSE_VALUES; the integers of tokens
+            ("namespace/name"), "model" and "api_key" for the meter; "dialect"; the integers of tokens
             "estimate_input", "max_input" and "max_output", for calls that end early and for usage that
-            cannot be; "inputs", the number of texts that the model reads separately, if there are several.
+            cannot be; "output_ceiling", the tokens that may be reported if they are more than "max_output";
+            "inputs", the number of texts that the model reads separately, if there are several;
+            "cached_share", the thousandths of the input that are likely read from a cache.
         redaction: applies to an answer that is a stream of events.
         dialect: the API of the answer (`APIEndpoint.dialect`), which says where its text and usage stand.
-        usage_by_choice: the number of answers, if the usage in an event of a stream covers only one of them;
-            otherwise 1.
+        choices: how many answers the caller gets.
+        usage_by_choice: whether the usage in an event of a stream covers only one of them.
         response_headers: are added to the answer, whatever its status.
     """
 
@@ -75,7 +72,8 @@ class Route(Struct, frozen=True):
     labels: Mapping[str, str] = field(default_factory=dict)
     redaction: UsageRedaction = UsageRedaction.NOTHING
     dialect: str = ""
-    usage_by_choice: int = 1
+    choices: int = 1
+    usage_by_choice: bool = False
     response_headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -28,7 +28,7 @@ from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge, usage_error
 from farebox.errors import FareboxError
-from farebox.gateway.metering.usage import BilledTokens, UsageLine
+from farebox.gateway.metering.usage import MAX_REPORTED_TOKENS, BilledTokens, UsageLine
 from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.request.body import RequestBody
 from farebox.gateway.snapshot import GatewaySnapshot
@@ -42,6 +42,8 @@ _CONSUMPTION: Final = msgspec.json.Decoder(tuple[Consumption, ...])
 _BATCH: Final = 500
 _BATCH_SECONDS: Final = 0.02
 """Adjustments are collected for this time before they are sent."""
+_MAX_CALLERS: Final = 10_000
+"""Pairs of service and key whose share of cached input is remembered."""
 ABANDONED_SECONDS: Final = 10.0
 """A call that Envoy forwarded is in its log a few hundredths of a second after the call ends."""
 
@@ -66,6 +68,40 @@ class Settlement:
         self._admitted: dict[str, tuple[Consumption, ...]] = {}
         self._adjustments: list[Adjustment] = []
         self._pending = asyncio.Event()
+        self._cached_shares: dict[tuple[str, str], int] = {}
+
+    def labels_of(
+        self, allow: Allow, request: RequestBody, consumption: Sequence[Consumption]
+    ) -> dict[str, str]:
+        """The labels that a call carries to its end, for the meter, estimates and settlement.
+
+        A label that would be false or unknown is left out.
+        """
+        service, api_key = str(allow.service.key), allow.key.key.name
+        labels = {
+            "service": service,
+            "model": allow.service.model,
+            "api_key": api_key,
+            "source": self._leases.source,
+            "dialect": request.endpoint.dialect,
+            "estimate_input": str(allow.input_estimate),
+        }
+        if allow.hold is not None or (allow.service.postpaid and not allow.covered):
+            labels["paid_by"] = "money"
+        if allow.input_bound is not None:
+            labels["max_input"] = str(allow.input_bound)
+        if allow.output_bound is not None:
+            labels["max_output"] = str(allow.output_bound)
+        if allow.output_ceiling != allow.output_bound:
+            labels["output_ceiling"] = str(allow.output_ceiling or MAX_REPORTED_TOKENS)
+        if request.inputs > 1:
+            labels["inputs"] = str(request.inputs)
+        share = self._cached_shares.get((service, api_key))
+        if share is not None:
+            labels["cached_share"] = str(share)
+        if consumption:
+            labels["taken"] = _encode(consumption).decode()
+        return labels
 
     def admitted(self, request_id: str, consumption: tuple[Consumption, ...]) -> None:
         """Remember what an admitted call was counted for."""
@@ -87,12 +123,20 @@ class Settlement:
 
     def on_usage(self, line: UsageLine, billed: BilledTokens | None) -> None:
         """Settle the call of a line of Envoy's log."""
-        tokens = None
-        if billed is not None:
-            tokens = CallTokens(
-                input=billed.input_tokens, cached_input=billed.cached_tokens, output=billed.output_tokens
-            )
-        self.settle(line.request_id, line.time, line.labels, tokens)
+        self.settle(line.request_id, line.time, line.labels, None if billed is None else billed.tokens)
+        if billed is not None and not billed.estimated and billed.input_tokens:
+            self._remember_cached_share(line.labels, billed)
+
+    def _remember_cached_share(self, labels: Mapping[str, str], billed: BilledTokens) -> None:
+        """Most servers report cached input at the end of an answer only, which some calls do not reach."""
+        caller = (labels.get("service", ""), labels.get("api_key", ""))
+        share = billed.cached_tokens * 1000 // billed.input_tokens
+        if share:
+            if len(self._cached_shares) >= _MAX_CALLERS and caller not in self._cached_shares:
+                self._cached_shares.clear()
+            self._cached_shares[caller] = share
+        else:
+            self._cached_shares.pop(caller, None)
 
     def settle(
         self, request_id: str, at: datetime, labels: Mapping[str, str], tokens: CallTokens | None
@@ -177,36 +221,6 @@ class Settlement:
             return charge(model.tiers, tokens)
         except FareboxError:
             return MAX_NANO
-
-
-def labels_of(
-    allow: Allow, request: RequestBody, consumption: Sequence[Consumption], *, continuous: bool
-) -> dict[str, str]:
-    """The labels that a call carries to its end, for the meter, estimates and settlement.
-
-    A label that would be false or unknown is left out.
-    """
-    labels = {
-        "service": str(allow.service.key),
-        "model": allow.service.model,
-        "api_key": allow.key.key.name,
-        "estimate_input": str(allow.input_estimate),
-    }
-    if request.stream:
-        labels["stream"] = "true"
-    if continuous:
-        labels["continuous_usage"] = "true"
-    if allow.hold is not None or (allow.service.postpaid and not allow.covered):
-        labels["paid_by"] = "money"
-    if allow.input_bound is not None:
-        labels["max_input"] = str(allow.input_bound)
-    if allow.output_bound is not None:
-        labels["max_output"] = str(allow.output_bound)
-    if request.inputs > 1:
-        labels["inputs"] = str(request.inputs)
-    if consumption:
-        labels["taken"] = _encode(consumption).decode()
-    return labels
 
 
 def consumption_of(labels: Mapping[str, str]) -> tuple[Consumption, ...]:

@@ -269,7 +269,7 @@ async def test_an_upstream_that_breaks_off_or_answers_malformed_http_is_502(
         "upstream",
     )
     assert reply.error["request_id"] == line.request_id
-    assert line.output_tokens is None
+    assert line.reported.output is None
 
 
 async def test_a_silent_upstream_is_504(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ async def test_draining_ends_readiness_then_takes_no_calls_and_lets_running_ones
         assert await draining is True
         line = await running.line()
     assert text.endswith("data: [DONE]\n\n")
-    assert (line.complete, line.output_tokens) == (True, 100)
+    assert (line.complete, line.reported.output) == (True, 100)
 
 
 async def test_a_drain_ends_when_its_time_is_over(tmp_path: Path, slow: Any) -> None:

@@ -135,7 +135,7 @@ async def test_uploads_that_would_fill_the_memory_are_cut_off_and_others_are_ser
         await until(served)
         assert running.envoy.starts == 1
         line = await running.line()
-    assert line.output_tokens == 1
+    assert line.reported.output == 1
 
 
 async def test_of_http2_streams_those_that_hold_much_are_reset(tmp_path: Path, upstream: str) -> None:

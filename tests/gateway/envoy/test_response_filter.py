@@ -1,4 +1,4 @@
-"""The script on answers: the usage in them is kept, and hidden from callers who did not ask for it (B16)."""
+"""The script on answers: what it reports of them, and what callers see (B16, B25-B29)."""
 
 import asyncio
 import json
@@ -12,22 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lupa import luajit21
 
-from farebox.gateway.envoy.usage_filter import NAMESPACE, script
+from farebox.gateway.envoy.response_filter import NAMESPACE, script
 from farebox.gateway.interface import ImmediateResponse, RequestHead, Route, UsageRedaction
 from farebox.gateway.metering.usage import BilledTokens, billed_tokens
 from tests.gateway.envoy_gateway import Simulator, by_body, chat, gateway
 from tests.gateway.metering.test_metering import CONTINUOUS, leave_after
 
-USAGE: dict[str, Any] = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}}
+USAGE: dict[str, Any] = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "prompt_tokens_details": {"cached_tokens": 1},
+}
 TEXTS = ['"usage":{"a":1}', '\\"usage\\": {}', '}}}{"choices":[]', "\n\n", "é", ""]
 
 
-LONGEST_HIDDEN, LONGEST_KEPT, LONGEST_USAGE = 2**20, 2**16, 2**12
+LONGEST_EVENT, LONGEST_USAGE = 2**18, 2**12
 """Those of the script."""
 
 
 class Chunk:
-    """What Envoy gives the script of an answer."""
+    """A piece of a body, as Envoy passes it to the script."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -43,40 +47,66 @@ class Chunk:
 
 
 class Answer:
-    """An answer after the script, run by LuaJIT as in Envoy: its bytes, and the usage that was kept.
+    """An answer after the script, run by LuaJIT as in Envoy: its bytes, its headers, and what was reported.
 
-    `steps` are thousands of LuaJIT's own instructions; it counts them where it does not compile.
+    `reported` has the usage; `content` and other texts are as they are. `steps` are thousands of LuaJIT's own
+    instructions; it counts them where it does not compile.
     """
 
     def __init__(
-        self, redaction: UsageRedaction, pieces: list[bytes], kind: bytes, *, compiled: bool = True
+        self,
+        redaction: UsageRedaction,
+        pieces: list[bytes],
+        kind: bytes = b"text/event-stream",
+        *,
+        dialect: str = "chat",
+        choices: int = 1,
+        by_choice: bool = False,
+        headers: dict[str, str] | None = None,
+        added: str | None = None,
+        compiled: bool = True,
     ) -> None:
-        self.kept: dict[str, Any] = {}
+        self.reported: dict[str, Any] = {}
         self.steps = 0
         chunks = [Chunk(piece) for piece in pieces]
         lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
-        lua.execute(script(redaction).encode())
+        lua.execute(script().encode())
         if not compiled:
             lua.eval(b"function(step) jit.off(); debug.sethook(function() step() end, '', 1000) end")(
                 self._step
             )
-        _handle(lua)(lua.table_from(chunks), kind, self._keep)
-        self.text = b"".join(chunk.text for chunk in chunks)
+        sent = {":status": "200", "content-type": kind.decode(), **(headers or {})}
+        seen = lua.table_from({name.encode(): value.encode() for name, value in sent.items()})
+        rules = f"{dialect} {redaction} {choices} {by_choice:d} r-1".encode()
+        decision = {b"rules": rules} | ({b"headers": added.encode()} if added else {})
+        whole = Chunk(b"".join(pieces))
+        is_error = sent[":status"] != "200"
+        _handle(lua)(lua.table_from(chunks), seen, lua.table_from(decision), whole, self._keep)
+        self.text = whole.text if is_error else b"".join(chunk.text for chunk in chunks)
+        self.headers = {name.decode(): value.decode() for name, value in seen.items()}
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """The reported usage, by "first", "last" and "final"."""
+        return {
+            name: json.loads(text)
+            for name, text in self.reported.items()
+            if name in ("first", "last", "final")
+        }
 
     def _step(self, *_: object) -> None:
         self.steps += 1
 
-    def _keep(self, namespace: bytes, name: bytes, usage: bytes) -> None:
+    def _keep(self, namespace: bytes, name: bytes, value: bytes) -> None:
         assert namespace.decode() == NAMESPACE
-        self.kept[name.decode()] = json.loads(usage)
+        self.reported[name.decode()] = value.decode(errors="surrogateescape")
 
 
 def _handle(lua: Any) -> Callable[..., None]:
     """Calls the script with a handle that is as Envoy's."""
     call: Callable[..., None] = lua.eval(
-        b"""function(chunks, kind, keep)
+        b"""function(chunks, sent, decision, whole, keep)
           local at = 0
-          local headers = {get = function() return kind end, remove = function() end}
           local function until_next(object)  -- Envoy's objects are good until the script waits
             local made = at
             return setmetatable({}, {__index = function(_, name)
@@ -84,21 +114,33 @@ def _handle(lua: Any) -> Callable[..., None]:
               return object[name]
             end})
           end
-          local metadata = {set = function(_, namespace, name, value) keep(namespace, name, value) end}
+          local headers = setmetatable(sent, {__index = {
+            get = function(self, name) return rawget(self, name) end,
+            remove = function(self, name) self[name] = nil end,
+            replace = function(self, name, value) self[name] = value end,
+          }})
+          local metadata = {
+            get = function(_, namespace) return namespace == RULES and decision or nil end,
+            set = function(_, namespace, name, value) keep(namespace, name, value) end,
+          }
           local info = {dynamicMetadata = function() return until_next(metadata) end}
+          local function buffer(chunk)
+            return until_next({
+              length = function() return chunk.length() end,
+              getBytes = function(_, from, size) return chunk.getBytes(from, size) end,
+              setBytes = function(_, text) chunk.setBytes(text) end,
+            })
+          end
           envoy_on_response({
-            headers = function() return until_next(headers) end,
+            headers = function() return headers end,
             streamInfo = function() return until_next(info) end,
+            body = function(_, always) assert(always); return buffer(whole) end,
             bodyChunks = function()
               return function()
+                local chunk = chunks[at + 1]
+                if not chunk then return nil end  -- the last piece is good until the script ends
                 at = at + 1
-                local chunk = chunks[at]
-                if not chunk then return nil end
-                return until_next({
-                  length = function() return chunk.length() end,
-                  getBytes = function(_, from, size) return chunk.getBytes(from, size) end,
-                  setBytes = function(_, text) chunk.setBytes(text) end,
-                })
+                return buffer(chunk)
               end
             end})
         end"""
@@ -130,16 +172,22 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-COUNTS = st.fixed_dictionaries({"prompt_tokens": st.integers(0, 10**6), "details": st.none() | st.just({})})
+COUNTS = st.fixed_dictionaries(
+    {
+        "prompt_tokens": st.integers(1, 10**6),
+        "completion_tokens": st.integers(0, 10**6),
+        "details": st.none() | st.just({}),
+    }
+)
 WRITTEN = st.sampled_from([(", ", ": "), (",", ":"), (" ,\n", " :\t")])
 
 
 def usage_in(document: Any) -> tuple[Any, str | None]:
-    """The usage that a document tells, and where; what the script should find."""
+    """The usage of a document, and where it stands: what the script should find."""
     for name, value in document.items() if isinstance(document, dict) else ():
         if name == "usage" and isinstance(value, dict):
             return value, None
-        if name in ("message", "response") and isinstance(value, dict):
+        if name in ("message", "response", "choices") and isinstance(value, dict):
             inner = value.get("usage")
             if isinstance(inner, dict):
                 return inner, name
@@ -162,9 +210,8 @@ def test_the_usage_of_a_document_is_found_wherever_it_is_cut(
     document = before | ({within: {**after, **reported}} if within else reported) | after
     text = json.dumps(document, separators=written, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     answer = Answer(UsageRedaction.NOTHING, cut(text, cuts), DOCUMENT)
-    expected, where = usage_in(document)
-    name = "first" if where == "message" else "last"
-    assert answer.kept == ({} if expected is None else {name: expected})
+    expected, _ = usage_in(document)
+    assert answer.usage == ({} if expected is None else {"final": expected})
     assert answer.text == text
 
 
@@ -172,13 +219,14 @@ def test_the_usage_of_a_document_is_found_wherever_it_is_cut(
     texts=st.lists(HOSTILE, min_size=1, max_size=5),
     form=st.sampled_from(["each", "once", "response", "message"]),
     echo=VALUES,
-    end=st.sampled_from(["\n", "\r\n"]),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
     cuts=CUTS,
 )
 def test_the_last_usage_of_a_stream_is_kept_wherever_it_is_cut(
     texts: list[str], form: str, echo: Any, end: str, cuts: list[int]
 ) -> None:
     reported = [{"prompt_tokens": 3, "completion_tokens": number} for number in range(len(texts) + 1)]
+    dialect = {"response": "responses", "message": "messages"}.get(form, "chat")
     choices = [{"id": "c", "choices": [{"delta": {"content": text, "echo": echo}}]} for text in texts]
     documents: list[Any]
     if form == "each":
@@ -189,34 +237,35 @@ def test_the_last_usage_of_a_stream_is_kept_wherever_it_is_cut(
         whole = {"tools": [echo], "text": texts[0]}
         documents = [{"response": {**whole, "usage": usage}} for usage in [None, reported[-1]]]
     else:
-        documents = [{"message": {"content": [], "usage": reported[0]}}, *choices, {"usage": reported[-1]}]
+        end_of_message = {"delta": {"stop_reason": "end_turn"}, "usage": reported[-1]}
+        documents = [{"message": {"content": [], "usage": reported[0]}}, *choices, end_of_message]
     stream = "".join(f"event: e{end}data: {json.dumps(each)}{end}{end}" for each in documents).encode()
-    answer = Answer(UsageRedaction.NOTHING, [*cut(stream, cuts), b""], STREAM)
-    expected = {"last": usage_in(documents[-1])[0]}
-    assert answer.kept == (expected | {"first": reported[0]} if form == "message" else expected)
+    answer = Answer(UsageRedaction.NOTHING, [*cut(stream, cuts), b""], STREAM, dialect=dialect)
+    expected = {"last" if form == "each" else "final": usage_in(documents[-1])[0]}
+    assert answer.usage == (expected | {"first": reported[0]} if form == "message" else expected)
     assert answer.text == stream
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("size", [LONGEST_USAGE, 3 * LONGEST_HIDDEN])
+@pytest.mark.parametrize("size", [LONGEST_USAGE, 3 * LONGEST_EVENT])
 def test_a_document_of_any_size_is_read(first: bool, size: int) -> None:
     usage = {"usage": {"prompt_tokens": 3, "total_tokens": 3}}
     data = {"data": [{"embedding": [0.25] * (size // 6)}], "text": '\\"' * size}
     text = json.dumps(usage | data if first else data | usage).encode()
     pieces = [text[at : at + 16_000] for at in range(0, len(text), 16_000)]
-    assert Answer(UsageRedaction.NOTHING, pieces, b"Application/JSON; charset=utf-8").kept == {
-        "last": usage["usage"]
-    }
+    answer = Answer(UsageRedaction.NOTHING, pieces, b"Application/JSON; charset=utf-8", dialect="embeddings")
+    assert answer.usage == {"final": usage["usage"]}
 
 
 @pytest.mark.parametrize("redaction", list(UsageRedaction))
-@pytest.mark.parametrize("size", [LONGEST_KEPT - 50, LONGEST_KEPT, 2 * LONGEST_HIDDEN])
+@pytest.mark.parametrize("size", [LONGEST_EVENT - 50, LONGEST_EVENT, 8 * LONGEST_EVENT])
 def test_an_event_of_any_size_is_read(redaction: UsageRedaction, size: int) -> None:
     long = json.dumps({"response": {"instructions": "x" * size, "usage": USAGE}}).encode()
     stream = event("one", {"prompt_tokens": 1}) + b"data: " + long + b"\n\n" + event("after")
     for step in (1000, 70_000, len(stream)):
         pieces = [stream[at : at + step] for at in range(0, len(stream), step)]
-        assert Answer(redaction, pieces, STREAM).kept == {"last": USAGE}
+        usage = Answer(redaction, pieces, STREAM, dialect="responses").usage
+        assert usage["final"] == USAGE
 
 
 @pytest.mark.parametrize("redaction", list(UsageRedaction))
@@ -227,17 +276,10 @@ def test_what_a_caller_wrote_into_a_schema_is_not_read_again_and_again(redaction
         schema = {"properties": [{"usage": {"type": "integer"}}] * number}
         stream = b"data: " + json.dumps({"response": {"tools": [schema], "usage": USAGE}}).encode() + b"\n\n"
         answer = Answer(redaction, [stream.replace(b'"usage": {"p', b'"used": {"p')], STREAM, compiled=False)
-        assert answer.kept == {}
+        assert answer.usage == {}
         return answer.steps
 
     assert 0 < steps(1000) < 3 * steps(500)
-
-
-@pytest.mark.parametrize("kind", [b"", b"text/plain", b"audio/mpeg"])
-def test_other_answers_are_not_read(kind: bytes) -> None:
-    text = json.dumps({"usage": USAGE}).encode()
-    answer = Answer(UsageRedaction.ALL, [text], kind)
-    assert (answer.text, answer.kept) == (text, {})
 
 
 def event(text: str, usage: Any = None, *, spaced: bool = False, end: str = "\n") -> bytes:
@@ -255,7 +297,7 @@ def last(end: str = "\n") -> bytes:
 @given(
     texts=st.lists(st.sampled_from(TEXTS) | st.text(), max_size=5),
     spaced=st.booleans(),
-    end=st.sampled_from(["\n", "\r\n"]),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
     cuts=CUTS,
     redaction=st.sampled_from([UsageRedaction.EACH_EVENT, UsageRedaction.ALL]),
 )
@@ -271,7 +313,7 @@ def test_wherever_a_stream_is_cut_only_its_usage_is_hidden(
         {**each, "usage": None} if each["choices"] else each for each in documents(plain)
     ]
     assert seen.endswith(done)
-    assert seen.count(b"\n") == plain.count(b"\n")
+    assert seen.count(end.encode()) == plain.count(end.encode())
 
 
 def documents(stream: bytes) -> list[Any]:
@@ -286,7 +328,7 @@ def test_an_answer_without_usage_passes_byte_for_byte() -> None:
 
 
 def test_a_line_that_does_not_end_is_not_waited_for() -> None:
-    pieces = [b"data: " + b"x" * (LONGEST_HIDDEN // 3) for _ in range(4)] + [b"\n\n" + last()]
+    pieces = [b"data: " + b"x" * (LONGEST_EVENT // 3) for _ in range(4)] + [b"\n\n" + last()]
     assert through(UsageRedaction.ALL, pieces) == b"".join(pieces)
     assert through(UsageRedaction.ALL, [*pieces[:2], b"\n\n" + last()]) == b"".join(pieces[:2]) + b"\n\n"
 

@@ -90,8 +90,16 @@ class AdmissionRequest(Struct, frozen=True, dict=True):
     @property
     def output_bound(self) -> int | None:
         """The maximum of tokens of all answers together; None: no bound."""
-        call, model = self.call, self.model
-        return bound_output(call.asked_output, call.choices, model.max_output_tokens, model.context_tokens)
+        return self._bound_output(self.call.asked_output)
+
+    @property
+    def output_ceiling(self) -> int | None:
+        """The same whatever the caller asks for, unless there is no answer."""
+        return self._bound_output(None) if self.call.asked_output != 0 else self.output_bound
+
+    def _bound_output(self, asked: int | None) -> int | None:
+        model = self.model
+        return bound_output(asked, self.call.choices, model.max_output_tokens, model.context_tokens)
 
     @property
     def context(self) -> int:
@@ -395,4 +403,5 @@ def _allow(request: AdmissionRequest) -> Allow:
         input_estimate=inputs,
         input_bound=(request.context or None) if hold is None else request.input_bound,
         output_bound=request.output_bound,
+        output_ceiling=request.output_ceiling if hold is None else request.output_bound,
     )

@@ -231,6 +231,8 @@ class Allow(Struct, frozen=True):
         input_estimate: tokens.
         input_bound, output_bound: tokens that the call cannot exceed, all answers together; None: no bound.
             The input of an account that holds nothing is bounded by the model's context alone.
+        output_ceiling: output tokens that an upstream may report (B30): what the hold covers, or else the
+            bounds of the model alone, because some servers do not count reasoning in the caller's bound.
     """
 
     key: KeyPolicy
@@ -244,6 +246,7 @@ class Allow(Struct, frozen=True):
     input_estimate: int
     input_bound: int | None
     output_bound: int | None
+    output_ceiling: int | None
 
 
 class Denied(FareboxError):

@@ -13,10 +13,9 @@ from farebox.gateway.envoy import TYPES, Json, http_filter, seconds
 from farebox.gateway.envoy.clusters import decision_cluster, dns_cache, upstream_cluster
 from farebox.gateway.envoy.local_replies import local_replies
 from farebox.gateway.envoy.overload import http2_options, overload_manager
-from farebox.gateway.envoy.usage_filter import NAMESPACE as USAGE_NAMESPACE
-from farebox.gateway.envoy.usage_filter import REDACTIONS, redaction_matcher, redaction_of_route, usage_filter
+from farebox.gateway.envoy.response_filter import NAMESPACE as USAGE_NAMESPACE
+from farebox.gateway.envoy.response_filter import decompressors, response_filter
 from farebox.gateway.ext_proc import messages
-from farebox.gateway.interface import UsageRedaction
 
 DECISION_SOCKET: Final = "decide.sock"
 ADMIN_SOCKET: Final = "admin.sock"
@@ -47,6 +46,7 @@ class EnvoySettings:
         health_port: a second listener for HEALTH_PATH, which answers even under overload; 0: none.
         ca_file: the certificate authorities of TLS upstreams.
         certificate, key: PEM files for serving TLS; None: plain HTTP.
+        response_headers: names of upstreams' headers that callers see, besides the usual ones.
     """
 
     directory: Path
@@ -65,6 +65,7 @@ class EnvoySettings:
     ca_file: Path = Path("/etc/ssl/certs/ca-certificates.crt")
     certificate: Path | None = None
     key: Path | None = None
+    response_headers: tuple[str, ...] = ()
 
     @property
     def decision_socket(self) -> Path:
@@ -180,7 +181,8 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "http_filters": [
             _health(),
             http_filter("ext_proc", "ext_proc.v3.ExternalProcessor", _ext_proc(settings)),
-            usage_filter(),
+            response_filter(settings.response_headers),
+            *decompressors(),
             http_filter(
                 "dynamic_forward_proxy",
                 "dynamic_forward_proxy.v3.FilterConfig",
@@ -239,7 +241,7 @@ def _ext_proc(settings: EnvoySettings) -> Json:
         "message_timeout": seconds(settings.decision_seconds),
         "mutation_rules": {"allow_all_routing": {"value": True}},
         "allow_content_length_header": True,
-        "metadata_options": {"receiving_namespaces": {"untyped": [messages.LABELS]}},
+        "metadata_options": {"receiving_namespaces": {"untyped": [messages.LABELS, messages.ANSWER]}},
     }
 
 
@@ -248,7 +250,7 @@ def _routes(settings: EnvoySettings) -> Json:
     return {
         "name": "calls",
         "request_headers_to_remove": [
-            *(messages.CLUSTER_HEADER, messages.PEER_HEADER, messages.REDACTION_HEADER),
+            *(messages.CLUSTER_HEADER, messages.PEER_HEADER),
             # Upstreams of other operators do not need the addresses of clients.
             *("x-forwarded-for", "x-envoy-external-address"),
         ],
@@ -257,10 +259,7 @@ def _routes(settings: EnvoySettings) -> Json:
                 "name": "all",
                 "domains": ["*"],
                 "request_body_buffer_limit": settings.max_body_bytes,
-                "routes": [
-                    *(_redacting_route(settings, redaction) for redaction in REDACTIONS),
-                    _route(settings),
-                ],
+                "routes": [_route(settings)],
             }
         ],
     }
@@ -283,14 +282,6 @@ def _route(settings: EnvoySettings) -> Json:
     }
 
 
-def _redacting_route(settings: EnvoySettings, redaction: UsageRedaction) -> Json:
-    """The route of streams with this redaction."""
-    route = _route(settings)
-    route["match"]["headers"] = [redaction_matcher(redaction)]
-    route["typed_per_filter_config"] = redaction_of_route(redaction)
-    return route
-
-
 def _access_log(log_file: Path) -> Json:
     """One JSON line per forwarded call. Keys are sorted and "at" is first: `usage.parse` relies on it."""
     labels = {"filter": messages.LABELS, "path": [{"key": "labels"}], "value": {"present_match": True}}
@@ -304,6 +295,7 @@ def _access_log(log_file: Path) -> Json:
                 "json_format": {
                     "at": "%EMIT_TIME(%s.%6f)%",
                     "details": "%RESPONSE_CODE_DETAILS%",
+                    "first": "%RESPONSE_DURATION%",
                     "flags": "%RESPONSE_FLAGS%",
                     "id": "%REQ(X-REQUEST-ID)%",
                     "labels": f"%DYNAMIC_METADATA({messages.LABELS}:labels)%",

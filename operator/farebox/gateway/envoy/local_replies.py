@@ -3,6 +3,7 @@
 from typing import Final
 
 from farebox.gateway.envoy import TYPES, Json
+from farebox.gateway.envoy.response_filter import LOCAL_REPLY_HEADER
 from farebox.gateway.ext_proc import messages
 from farebox.gateway.request.errors import STATUSES
 
@@ -40,7 +41,7 @@ def local_replies() -> Json:
                     "response.code_details == 'overload'",
                     *(503, "gateway_overloaded", "The gateway is overloaded. Retry later"),
                 ),
-                "headers_to_add": [{"header": {"key": "retry-after", "value": "1"}}],
+                "headers_to_add": [_header("retry-after", "1"), _LOCAL_REPLY],
             },
             _mapper(
                 no_decision, 503, "gateway_unavailable", "The gateway is temporarily unavailable. Retry later"
@@ -71,7 +72,12 @@ def _mapper(condition: str, status: int | None, code: str, message: str) -> Json
         "filter": _when(condition),
         **({"status_code": status} if status else {}),
         "body_format_override": {"json_format": {"error": body}, "content_type": "application/json"},
+        "headers_to_add": [_LOCAL_REPLY],
     }
+
+
+def _header(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}}
 
 
 def _when(condition: str) -> Json:
@@ -84,3 +90,6 @@ def _when(condition: str) -> Json:
             },
         }
     }
+
+
+_LOCAL_REPLY: Final = _header(LOCAL_REPLY_HEADER, "true")

@@ -25,6 +25,11 @@ local LONGEST_EVENT = 262144
 local LONGEST_USAGE = 4096
 -- The length of an error that is read.
 local LONGEST_ERROR = 65536
+-- An API without text, such as a list of models.
+local NO_DIALECT = { text = {}, document_text = {}, final = "no choices" }
+-- The last usage of a stream whose usage is added up.
+local SUMS = "{}"
+
 -- Positions in a text.
 
 -- The number of backslashes directly before `place`, not before `from`.
@@ -303,8 +308,13 @@ local function report(set, names)
     end
   end
 
-  -- What was counted before is in the usage.
+  -- Stores usage; true if what was counted before is in it. Some report the input alone.
   function self.usage(name, text)
+    if #names > 0 and text ~= SUMS and not find(text, 'completion_tokens"', 1, true)
+      and not find(text, 'output_tokens"', 1, true) then
+      set("first", text)
+      return false
+    end
     set(name, text)
     texts.reset()
     reported = 0
@@ -312,6 +322,7 @@ local function report(set, names)
       counted = false
       set("content", "")
     end
+    return true
   end
 
   return self
@@ -381,7 +392,7 @@ local function events(set, dialect, choices, by_choice)
         reports.usage("final", reported)
       elseif add_up and (by_choice or within == "choices") then
         add_up(event, reported)
-        reports.usage("last", "{}")
+        reports.usage("last", SUMS)
       else
         usage = reported
         reports.usage("last", reported)
@@ -492,10 +503,7 @@ local function answer(set, dialect)
   local read = document(function(name, within, text, value)
     if name == "usage" then
       local usage = match(text, "^%b{}", value)
-      if has_tokens(usage) then
-        reported = true
-        reports.usage("final", usage)
-      end
+      if has_tokens(usage) then reported = reports.usage("final", usage) end
     elseif name == "error" and not within and is_error(text, value)
       or (name == "type" or name == "object") and not within and match(text, '^"error"', value) then
       -- Nothing was delivered, whatever usage it reports.
@@ -703,7 +711,7 @@ local function read_rules(text)
   local dialect, redaction, choices, by_choice, request_id = match(text, "^(%S*) (%S*) (%d+) (%d) (.*)")
   return {
     name = dialect,
-    dialect = DIALECTS[dialect],
+    dialect = DIALECTS[dialect] or NO_DIALECT,
     redaction = redaction,
     choices = tonumber(choices),
     by_choice = by_choice == "1",

@@ -2,8 +2,8 @@
 
 The filter is a script in Envoy (`response_filter.lua`), because answers pass through Envoy only. It copies
 usage verbatim and counts text; `metering.usage` interprets both. The gateway asks every stream for its usage
-(B16), in every event if the upstream supports it. A caller that did not ask must not see it: many clients read
-`choices[0]` of every event, which a usage event does not have, and others add up the usage of all events.
+(B16), in every event if the upstream supports it. A caller that did not ask must not see it: many clients
+read `choices[0]` of every event, which a usage event does not have. Others add up the usage of all events.
 
 What is the provider's or the operator's own does not pass (B29): headers that are not in an allow list, and
 errors about credentials, money or limits of the operator, which are replaced by errors of the gateway.
@@ -45,12 +45,15 @@ ALLOWED_HEADERS: Final = (
     "vary",
     "x-should-retry",
 )
-"""The headers of an upstream that callers see. Others may identify the operator at the provider, set cookies or
-redirect clients."""
+"""The headers of an upstream that callers see. Others may identify the operator at the provider, set cookies
+or redirect clients."""
 _SCRIPT: Final = files("farebox.gateway.envoy").joinpath("response_filter.lua").read_text(encoding="utf-8")
-_REFUSED_MESSAGE: Final = "The provider of the model refused the gateway's credentials or account. Contact the cluster administrator"
+_REFUSED: Final = (
+    "The provider of the model refused the gateway's credentials or account. "
+    "Contact the cluster administrator"
+)
 _ERRORS: Final = {
-    "refused": (502, "upstream_error", "api_error", "provider_refused", _REFUSED_MESSAGE),
+    "refused": (502, "upstream_error", "api_error", "provider_refused", _REFUSED),
     "redirected": (
         *(502, "upstream_error", "api_error", "upstream_redirect"),
         "The model backend answered with a redirect. Contact the cluster administrator",
@@ -64,7 +67,7 @@ _ERRORS: Final = {
         "The model backend failed to answer the call. Retry later",
     ),
 }
-"""Errors that replace those of an upstream: status (0 keeps it), type, type in Anthropic's API, code, message."""
+"""Errors that replace those of an upstream: status (0: unchanged), type, Anthropic's type, code, message."""
 
 
 def script(allowed_headers: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ protobuf requires.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -19,10 +19,10 @@ CONTINUE: Final = b"\x0a\x00"
 """ProcessingResponse{request_headers: {}}: continue, and send the body."""
 LABELS: Final = "farebox"
 """The namespace of the dynamic metadata for the access log."""
+ANSWER: Final = "farebox.answer"
+"""The namespace of the dynamic metadata for the filter of answers (`envoy.response_filter`)."""
 CLUSTER_HEADER: Final = "x-gw-cluster"
 PEER_HEADER: Final = "x-gw-peer"
-REDACTION_HEADER: Final = "x-gw-redaction"
-"""The UsageRedaction of a stream, unless it is NOTHING."""
 PRIVATE_PREFIX: Final = "x-gw-"
 PLAIN_CLUSTER: Final = "upstream"
 TLS_CLUSTER: Final = "upstream_tls"
@@ -172,7 +172,7 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
 # Writing.
 
 
-def continue_request(decision: Route, on_headers: bool) -> bytes:
+def continue_request(decision: Route, on_headers: bool, request_id: str = "") -> bytes:
     """The ProcessingResponse that forwards a call to its upstream.
 
     Args:
@@ -185,7 +185,7 @@ def continue_request(decision: Route, on_headers: bool) -> bytes:
         mutation = _bytes(2, _mutation(decision) + _length_header(len(body)))
         common = mutation + _bytes(3, _bytes(1, body) if body else _CLEAR_BODY) + _CLEAR_ROUTE_CACHE
     # request_headers = 1 or request_body = 3, each {response = 1}; dynamic_metadata = 8
-    return _bytes(1 if on_headers else 3, _bytes(1, common)) + _bytes(8, _labels(decision.labels))
+    return _bytes(1 if on_headers else 3, _bytes(1, common)) + _bytes(8, _metadata(decision, request_id))
 
 
 def discard(path: str, header: str, value: str, removed: Iterable[str]) -> bytes:
@@ -212,7 +212,7 @@ def _mutation(decision: Route) -> bytes:
     Cached, because the calls of a service have the same mutation.
     """
     key = (
-        *(decision.path, decision.upstream, decision.tls, decision.redaction),
+        *(decision.path, decision.upstream, decision.tls),
         decision.remove_headers,
         *decision.set_headers.items(),
     )
@@ -225,8 +225,6 @@ def _mutation(decision: Route) -> bytes:
         ":authority": decision.upstream,
         CLUSTER_HEADER: TLS_CLUSTER if decision.tls else PLAIN_CLUSTER,
     }
-    if decision.redaction:
-        headers[REDACTION_HEADER] = decision.redaction
     parts = [_bytes(1, _set_header(name, value)) for name, value in headers.items()]
     parts += [_bytes(2, name.encode()) for name in (*_ALWAYS_REMOVED, *decision.remove_headers)]
     if len(_mutations) >= _MAX_MUTATIONS:
@@ -246,14 +244,34 @@ def _set_header(name: str, value: str) -> bytes:
     return _bytes(1, _bytes(1, name.encode()) + _bytes(3, value.encode("latin-1"))) + b"\x18\x02"
 
 
-def _labels(labels: Mapping[str, str]) -> bytes:
-    """Struct{farebox: Struct{labels: a JSON string}}: a string costs Envoy less than a struct.
+def _metadata(decision: Route, request_id: str) -> bytes:
+    """Struct{LABELS: {labels}, ANSWER: {rules, headers}}. Strings, which cost Envoy less than structs.
 
     Struct{fields = 1: map of string to Value{string_value = 3, struct_value = 5}}.
     """
-    text = _bytes(3, _encode(labels))
-    value = _bytes(5, _bytes(1, _LABELS_KEY + _bytes(2, text)))
-    return _bytes(1, _NAMESPACE_KEY + _bytes(2, value))
+    labels = _bytes(5, _field(_LABELS_KEY, _encode(decision.labels)))
+    answer = _field(_RULES_KEY, _rules(decision) + request_id.encode())
+    if decision.response_headers:
+        lines = [f"{name}: {value}\n" for name, value in decision.response_headers.items()]
+        answer += _field(_HEADERS_KEY, "".join(lines).encode())
+    return _bytes(1, _NAMESPACE_KEY + _bytes(2, labels)) + _bytes(
+        1, _ANSWER_KEY + _bytes(2, _bytes(5, answer))
+    )
+
+
+def _field(key: bytes, text: bytes) -> bytes:
+    """An entry of a Struct with a string."""
+    return _bytes(1, key + _bytes(2, _bytes(3, text)))
+
+
+def _rules(decision: Route) -> bytes:
+    """ "DIALECT REDACTION CHOICES BY_CHOICE ", which the script reads."""
+    return b"%b %b %d %d " % (
+        decision.dialect.encode(),
+        decision.redaction.encode(),
+        decision.choices,
+        decision.usage_by_choice,
+    )
 
 
 def _bytes(number: int, content: bytes) -> bytes:
@@ -279,3 +297,6 @@ def _number(value: int) -> bytes:
 _encode: Final = msgspec.json.Encoder().encode
 _NAMESPACE_KEY: Final = _bytes(1, LABELS.encode())
 _LABELS_KEY: Final = _bytes(1, b"labels")
+_ANSWER_KEY: Final = _bytes(1, ANSWER.encode())
+_RULES_KEY: Final = _bytes(1, b"rules")
+_HEADERS_KEY: Final = _bytes(1, b"headers")

@@ -217,7 +217,8 @@ class ProcessingStream:
             self._send(messages.immediate_response(decision))
             self._stream.finish(_OK)
         else:
-            self._send(messages.continue_request(decision, on_headers))
+            assert self._head is not None
+            self._send(messages.continue_request(decision, on_headers, self._head.request_id))
             self._stream.finish(_OK, self._abandoned)
 
     def _abandoned(self) -> None:

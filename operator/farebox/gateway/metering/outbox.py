@@ -20,6 +20,7 @@ import structlog
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.metering import usage
 from farebox.gateway.metering.log_segments import Checkpoint, LogSegments, Position
+from farebox.gateway.metering.observations import observe
 from farebox.gateway.metering.publisher import (
     BATCH_EVENTS,
     Event,
@@ -172,6 +173,7 @@ class Outbox:
             event = None
             if parsed is not None:
                 billed = usage.billed_tokens(parsed)
+                observe(parsed, billed)
                 self._notify_usage(parsed, billed)
                 event = self._event(parsed, billed)
             self._ahead.append(_Entry(start, end, event))

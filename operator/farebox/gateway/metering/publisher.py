@@ -69,8 +69,14 @@ def event_of(line: UsageLine, paid: BilledTokens, source: str) -> Event:
         "requestId": line.request_id,
         "status": line.status,
     }
+    if paid.cache_write_tokens:
+        data["cacheWriteInputTokens"] = paid.cache_write_tokens
     if paid.estimated:
         data["estimated"] = True
+    if line.duration_ms is not None:
+        data["durationMs"] = line.duration_ms
+    if line.first_byte_ms is not None:
+        data["firstByteMs"] = line.first_byte_ms
     if labels.get("model"):
         data["model"] = labels["model"]
     if labels.get("api_key"):

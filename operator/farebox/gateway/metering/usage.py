@@ -1,8 +1,10 @@
 """A line of Envoy's access log, and the tokens that its call pays for. Pure: text in, values out.
 
-The usage is what the upstream reported. If it reported none, `billed_tokens` estimates.
+The usage is what the upstream reported. If it reported none, or less than the caller got, `billed_tokens`
+estimates the rest from the text.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,12 +13,14 @@ from typing import Any, Final
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
 
-from farebox.gateway.interface import FALSE_VALUES
+from farebox.domain.billing.coverage import CallTokens
+from farebox.domain.billing.estimates import TextCounts, estimate_tokens
+from farebox.gateway.metering.dialects import TokenCounts, merged, token_counts
 
-STREAM_BYTES_PER_TOKEN: Final = 200
-"""Bytes of a stream per token: model servers send about one event of this size for each."""
-TEXT_BYTES_PER_TOKEN: Final = 4
-"""Bytes per token of an answer that is not streamed."""
+MAX_REPORTED_TOKENS: Final = 20_000_000
+"""No model has a longer context. A larger count is an error of the upstream (B30)."""
+_ENCODED_BYTES_PER_TOKEN: Final = 4
+"""For an answer in an encoding that nobody reads."""
 _LINE_START: Final = b'{"at":'
 _UPSTREAM_FAULTS: Final = frozenset(
     {"UF", "UH", "UT", "UC", "UR", "LR", "UO", "NR", "NC", "UPE", "URX", "DF", "UMSDR"}
@@ -38,11 +42,18 @@ class UsageLine(Struct, frozen=True):
         status: of the answer; 0 if the client left before there was one.
         flags: Envoy's response flags.
         labels: of the call's Route.
-        input_tokens, cached_tokens, output_tokens: as the upstream reported last, or None; input includes
-            the cached ones.
-        complete: whether these figures are final.
+        reported: the tokens that the upstream reported last.
+        final: whether they cover the whole answer.
+        text: the text after the last report; None: there is none.
+        complete: whether the upstream finished its answer.
+        failed: whether the answer is an error, or ends in one, although its status is a success.
+        shape: "other" for an answer that is neither JSON nor a stream of events, "encoded" for one that
+            nobody reads, otherwise "".
+        error: the beginning of an answer that is an error by its status.
         sent_bytes: of the answer's body, to the client.
         upstream_bytes: of the request, to the upstream; 0: the upstream received nothing.
+        duration_ms: from the start of the request to the end of the answer.
+        first_byte_ms: from the start of the request to the first byte of the answer; None: there was none.
     """
 
     time: datetime
@@ -50,21 +61,43 @@ class UsageLine(Struct, frozen=True):
     status: int
     flags: frozenset[str]
     labels: Mapping[str, str]
-    input_tokens: int | None
-    cached_tokens: int | None
-    output_tokens: int | None
-    complete: bool
-    sent_bytes: int
-    upstream_bytes: int
+    reported: TokenCounts = TokenCounts()
+    final: bool = False
+    text: TextCounts | None = None
+    complete: bool = False
+    failed: bool = False
+    shape: str = ""
+    error: str = ""
+    sent_bytes: int = 0
+    upstream_bytes: int = 0
+    duration_ms: int | None = None
+    first_byte_ms: int | None = None
 
 
 class BilledTokens(Struct, frozen=True):
-    """The tokens that a call pays for; input includes cached. `estimated`: not reported by the upstream."""
+    """The tokens that a call pays for. Input includes both cached input and input written to a cache.
+
+    Args:
+        estimated: whether the upstream did not report all of them.
+        implausible: whether it reported what cannot be (B30).
+    """
 
     input_tokens: int
     cached_tokens: int
     output_tokens: int
     estimated: bool
+    cache_write_tokens: int = 0
+    implausible: bool = False
+
+    @property
+    def tokens(self) -> CallTokens:
+        """The same, as they are priced."""
+        return CallTokens(
+            input=self.input_tokens,
+            cached_input=self.cached_tokens,
+            cache_write_input=self.cache_write_tokens,
+            output=self.output_tokens,
+        )
 
 
 class _Line(Struct):
@@ -79,6 +112,8 @@ class _Line(Struct):
     status: int
     upstream: int | None
     usage: dict[str, str] | None
+    first: int | None = None
+    ms: int | None = None
 
 
 def parse(line: bytes) -> UsageLine:
@@ -103,66 +138,109 @@ def parse(line: bytes) -> UsageLine:
 
 
 def billed_tokens(line: UsageLine) -> BilledTokens | None:
-    """The tokens that a call pays for; None if it costs nothing (B16).
+    """The tokens that a call pays for; None if it costs nothing (B16, B25-B27, B30).
 
-    - An error response costs nothing, nor does an answer that the upstream broke off.
-    - Complete usage of the upstream counts as reported.
-    - A call that ended early, because the client left or read too slowly or the call took too long: input as
-      reported, or else as estimated before the call; output as reported if every event reports it
-      (`continuous_usage`), or else at least the sent bytes divided by STREAM_BYTES_PER_TOKEN or
-      TEXT_BYTES_PER_TOKEN, at most `max_output`. The same applies to an answer without any usage.
+    - An error response costs nothing, nor does an answer that the upstream broke off before its final usage,
+      nor an answer that is not one of a model. What a stream delivered before an error is charged.
+    - Final usage of the upstream counts as reported, whenever the client left.
+    - Otherwise the call pays for what was reported so far, and for the text after that, as estimated. Input
+      that was not reported counts as estimated before the call.
     - A client that left before the answer pays for the input if the upstream received the request.
+    - Usage that cannot be counts as not reported.
     - An Envoy that is short of memory ends calls that hold much of it, mostly those of clients that read
       slowly. An answer that had started counts as ended early, otherwise it would be free.
     """
-    if line.flags & _UPSTREAM_FAULTS:
+    if line.flags & _UPSTREAM_FAULTS and not line.final:
         return None
     if _OVERLOAD in line.flags and not 200 <= line.status < 300:
         return None
     if line.status == 0 or (line.status == 499 and "DC" in line.flags):
-        return _estimate(line) if line.upstream_bytes else None
-    if not 200 <= line.status < 300:
+        return _estimate(line, TokenCounts()) if line.upstream_bytes else None
+    if not 200 <= line.status < 300 or line.shape == "other":
         return None
-    if line.complete and line.input_tokens is not None and line.output_tokens is not None:
-        cached = min(line.cached_tokens or 0, line.input_tokens)
-        return BilledTokens(line.input_tokens, cached, line.output_tokens, False)
-    return _estimate(line)
+    reported = line.reported
+    known = reported.input is not None or reported.output is not None
+    # An error may come with the usage of its input.
+    delivered = line.text is not None or reported.output or line.shape == "encoded"
+    if not delivered and (line.failed or (line.complete and not known)):
+        return None
+    if known and not _is_plausible(line):
+        estimated = _estimate(line, TokenCounts())
+        return BilledTokens(
+            estimated.input_tokens,
+            estimated.cached_tokens,
+            estimated.output_tokens,
+            True,
+            estimated.cache_write_tokens,
+            implausible=True,
+        )
+    if line.final and reported.input is not None and reported.output is not None:
+        return BilledTokens(
+            reported.input, reported.cached or 0, reported.output, False, reported.cache_write or 0
+        )
+    return _estimate(line, reported)
 
 
-def _estimate(line: UsageLine) -> BilledTokens:
-    input_tokens = _number(line.labels, "estimate_input") if line.input_tokens is None else line.input_tokens
-    cached = min(line.cached_tokens or 0, input_tokens)
-    if line.output_tokens is not None and _is_on(line.labels, "continuous_usage"):
-        return BilledTokens(input_tokens, cached, line.output_tokens, line.input_tokens is None)
-    size = STREAM_BYTES_PER_TOKEN if _is_on(line.labels, "stream") else TEXT_BYTES_PER_TOKEN
-    output = line.sent_bytes // size
-    if "max_output" in line.labels:
-        output = min(output, _number(line.labels, "max_output"))
-    return BilledTokens(input_tokens, cached, max(output, line.output_tokens or 0), True)
+def _is_plausible(line: UsageLine) -> bool:
+    """Whether the reported tokens are possible: within the call's own bounds, and consistent (B30)."""
+    reported = line.reported
+    inputs, outputs = reported.input or 0, reported.output or 0
+    if inputs > _number(line.labels, "max_input", MAX_REPORTED_TOKENS):
+        return False
+    most = _number(line.labels, "max_output", MAX_REPORTED_TOKENS)
+    if outputs > _number(line.labels, "output_ceiling", most):
+        return False
+    if max(inputs, outputs) > MAX_REPORTED_TOKENS:
+        return False
+    return reported.input is None or (reported.cached or 0) + (reported.cache_write or 0) <= inputs
+
+
+def _estimate(line: UsageLine, reported: TokenCounts) -> BilledTokens:
+    """What was reported, and estimates of what was not. Within the call's bounds."""
+    labels = line.labels
+    if reported.input is None:
+        inputs = _number(labels, "estimate_input", 0)
+        inputs = min(inputs, _number(labels, "max_input", inputs))
+    else:
+        inputs = reported.input
+    if reported.cached is None:
+        # What the last call of this key to this service read from the cache (`settlement`).
+        cached = inputs * _number(labels, "cached_share", 0) // 1000
+    else:
+        cached = min(reported.cached, inputs)
+    more = 0
+    if line.text is not None:
+        more = estimate_tokens(line.text)
+    elif line.shape == "encoded":
+        more = line.sent_bytes // _ENCODED_BYTES_PER_TOKEN
+    outputs = (reported.output or 0) + more
+    outputs = min(outputs, _number(labels, "max_output", outputs))
+    estimated = more > 0 or reported.input is None or reported.output is None
+    cache_write = min(reported.cache_write or 0, inputs - cached)
+    return BilledTokens(inputs, cached, outputs, estimated, cache_write)
 
 
 def _usage_line(line: _Line) -> UsageLine:
-    labels, flags, reported = _LABELS.decode(line.labels), _flags(line.flags or ""), line.usage or {}
-    input_tokens, cached_tokens, output_tokens = _counts(reported)
+    labels, flags, seen = _LABELS.decode(line.labels), _flags(line.flags or ""), line.usage or {}
+    complete = line.details == _COMPLETE_RESPONSE and not flags
     return UsageLine(
         time=datetime.fromtimestamp(float(line.at), UTC),
         request_id=line.id,
         status=line.status,
         flags=flags,
         labels=labels,
-        input_tokens=input_tokens,
-        cached_tokens=cached_tokens,
-        output_tokens=output_tokens,
-        # Usage that a stream reported before its end may cover only its beginning.
-        complete="last" in reported and (_ended(line, flags) or not _is_on(labels, "stream")),
+        reported=_reported(seen, labels),
+        final="final" in seen or ("last" in seen and complete),
+        text=_text(seen.get("content", "")),
+        complete=complete,
+        failed="failed" in seen,
+        shape=seen.get("shape", ""),
+        error=seen.get("error", ""),
         sent_bytes=line.sent,
         upstream_bytes=line.upstream or 0,
+        duration_ms=line.ms,
+        first_byte_ms=line.first,
     )
-
-
-def _ended(line: _Line, flags: frozenset[str]) -> bool:
-    """Whether the upstream finished its answer. A call that took too long has no flag, but other details."""
-    return line.details == _COMPLETE_RESPONSE and not flags
 
 
 @lru_cache(256)
@@ -170,61 +248,44 @@ def _flags(text: str) -> frozenset[str]:
     return frozenset(text.replace("-", "").split(",")) - {""}
 
 
-def _counts(reported: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-    """Input, cached and output tokens, from OpenAI's or Anthropic's fields.
-
-    Args:
-        reported: the "first" and "last" usage of an answer (`envoy.usage_filter`), as JSON. The end of an
-            Anthropic stream need not repeat the figures of its beginning.
-    """
-    merged: dict[str, Any] = {}
-    for name in ("first", "last"):
-        try:
-            usage = _USAGE.decode(reported.get(name, "{}"))
-        except DecodeError:
-            continue
-        merged |= {key: value for key, value in usage.items() if value is not None or key not in merged}
-    if "prompt_tokens" in merged:
-        return _of_openai(merged, "prompt_tokens", "completion_tokens")
-    if "cache_read_input_tokens" in merged or "cache_creation_input_tokens" in merged:
-        return _of_anthropic(merged)
-    return _of_openai(merged, "input_tokens", "output_tokens")
+def _reported(seen: Mapping[str, str], labels: Mapping[str, str]) -> TokenCounts:
+    """The tokens that an answer reported (`envoy.response_filter` describes the fields)."""
+    if "final" not in seen and "choices" in seen:
+        return _of_choices(seen["choices"], labels)
+    if not seen:
+        return TokenCounts()
+    usage: dict[str, Any] = {}
+    for name in ("first", "last", "final"):
+        if name in seen:
+            usage = merged(usage, _usage(seen[name]))
+    return token_counts(usage, labels.get("dialect", ""))
 
 
-def _of_openai(
-    usage: Mapping[str, Any], inputs: str, outputs: str
-) -> tuple[int | None, int | None, int | None]:
-    """Embeddings have no output, and do not report any."""
-    details = usage.get(f"{inputs}_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    output = usage.get(outputs, 0 if inputs in usage else None)
-    return _count(usage.get(inputs)), _count(cached), _count(output)
+def _usage(text: str) -> dict[str, Any]:
+    """A usage object. Of one that is not quite JSON, only the counts at any level."""
+    try:
+        return _USAGE.decode(text)
+    except DecodeError:
+        return {name: int(count) for name, count in _COUNTS.findall(text)}
 
 
-def _of_anthropic(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
-    """Its input tokens exclude those that are read from a cache or written to it."""
-    inputs, read = _count(usage.get("input_tokens")), _count(usage.get("cache_read_input_tokens"))
-    written = _count(usage.get("cache_creation_input_tokens")) or 0
-    total = None if inputs is None else inputs + (read or 0) + written
-    return total, read, _count(usage.get("output_tokens"))
+def _of_choices(text: str, labels: Mapping[str, str]) -> TokenCounts:
+    """The sum of what was reported for single answers: each reports the input of its own prompt."""
+    seen, inputs, outputs = (int(each) for each in text.split())
+    return TokenCounts(input=inputs * _number(labels, "inputs", 1) // max(seen, 1), output=outputs)
 
 
-def _count(value: Any) -> int | None:
-    """A number of tokens; None for any other value."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and value >= 0 else None
+def _text(counts: str) -> TextCounts | None:
+    numbers = [int(each) for each in counts.split()]
+    return TextCounts(*numbers) if len(numbers) == len(TextCounts.__struct_fields__) else None
 
 
-def _number(labels: Mapping[str, str], name: str) -> int:
+def _number(labels: Mapping[str, str], name: str, absent: int) -> int:
     value = labels.get(name, "")
-    return int(value) if value.isdecimal() else 0
-
-
-def _is_on(labels: Mapping[str, str], name: str) -> bool:
-    return labels.get(name, "") not in FALSE_VALUES
+    return int(value) if value.isdecimal() else absent
 
 
 _LINE: Final = Decoder(_Line)
 _LABELS: Final = Decoder(dict[str, str])
 _USAGE: Final = Decoder(dict[str, Any])
+_COUNTS: Final = re.compile(r'"(\w+_tokens)"\s*:\s*(\d{1,18})(?!\d)', re.ASCII)
