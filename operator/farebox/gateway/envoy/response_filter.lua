@@ -96,7 +96,7 @@ local function event_end(text, at, has_cr)
   return #text
 end
 
--- The position of the last byte of the last complete event; 0: there is none.
+-- The position of the last byte of the last complete event; 0 without one.
 local function last_event_end(text)
   for at = #text, 2, -1 do
     local sign = byte(text, at)
@@ -559,7 +559,7 @@ end
 
 -- Answers.
 
--- The shape of an answer by its first bytes: "document", "events" or "other"; nil if there are none yet. The type that
+-- The shape of an answer by its first bytes: "document", "events" or "other"; nil without any. The type that
 -- the upstream gives is not reliable: some send errors typed as streams, or JSON typed as text.
 local function shape_of(kind, text)
   local at, sign = behind_space(text, 1)

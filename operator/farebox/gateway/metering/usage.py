@@ -44,7 +44,7 @@ class UsageLine(Struct, frozen=True):
         labels: of the call's Route.
         reported: the tokens that the upstream reported last.
         final: whether they cover the whole answer.
-        text: the text after the last report; None: there is none.
+        text: the text after the last report, if any.
         complete: whether the upstream finished its answer.
         failed: whether the answer is an error, or ends in one, although its status is a success.
         shape: "other" for an answer that is neither JSON nor a stream of events, "encoded" for one that
@@ -53,7 +53,7 @@ class UsageLine(Struct, frozen=True):
         sent_bytes: of the answer's body, to the client.
         upstream_bytes: of the request, to the upstream; 0: the upstream received nothing.
         duration_ms: from the start of the request to the end of the answer.
-        first_byte_ms: from the start of the request to the first byte of the answer; None: there was none.
+        first_byte_ms: from the start of the request to the first byte of the answer; None without an answer.
     """
 
     time: datetime
