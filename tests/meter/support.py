@@ -18,10 +18,11 @@ from tests.ledger.databases import Database
 from tests.ledger.support import CHAT, START, Clock, opened
 
 OPERATOR, GATEWAY, READER = "operator-token", "gateway-token", "reader-token"
-TENANT = "tenant-token"
+TENANT, ADMIN = "tenant-token", "admin-token"
 RIGHTS = {
     OPERATOR: {("create", "ledgerrecords", ""), ("watch", "billingaccounts", "")},
     TENANT: {("get", "inferenceservices", "team-a")},
+    ADMIN: {("get", "inferenceservices", "")},
     GATEWAY: {("create", "usageevents", "")},
     READER: {("get", "billingaccounts", "billing")},
 }

@@ -20,6 +20,7 @@ PATHS = [
     ("POST", "/v1/events", GATEWAY),
     ("POST", "/v1/records", OPERATOR),
     ("POST", "/v1/topups", OPERATOR),
+    ("POST", "/v1/refusals", GATEWAY),
     ("GET", "/v1/changes", OPERATOR),
     ("GET", "/v1/events/pending", OPERATOR),
     ("GET", "/v1/accounts/billing/acme", READER),

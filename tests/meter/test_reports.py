@@ -102,6 +102,15 @@ async def test_a_namespace_sees_its_own_usage(sample_usage: Api) -> None:
     ] == []
 
 
+async def test_usage_of_several_services(sample_usage: Api) -> None:
+    services = "team-a/chat,team-a/other"
+    page = await usage_of(sample_usage, TENANT, namespace="team-a", service=services, groupBy="service")
+    assert [(row["service"], row["calls"]) for row in page.body["rows"]] == [("team-a/chat", 4)]
+    many = ",".join(f"team-a/s{number}" for number in range(101))
+    answer = await usage_of(sample_usage, TENANT, namespace="team-a", service=many)
+    assert (answer.status, answer.reason) == (400, "InvalidParameter")
+
+
 async def test_a_cursor_keeps_the_times_of_its_first_page(sample_usage: Api) -> None:
     first = await sample_usage.call(
         "GET", f"/v1/usage?account=billing/acme&groupBy=apiKey&limit=1&from={FROM}&to={TO}", READER

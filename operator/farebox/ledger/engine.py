@@ -22,6 +22,7 @@ from farebox.ledger.booking.credit_leases import grant_lease
 from farebox.ledger.booking.entitlements import process_due_renewals
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.records import record
+from farebox.ledger.booking.refusals import count_refusals
 from farebox.ledger.booking.topups import post_topup
 from farebox.ledger.booking.usage import (
     PENDING_LIST,
@@ -34,6 +35,7 @@ from farebox.ledger.db.migrate import is_current, upgrade
 from farebox.ledger.db.notify import CommitListener
 from farebox.ledger.feed import POLL_SECONDS, Notifier, read_account, read_changes
 from farebox.ledger.writer import TransactionWriter
+from farebox.meterapi.refusals import RefusalCounts
 from farebox.meterapi.types import (
     AccountBalance,
     ChangePage,
@@ -77,6 +79,11 @@ class _Records:
 @dataclass(frozen=True, slots=True)
 class _CreditLease:
     order: CreditLeaseRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusals:
+    counts: RefusalCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +196,14 @@ class Ledger:
         """
         return cast("CreditLease", await self._writer.run(_CreditLease(order)))
 
+    async def count_refusals(self, counts: RefusalCounts) -> int:
+        """Store counts of refused calls (B32). Returns how many are stored.
+
+        Raises:
+            LedgerRefused: MinuteInFuture.
+        """
+        return cast("int", await self._writer.run(_Refusals(counts)))
+
     async def process_due_renewals(self) -> None:
         """Renew reservations a day ahead, and end those whose term is over (B9).
 
@@ -300,6 +315,8 @@ def _perform(journal: Journal, works: Sequence[Any]) -> Sequence[Any]:
                 outcomes[place] = _refusable(journal, post_topup, order)
             case _CreditLease(order):
                 outcomes[place] = _refusable(journal, grant_lease, order)
+            case _Refusals(counts):
+                outcomes[place] = _refusable(journal, count_refusals, counts)
             case _Renewals():
                 process_due_renewals(journal)
     if ingests:

@@ -7,19 +7,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
 
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.meter import cloudevents, reports_api
+from farebox.meter import cloudevents, refusals_api, reports_api
 from farebox.meter.auth import Permission
 from farebox.meter.requests import (
     METER,
+    POST_USAGE,
     ApiError,
     Meter,
     account_of_path,
@@ -27,8 +27,9 @@ from farebox.meter.requests import (
     found,
     integer,
     json_response,
+    read_body,
 )
-from farebox.meterapi.schema import SEQUENCE_HEADER, fault, from_json, read_records
+from farebox.meterapi.schema import SEQUENCE_HEADER, from_json, read_records
 from farebox.meterapi.types import CreditLeaseRequest, TopUpOrder
 from farebox.meterapi.usage import PendingEvent
 
@@ -37,12 +38,10 @@ _LARGE_BODY_BYTES: Final = 64 * 1024
 MAX_WAIT_SECONDS: Final = 60.0
 MAX_PAGE: Final = 10_000
 
-POST_USAGE: Final = Permission("create", "usageevents")
 POST_RECORDS: Final = Permission("create", "ledgerrecords")
 WATCH_ACCOUNTS: Final = Permission("watch", "billingaccounts")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -61,6 +60,8 @@ def create_app(meter: Meter) -> web.Application:
             web.get("/v1/accounts/{namespace}/{name}", get_account),
             web.get("/v1/accounts/{namespace}/{name}/statement", reports_api.get_statement),
             web.get("/v1/usage", reports_api.get_usage),
+            web.post("/v1/refusals", refusals_api.post_refusals),
+            web.get("/v1/refusals", refusals_api.get_refusals),
             web.get("/healthz", get_healthz),
             web.get("/readyz", get_readyz),
             web.get("/metrics", get_metrics),
@@ -127,21 +128,21 @@ async def get_pending(request: web.Request) -> web.Response:
 async def post_records(request: web.Request) -> web.Response:
     """Record the operator's facts. Invalid ones are refused one by one (B23)."""
     ledger = await authorized(request, POST_RECORDS)
-    body = await _read_body(request, read_records)
+    body = await read_body(request, read_records)
     return json_response(body.answer(await ledger.record(body.records)))
 
 
 async def post_topup(request: web.Request) -> web.Response:
     """Post a top-up, once by account and reference (B10)."""
     ledger = await authorized(request, POST_RECORDS)
-    order = await _read_body(request, partial(from_json, TopUpOrder))
+    order = await read_body(request, partial(from_json, TopUpOrder))
     return json_response(await ledger.post_topup(order))
 
 
 async def post_lease(request: web.Request) -> web.Response:
     """Lease money of an account to a gateway, so that the account never exceeds its credit limit (B17)."""
     ledger = await authorized(request, POST_USAGE)
-    order = await _read_body(request, partial(from_json, CreditLeaseRequest))
+    order = await read_body(request, partial(from_json, CreditLeaseRequest))
     return json_response(await ledger.lease_credit(order))
 
 
@@ -190,16 +191,6 @@ async def get_metrics(request: web.Request) -> web.Response:
     return web.Response(
         body=generate_latest(meter.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
-
-
-async def _read_body(request: web.Request, read: Callable[[bytes], T]) -> T:
-    if request.content_type != "application/json":
-        raise ApiError(415, "UnsupportedMediaType", "Content-Type must be application/json")
-    payload = await request.read()
-    try:
-        return read(payload)
-    except ValidationError as invalid:
-        raise ApiError(400, "InvalidBody", fault(invalid)) from invalid
 
 
 def _wait_seconds(request: web.Request) -> float:

@@ -1,16 +1,18 @@
 """What all routes of the meter's API share: authorization, parameters, answers and errors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.engine import Ledger
 from farebox.meter.auth import Authenticator, Decision, Permission
 from farebox.meter.metrics import MeterMetrics
 from farebox.meterapi.scalars import parse_key
-from farebox.meterapi.schema import to_json
+from farebox.meterapi.schema import fault, to_json
 
 T = TypeVar("T")
 
@@ -44,6 +46,10 @@ def json_response(value: object, **headers: str) -> web.Response:
     )
 
 
+POST_USAGE: Final = Permission("create", "usageevents")
+"""The right of a gateway."""
+
+
 async def authorized(request: web.Request, permission: Permission) -> Ledger:
     """The ledger, if the caller has the permission.
 
@@ -65,6 +71,17 @@ def bearer_token(request: web.Request) -> str:
     if scheme.lower() != "bearer" or not token.strip():
         raise ApiError(401, "Unauthenticated", "Send a token: Authorization: Bearer <token>")
     return token.strip()
+
+
+async def read_body(request: web.Request, read: Callable[[bytes], T]) -> T:
+    """The JSON body as a value. Raises ApiError 400 or 415."""
+    if request.content_type != "application/json":
+        raise ApiError(415, "UnsupportedMediaType", "Content-Type must be application/json")
+    payload = await request.read()
+    try:
+        return read(payload)
+    except ValidationError as invalid:
+        raise ApiError(400, "InvalidBody", fault(invalid)) from invalid
 
 
 def account_of_path(request: web.Request) -> ObjectKey:

@@ -16,6 +16,13 @@ from pydantic import BaseModel, ValidationError
 
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
+from farebox.meterapi.refusals import (
+    MAX_COUNTS,
+    RefusalCount,
+    RefusalCounts,
+    RefusalReceipt,
+    RefusalReport,
+)
 from farebox.meterapi.reports import Statement, UsageReport
 from farebox.meterapi.schema import (
     MAX_RECORDS,
@@ -152,6 +159,34 @@ class MeterClient:
         result = self._read(IngestResult, answer)
         sequence = answer.headers.get(SEQUENCE_HEADER, "")
         return replace(result, sequence=int(sequence) if sequence.isdecimal() else 0)
+
+    async def report_refusals(self, source: str, refusals: Sequence[RefusalCount]) -> int:
+        """Store counts of refused calls, at most MAX_COUNTS in a request (B32). Returns how many are stored.
+
+        A count may be sent again: the largest one of a source, minute, service, key, code and status counts.
+
+        Raises:
+            LedgerRefused: MinuteInFuture, InvalidBody: the meter would refuse them again.
+        """
+        stored = 0
+        for begin in range(0, len(refusals), MAX_COUNTS):
+            counts = RefusalCounts(source, tuple(refusals[begin : begin + MAX_COUNTS]))
+            answer = await self._call(
+                RefusalReceipt, "POST", "/v1/refusals", body=to_json(counts), refusals=_POSTING_REFUSALS
+            )
+            stored += answer.stored
+        return stored
+
+    async def refusals(self, params: Mapping[str, str]) -> RefusalReport:
+        """Read GET /v1/refusals. Raises LedgerRefused as `usage` does."""
+        return await self._call(
+            RefusalReport,
+            "GET",
+            "/v1/refusals",
+            params=params,
+            seconds=REPORT_SECONDS,
+            refusals=_REPORT_REFUSALS,
+        )
 
     async def tokens_by_key(
         self, namespace: str, start: datetime, end: datetime, api_key: str = ""

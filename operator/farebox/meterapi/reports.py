@@ -34,7 +34,7 @@ class Bucket(StrEnum):
 class UsageQuery:
     """Which calls a report has, by the time of their end from `start` to before `end`, and its grouping.
 
-    `owner` is the account that pays, or the namespace of the services.
+    `owner` is the account that pays, or the namespace of the services. `services` limits the report to these.
     """
 
     owner: ObjectKey | str
@@ -42,7 +42,7 @@ class UsageQuery:
     end: datetime
     group_by: frozenset[Group] = frozenset()
     bucket: Bucket = Bucket.NONE
-    service: ObjectKey | None = None
+    services: frozenset[ObjectKey] | None = None
     model: str | None = None
     api_key: str | None = None
 

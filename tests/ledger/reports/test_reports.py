@@ -119,13 +119,14 @@ async def test_a_cursor_expires_when_the_ledger_is_restored(
     ("filters", "seen"),
     [
         ({}, {"1", "2", "3"}),
-        ({"service": CHAT}, {"1", "2"}),
-        ({"service": ObjectKey("team-b", "chat")}, {"3"}),
-        ({"service": ObjectKey("else", "where")}, set()),
+        ({"services": frozenset({CHAT})}, {"1", "2"}),
+        ({"services": frozenset({ObjectKey("team-b", "chat")})}, {"3"}),
+        ({"services": frozenset({CHAT, ObjectKey("team-b", "chat")})}, {"1", "2", "3"}),
+        ({"services": frozenset({ObjectKey("else", "where")})}, set()),
         ({"model": MODEL}, {"1", "2", "3"}),
         ({"model": "other"}, set()),
         ({"api_key": "ci"}, {"2"}),
-        ({"api_key": "ci", "service": ObjectKey("team-b", "chat")}, set()),
+        ({"api_key": "ci", "services": frozenset({ObjectKey("team-b", "chat")})}, set()),
     ],
 )
 async def test_filters_select_what_they_name(ledger: Ledger, filters: dict[str, Any], seen: set[str]) -> None:

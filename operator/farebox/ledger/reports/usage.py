@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Connection,
     Integer,
@@ -137,7 +138,7 @@ class _Shape(NamedTuple):
     of_account: bool
     group_by: frozenset[Group]
     bucket: Bucket
-    of_service: bool
+    of_services: bool
     of_model: bool
     of_api_key: bool
 
@@ -147,7 +148,7 @@ def _shape(query: UsageQuery) -> _Shape:
         isinstance(query.owner, ObjectKey),
         query.group_by,
         query.bucket,
-        query.service is not None,
+        query.services is not None,
         query.model is not None,
         query.api_key is not None,
     )
@@ -162,8 +163,9 @@ def _values(query: UsageQuery) -> dict[str, Any]:
         "start": to_micros(query.start),
         "end": to_micros(query.end),
     }
-    given = {"of_service": query.service, "of_model": query.model, "of_api_key": query.api_key}
-    return values | {name: str(value) for name, value in given.items() if value is not None}
+    services = None if query.services is None else sorted(map(str, query.services))
+    given = {"of_services": services, "of_model": query.model, "of_api_key": query.api_key}
+    return values | {name: value for name, value in given.items() if value is not None}
 
 
 def _key_names(shape: _Shape) -> list[str]:
@@ -223,8 +225,8 @@ def _filters(shape: _Shape) -> list[ColumnElement[bool]]:
     known = tables.bindings.alias("known").c
     services = select(known.service).where(_owned(shape, known.account, known.service))
     conditions = [_owned(shape, _bindings.account, _bindings.service)]
-    if shape.of_service:
-        conditions.append(_events.service == bindparam("of_service"))
+    if shape.of_services:
+        conditions.append(_events.service.in_(_SERVICES))
     else:
         conditions.append(_events.service.in_(services))
     if shape.of_model:
@@ -253,8 +255,8 @@ def _pending(shape: _Shape) -> Select[*tuple[int]]:
         conditions.append(_events.service.in_(owned))
     else:
         conditions.append(_in_namespace(_events.service))
-    if shape.of_service:
-        conditions.append(_events.service == bindparam("of_service"))
+    if shape.of_services:
+        conditions.append(_events.service.in_(_SERVICES))
     if shape.of_model:
         model = bindparam("of_model", type_=Text)
         conditions.append(func.coalesce(_events.model, model) == model)
@@ -286,6 +288,7 @@ def _row(query: UsageQuery, row: Row[*tuple[Any, ...]]) -> UsageRow:
 _events = tables.usage_events.c
 _bindings = tables.bindings.c
 _accounts = tables.accounts.c
+_SERVICES: Final[BindParameter[str]] = bindparam("of_services", expanding=True)
 _IN_WINDOW: Final = (_events.occurred_at >= bindparam("start"), _events.occurred_at < bindparam("end"))
 _GROUPS: Final = {Group.SERVICE: "service", Group.MODEL: "model", Group.API_KEY: "api_key"}
 _FIGURES: Final = (
