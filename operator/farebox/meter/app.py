@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from farebox.errors import LedgerRefused, LedgerUnavailable
-from farebox.meter import cloudevents, refusals_api, reports_api
+from farebox.meter import calls_api, cloudevents, refusals_api, reports_api
 from farebox.meter.auth import Permission
 from farebox.meter.requests import (
     METER,
@@ -60,6 +60,8 @@ def create_app(meter: Meter) -> web.Application:
             web.get("/v1/accounts/{namespace}/{name}", get_account),
             web.get("/v1/accounts/{namespace}/{name}/statement", reports_api.get_statement),
             web.get("/v1/usage", reports_api.get_usage),
+            web.get("/v1/calls", calls_api.get_calls),
+            web.get("/v1/calls/{request_id}", calls_api.get_call),
             web.post("/v1/refusals", refusals_api.post_refusals),
             web.get("/v1/refusals", refusals_api.get_refusals),
             web.get("/healthz", get_healthz),

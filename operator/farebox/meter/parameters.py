@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from farebox.clock import utc_now
+from farebox.clock import from_micros, utc_now
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.engine import Ledger
 from farebox.meter.auth import Permission
@@ -168,6 +168,19 @@ def decode_cursor(request: web.Request, types: Sequence[type]) -> list[Any]:
     if not all(map(_is_storable, content)):
         raise invalid_cursor()
     return content
+
+
+def cursor_times(request: web.Request, start: int, end: int) -> tuple[datetime, datetime]:
+    """The times of a cursor's report, in microseconds; `from` and `to` may repeat them."""
+    try:
+        times = from_micros(start), from_micros(end)
+    except OverflowError as error:
+        raise invalid_cursor() from error
+    for name, moment in zip(("from", "to"), times, strict=True):
+        if name in request.query and time_of(request, name) != moment:
+            raise invalid_cursor()
+    check_period(*times, MAX_DAYS)
+    return times
 
 
 def invalid_cursor() -> ApiError:

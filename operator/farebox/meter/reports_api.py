@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from farebox.clock import from_micros, to_micros
+from farebox.clock import to_micros
 from farebox.domain.keys import ObjectKey
 from farebox.ledger.reports.statement import read_statement
 from farebox.ledger.reports.usage import AsOf, Place, UsagePage, read_usage
@@ -21,7 +21,7 @@ from farebox.meter.parameters import (
     MAX_DAYS,
     authorized_owner,
     check_names,
-    check_period,
+    cursor_times,
     decode_cursor,
     encode_cursor,
     fingerprint,
@@ -31,7 +31,6 @@ from farebox.meter.parameters import (
     period_of,
     services_of,
     text_of,
-    time_of,
 )
 from farebox.meter.requests import account_of_path, authorized, found, integer, json_response
 from farebox.meterapi.csv import statement_csv
@@ -147,12 +146,5 @@ def _continued(request: web.Request, query: UsageQuery) -> tuple[UsageQuery, AsO
     mark, start, end, sequence, written_at, *place = decode_cursor(request, types)
     if mark != _fingerprint(query):
         raise invalid_cursor()
-    try:
-        query = replace(query, start=from_micros(start), end=from_micros(end))
-    except OverflowError as error:
-        raise invalid_cursor() from error
-    for name, moment in (("from", query.start), ("to", query.end)):
-        if name in request.query and time_of(request, name) != moment:
-            raise invalid_cursor()
-    check_period(query.start, query.end, MAX_DAYS)
-    return query, AsOf(sequence, written_at), tuple(place)
+    start, end = cursor_times(request, start, end)
+    return replace(query, start=start, end=end), AsOf(sequence, written_at), tuple(place)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import pydantic_core
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerRefused, LedgerUnavailable
+from farebox.meterapi.calls import Call, CallPage
 from farebox.meterapi.refusals import (
     MAX_COUNTS,
     RefusalCount,
@@ -217,6 +219,21 @@ class MeterClient:
         params = {**params, "limit": _PAGE_ROWS}
         pages = [page async for page in self._usage_pages(params, REPORT_SECONDS, _REPORT_REFUSALS)]
         return replace(pages[-1], rows=tuple(row for page in pages for row in page.rows))
+
+    async def calls(self, params: Mapping[str, str]) -> CallPage:
+        """Read a page of GET /v1/calls, the newest call first. Raises LedgerRefused as `usage` does."""
+        return await self._call(
+            CallPage, "GET", "/v1/calls", params=params, seconds=REPORT_SECONDS, refusals=_REPORT_REFUSALS
+        )
+
+    async def call(self, request_id: str, params: Mapping[str, str]) -> Call:
+        """Look a call up. `params` has the account or the namespace that it must be of.
+
+        Raises:
+            LedgerRefused: CallNotFound; otherwise as `usage`.
+        """
+        path = f"/v1/calls/{quote(request_id, safe='')}"
+        return await self._call(Call, "GET", path, params=params, refusals=_REPORT_REFUSALS)
 
     async def statement(self, account: ObjectKey, params: Mapping[str, str]) -> Statement:
         """Read the statement of an account. Raises LedgerRefused as `usage` does."""

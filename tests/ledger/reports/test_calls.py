@@ -1,0 +1,209 @@
+"""B32: every stored call is listed and can be looked up, on both databases."""
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from farebox.domain.billing.coverage import Coverage
+from farebox.domain.billing.money import Nano
+from farebox.domain.billing.pricing import charge
+from farebox.domain.keys import ObjectKey
+from farebox.ledger.db.prepared import execute
+from farebox.ledger.engine import Ledger
+from farebox.ledger.reports.calls import _BY_REQUEST, read_call, read_calls
+from farebox.meterapi.calls import Call, CallQuery
+from farebox.meterapi.types import Binding, PriceVersion, TokenPriceTier
+from tests.ledger.support import (
+    ACME,
+    CHAT,
+    FACTS,
+    MODEL,
+    OFFER,
+    QUOTA,
+    START,
+    TIERS,
+    Clock,
+    reserved,
+    terms,
+    usage,
+)
+
+OTHER = ObjectKey("team-b", "chat")
+DAY = timedelta(days=1)
+
+
+async def listed(
+    ledger: Ledger, owner: ObjectKey | str = ACME, size: int = 100, **filters: Any
+) -> list[Call]:
+    """All calls of two days, read in pages of this size."""
+    query = CallQuery(owner, START - DAY, START + DAY, **filters)
+    found: list[Call] = []
+    after = None
+    while True:
+        page = await ledger.report(lambda connection, after=after: read_calls(connection, query, size, after))
+        assert len(page.calls) <= size
+        found += page.calls
+        after = page.next
+        if after is None:
+            return found
+
+
+async def call(ledger: Ledger, request_id: str, owner: ObjectKey | str = ACME) -> Call | None:
+    """The look-up."""
+    return await ledger.report(lambda connection: read_call(connection, owner, request_id))
+
+
+async def test_a_call_has_what_was_metered_and_what_it_cost(ledger: Ledger) -> None:
+    tiers = (replace(TIERS[0], cache_write=Nano(625)), TIERS[1])
+    await ledger.record([*FACTS[:2], PriceVersion(MODEL, "USD", tiers, START)])
+    event = usage(
+        "e-1",
+        cached_input_tokens=40,
+        cache_write_input_tokens=10,
+        api_key="ci",
+        request_id="r-1",
+        status=200,
+        estimated=True,
+        duration_ms=1840,
+        first_byte_ms=210,
+    )
+    await ledger.ingest([event])
+    found = await call(ledger, "r-1")
+    assert found is not None
+    assert (found.source, found.id, found.service, found.time) == ("gateway-0", "e-1", CHAT, START)
+    assert (found.model, found.api_key, found.status, found.account) == (MODEL, "ci", 200, ACME)
+    assert (found.estimated, found.duration_ms, found.first_byte_ms) == (True, 1840, 210)
+    assert (found.charge, found.currency) == (50 * 500 + 40 * 50 + 10 * 625 + 20 * 1500, "USD")
+    assert found.price is not None
+    assert (found.price.version, found.price.effective_at, found.price.up_to_input_tokens) == (
+        1,
+        START,
+        1_000,
+    )
+    price = found.price
+    assert (price.input, price.cached_input, price.cache_write, price.output) == (500, 50, 625, 1500)
+    assert (found.pending_reason, found.waiting_for) == (None, None)
+    assert await listed(ledger) == [found]
+
+
+async def test_a_call_says_what_covered_it_and_its_charge_follows(ledger: Ledger) -> None:
+    offers = PriceVersion(MODEL, "USD", TIERS, START, reservation=OFFER, free_quota=QUOTA)
+    await ledger.record([terms(limit="1000000"), FACTS[1], offers, reserved()])
+    event = usage("1", request_id="r", input_tokens=21_000, cached_input_tokens=600, output_tokens=1_100)
+    await ledger.ingest([event])
+    found = await call(ledger, "r")
+    assert found is not None
+    coverage = Coverage(
+        found.reservation_input_tokens, found.reservation_output_tokens, found.free_quota_tokens
+    )
+    assert coverage == (20_000, 1_000, 1_000)
+    assert found.price is not None
+    tier = TokenPriceTier(None, found.price.input, found.price.cached_input, found.price.output)
+    assert found.charge == charge([tier], event.tokens, coverage) == 100 * 2_400
+
+
+async def test_a_pending_call_says_what_it_waits_for(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    unknown = ObjectKey("team-a", "new")
+    await ledger.ingest([usage("1", model="gone", request_id="r-1")])
+    await ledger.ingest([usage("2", service=unknown, request_id="r-2")])
+    first, second = await call(ledger, "r-1"), await call(ledger, "r-2", "team-a")
+    assert first is not None
+    assert second is not None
+    assert (first.pending_reason, first.waiting_for, first.charge) == ("ModelNotBound", str(CHAT), None)
+    assert (second.pending_reason, second.waiting_for) == ("BindingNotFound", str(unknown))
+    assert (second.account, second.price, second.currency) == (None, None, None)
+    assert {item.request_id for item in await listed(ledger)} == {"r-1"}
+    assert {item.request_id for item in await listed(ledger, "team-a")} == {"r-1", "r-2"}
+
+
+async def test_calls_are_listed_newest_first_over_any_pages(ledger: Ledger) -> None:
+    await ledger.record([*FACTS, Binding(OTHER, ACME, MODEL, START)])
+    ages = [0, 0, 1, 59, 60, 61, 3600, 3600, 80_000]
+    events = [
+        usage(str(n), service=(CHAT, OTHER)[n % 2], time=START - timedelta(seconds=age), request_id=f"r-{n}")
+        for n, age in enumerate(ages)
+    ]
+    await ledger.ingest(events[::2])
+    await ledger.ingest(events[1::2])
+    whole = await listed(ledger)
+    assert [item.time for item in whole] == sorted((event.time for event in events), reverse=True)
+    for size in (1, 2, 5):
+        assert await listed(ledger, size=size) == whole
+    assert {item.service for item in await listed(ledger, "team-b", 2)} == {OTHER}
+    assert [item.id for item in await listed(ledger, "team-a", 3)] == ["0", "2", "4", "6", "8"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "seen"),
+    [
+        ({}, "123"),
+        ({"services": frozenset({CHAT})}, "12"),
+        ({"services": frozenset({CHAT, OTHER})}, "123"),
+        ({"api_key": "ci"}, "2"),
+        ({"status": 499}, "3"),
+        ({"estimated": True}, "3"),
+        ({"estimated": False}, "12"),
+        ({"model": MODEL}, "123"),
+        ({"model": "other"}, ""),
+        ({"estimated": True, "status": 200}, ""),
+    ],
+)
+async def test_filters_select_what_they_name(ledger: Ledger, filters: dict[str, Any], seen: str) -> None:
+    await ledger.record([*FACTS, Binding(OTHER, ACME, MODEL, START)])
+    await ledger.ingest(
+        [
+            usage("1", status=200),
+            usage("2", api_key="ci", status=200),
+            usage("3", service=OTHER, status=499, estimated=True),
+        ]
+    )
+    assert "".join(sorted(item.id for item in await listed(ledger, **filters))) == seen
+
+
+async def test_a_look_up_finds_a_call_of_any_age_and_of_its_owner_alone(ledger: Ledger, clock: Clock) -> None:
+    await ledger.record(FACTS)
+    ages = (0, 1, 3_600, 86_400 * 40, 86_400 * 900)
+    for number, age in enumerate(ages):
+        await ledger.ingest(
+            [usage(str(number), request_id=f"r-{number}", time=START - timedelta(seconds=age))]
+        )
+    for number in range(len(ages)):
+        for owner in (ACME, "team-a"):
+            found = await call(ledger, f"r-{number}", owner)
+            assert found is not None
+            assert found.id == str(number)
+        assert await call(ledger, f"r-{number}", "team-b") is None
+        assert await call(ledger, f"r-{number}", ObjectKey("billing", "other")) is None
+    assert await call(ledger, "r-9") is None
+    assert await call(ledger, "") is None
+
+
+async def test_an_empty_ledger_has_no_calls(ledger: Ledger) -> None:
+    assert await call(ledger, "r") is None
+    assert await listed(ledger) == []
+
+
+async def test_a_look_up_reads_the_index_by_request_alone(ledger: Ledger) -> None:
+    await ledger.record(FACTS)
+    await ledger.ingest([usage("1", request_id="r")])
+
+    def plan(connection: Connection) -> str:
+        if connection.dialect.name == "sqlite":
+            explain = "EXPLAIN QUERY PLAN "
+        else:
+            # With one row a scan is cheaper; the question is whether the index can serve.
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+            explain = "EXPLAIN "
+        compiled = _BY_REQUEST.compile(dialect=connection.dialect)
+        values = tuple("r" if name == "request_id" else 1 for name in compiled.positiontup or ())  # type: ignore[attr-defined]
+        return "\n".join(map(str, execute(connection, explain + str(compiled), values).fetchall()))
+
+    found = await ledger.report(plan)
+    assert found.count("ix_usage_events_request") >= 2, found
+    assert "Seq Scan" not in found
+    assert not re.search(r"SCAN usage_events(?! USING)", found)
