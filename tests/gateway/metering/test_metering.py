@@ -104,7 +104,7 @@ async def test_a_client_that_leaves_midway_pays_an_estimate_otherwise(tmp_path: 
     ):
         assert await leave_after(running.url, chat(stream=True), 10) == 10
         line = await running.line()
-    estimate = estimate_tokens(TextCounts(pieces=10, ascii=3000))
+    estimate = estimate_tokens(TextCounts(pieces=10, millitokens=10 * (1000 + 59 * 700)))
     assert billed_tokens(line) == BilledTokens(5, 0, estimate, estimated=True)
 
 
@@ -233,7 +233,7 @@ async def test_an_answer_that_does_not_tell_its_input_is_estimated_not_free(
         await running.call(body=chat())
         paid = billed_tokens(await running.line())
     more = usage.get("usage") or {}
-    outputs = more.get("completion_tokens") or estimate_tokens(TextCounts(pieces=1, ascii=500))
+    outputs = more.get("completion_tokens") or estimate_tokens(TextCounts(pieces=1, millitokens=100_000))
     assert paid == BilledTokens(9, 0, outputs, estimated=True)
 
 

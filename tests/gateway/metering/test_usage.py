@@ -39,7 +39,7 @@ LEFT: dict[str, Any] = {
     "complete": False,
     "flags": frozenset({"DC"}),
 }
-TEXT = TextCounts(pieces=20, ascii=80)
+TEXT = TextCounts(pieces=20, millitokens=19_000)
 REPORTED = BilledTokens(100, 40, 20, False, 10)
 NOT_POSSIBLE = BilledTokens(11, 0, 0, True, implausible=True)
 NO_BOUNDS = {"estimate_input": "11"}
@@ -54,7 +54,7 @@ NO_BOUNDS = {"estimate_input": "11"}
             {"reported": TokenCounts(100, 40, 10, 0)}, BilledTokens(100, 40, 0, False, 10), id="embeddings"
         ),
         pytest.param(
-            {"reported": TokenCounts(100, 40), "text": TextCounts(1, 45)},
+            {"reported": TokenCounts(100, 40), "text": TextCounts(1, 10_500)},
             BilledTokens(100, 40, 11, True),
             id="its output is not reported",
         ),
@@ -86,7 +86,7 @@ NO_BOUNDS = {"estimate_input": "11"}
             id="ended for it while it was answered",
         ),
         pytest.param(
-            {**LEFT, "text": TextCounts(1, 4000)}, BilledTokens(11, 0, 50, True), id="at most the bound"
+            {**LEFT, "text": TextCounts(1, 900_000)}, BilledTokens(11, 0, 50, True), id="at most the bound"
         ),
         pytest.param(
             {**LEFT, "labels": {"estimate_input": "11", "max_input": "7"}},
@@ -245,15 +245,15 @@ def test_whether_usage_covers_the_whole_answer(changes: dict[str, Any], final: b
 
 
 def test_what_was_reported_for_single_answers_is_added_up() -> None:
-    seen = {"choices": "3 30 12", "last": "{}"}
-    assert parse(line(usage=seen)).reported == TokenCounts(input=10, output=12)
+    seen = {"choices": "3 30 12", "last": '{"prompt_tokens":10,"completion_tokens":4,"cached_tokens":5}'}
+    assert parse(line(usage=seen)).reported == TokenCounts(input=10, cached=5, output=12)
     of_two_prompts = parse(line(usage=seen, labels='{"service":"a/b","inputs":"2"}')).reported
-    assert of_two_prompts == TokenCounts(input=20, output=12)
+    assert of_two_prompts == TokenCounts(input=20, cached=10, output=12)
 
 
 def test_text_and_times_are_read() -> None:
-    read = parse(line(usage={"content": "3 20 0 2 1"}, first=12))
-    assert (read.text, read.duration_ms, read.first_byte_ms) == (TextCounts(3, 20, 0, 2, 1), 5, 12)
+    read = parse(line(usage={"content": "3 2900"}, first=12))
+    assert (read.text, read.duration_ms, read.first_byte_ms) == (TextCounts(3, 2900), 5, 12)
     assert parse(line(usage={"content": ""})).text is None
 
 

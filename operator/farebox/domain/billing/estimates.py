@@ -1,24 +1,41 @@
 """The likely number of tokens of a text whose usage nobody reported (B26). Pure.
 
-No tokenizer runs: it is the model's own, and the gateway does not see the text as a whole. What remains of it
-are counts of its characters, and of the pieces in which it came.
+No tokenizer runs: it is the model's own, and the gateway does not keep the text. While the text passes, the
+filter of answers adds up WEIGHTS (`gateway/envoy/usage_reader.lua`). They were fitted to cl100k_base on prose
+in five languages, code, JSON, YAML, tables and formulas: each sample is within 15 %, where bytes divided by
+4.2 are wrong by up to 54 %. Newer tokenizers have up to a fifth fewer tokens in languages other than English.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec import Struct
 
-ASCII: Final = 238
-"""Thousandths of a token for a byte of Latin text, so 4.2 bytes per token. Tokenizers of 100,000 to 200,000
-entries have 3.3 (code) to 4.8 (English prose)."""
-LETTER: Final = 400
-"""The same for a letter of another alphabet, such as Cyrillic, Greek, Arabic or Devanagari."""
-IDEOGRAPH: Final = 710
-"""The same for a Chinese, Japanese or Korean character."""
-SYMBOL: Final = 1700
-"""The same for a character beyond the basic plane, mostly emoji."""
-_ONE_TOKEN: Final = (350, 1450)
-"""Where the mean piece of a text has between these thousandths of a token by its length, it is one token."""
+WEIGHTS: Final[Mapping[str, int]] = {
+    "word": 1000,
+    "part": 700,
+    "number": 1000,
+    "gap": 900,
+    "mark": 900,
+    "blank": 100,
+    "letter": 250,
+    "ideograph": 850,
+    "symbol": 1700,
+}
+"""Thousandths of a token:
+
+    word        a run of letters of any alphabet
+    part        its seventh letter, and each fifth one after that
+    number      each three digits
+    gap         the space before a number; before a word it is a part of the word's token
+    mark        each two signs of punctuation in a run
+    blank       a run of several spaces, or of line breaks
+    letter      a letter that is not Latin, or has an accent, on top of its word
+    ideograph   a Chinese, Japanese or Korean character
+    symbol      a character beyond the basic plane, mostly emoji
+"""
+_ONE_TOKEN: Final = (600, 1450)
+"""Where the mean piece of a text has between these thousandths of a token, it is one token."""
 
 
 class TextCounts(Struct, frozen=True):
@@ -26,29 +43,22 @@ class TextCounts(Struct, frozen=True):
 
     Args:
         pieces: the events of a stream with text in them; a model server mostly sends one token in each.
-        ascii: its bytes of ASCII.
-        letters: its other letters and signs.
-        ideographs: its Chinese, Japanese and Korean characters.
-        symbols: its characters beyond the basic plane.
+        millitokens: the sum of the text's WEIGHTS.
     """
 
     pieces: int
-    ascii: int
-    letters: int = 0
-    ideographs: int = 0
-    symbols: int = 0
+    millitokens: int
 
 
 def estimate_tokens(text: TextCounts) -> int:
-    """The likely number of tokens: that of its pieces if each seems to be one token, else by its length.
+    """The likely number of tokens: that of the pieces if each seems to be one token, else that of the text.
 
-    >>> estimate_tokens(TextCounts(pieces=100, ascii=500)), estimate_tokens(TextCounts(pieces=20, ascii=9840))
-    (100, 2342)
+    >>> estimate_tokens(TextCounts(pieces=100, millitokens=104_700))
+    100
+    >>> estimate_tokens(TextCounts(pieces=20, millitokens=2_342_100))
+    2343
     """
-    by_length = (
-        text.ascii * ASCII + text.letters * LETTER + text.ideographs * IDEOGRAPH + text.symbols * SYMBOL
-    )
     least, most = _ONE_TOKEN
-    if least * text.pieces <= by_length <= most * text.pieces:
+    if least * text.pieces <= text.millitokens <= most * text.pieces:
         return text.pieces
-    return -(-by_length // 1000)
+    return -(-text.millitokens // 1000)

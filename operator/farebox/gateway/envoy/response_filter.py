@@ -1,9 +1,10 @@
 """Envoy's filter of answers: headers, errors, usage, and text that no usage covers yet.
 
-The filter is a script in Envoy (`response_filter.lua`), because answers pass through Envoy only. It copies
-usage verbatim and counts text; `metering.usage` interprets both. The gateway asks every stream for its usage
-(B16), in every event if the upstream supports it. A caller that did not ask must not see it: many clients
-read `choices[0]` of every event, which a usage event does not have. Others add up the usage of all events.
+The filter is a script in Envoy (`usage_reader.lua`, `response_filter.lua`), because answers pass through
+Envoy only. It copies usage verbatim and counts text; `metering.usage` interprets both. The gateway asks every
+stream for its usage (B16), in every event if the upstream supports it. A caller that did not ask must not see
+it: many clients read `choices[0]` of every event, which a usage event does not have. Others add up the usage
+of all events.
 
 What is the provider's or the operator's own does not pass (B29): headers that are not in an allow list, and
 errors about credentials, money or limits of the operator, which are replaced by errors of the gateway.
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Final
 
+from farebox.domain.billing.estimates import WEIGHTS
 from farebox.gateway.envoy import Json, http_filter
 from farebox.gateway.ext_proc import messages
 from farebox.gateway.metering.dialects import ANSWER_FIELDS, DIALECTS, USAGE_OBJECTS, Dialect
@@ -25,7 +27,7 @@ NAMESPACE: Final = "farebox.usage"
     last      the usage that the upstream reported last
     final     the same, if it covers the whole answer
     choices   "SEEN INPUT OUTPUT": the sum of what was reported for single answers of a call
-    content   "PIECES ASCII LETTERS IDEOGRAPHS SYMBOLS": text after the last usage
+    content   "PIECES MILLITOKENS": text after the last usage (`farebox.domain.billing.estimates`)
     failed    "1": the answer is an error, or ends in one
     shape     "other": neither JSON nor a stream of events; "encoded": in an encoding that is not read
     error     the beginning of an answer that is an error by its status
@@ -47,7 +49,10 @@ ALLOWED_HEADERS: Final = (
 )
 """The headers of an upstream that callers see. Others may identify the operator at the provider, set cookies
 or redirect clients."""
-_SCRIPT: Final = files("farebox.gateway.envoy").joinpath("response_filter.lua").read_text(encoding="utf-8")
+_SCRIPT: Final = "".join(
+    files("farebox.gateway.envoy").joinpath(name).read_text(encoding="utf-8")
+    for name in ("usage_reader.lua", "response_filter.lua")
+)
 _REFUSED: Final = (
     "The provider of the model refused the gateway's credentials or account. "
     "Contact the cluster administrator"
@@ -83,6 +88,7 @@ def script(allowed_headers: Sequence[str] = ()) -> str:
         f"ALLOWED = {_set(name.lower() for name in (*ALLOWED_HEADERS, *allowed_headers))}\n"
         f"ERRORS = {{ {errors} }}\n"
         f"DIALECTS = {{ {dialects} }}\n"
+        f"WEIGHTS = {{ {', '.join(f'{name} = {weight}' for name, weight in WEIGHTS.items())} }}\n"
         f"WITHIN = {_set(USAGE_OBJECTS)}\nANSWERS = {_set(ANSWER_FIELDS)}\n{_SCRIPT}"
     )
 

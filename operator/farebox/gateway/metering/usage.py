@@ -250,15 +250,16 @@ def _flags(text: str) -> frozenset[str]:
 
 def _reported(seen: Mapping[str, str], labels: Mapping[str, str]) -> TokenCounts:
     """The tokens that an answer reported (`envoy.response_filter` describes the fields)."""
-    if "final" not in seen and "choices" in seen:
-        return _of_choices(seen["choices"], labels)
     if not seen:
         return TokenCounts()
     usage: dict[str, Any] = {}
     for name in ("first", "last", "final"):
         if name in seen:
             usage = merged(usage, _usage(seen[name]))
-    return token_counts(usage, labels.get("dialect", ""))
+    counts = token_counts(usage, labels.get("dialect", ""))
+    if "final" not in seen and "choices" in seen:
+        return _of_choices(counts, seen["choices"], _number(labels, "inputs", 1))
+    return counts
 
 
 def _usage(text: str) -> dict[str, Any]:
@@ -269,10 +270,16 @@ def _usage(text: str) -> dict[str, Any]:
         return {name: int(count) for name, count in _COUNTS.findall(text)}
 
 
-def _of_choices(text: str, labels: Mapping[str, str]) -> TokenCounts:
-    """The sum of what was reported for single answers: each reports the input of its own prompt."""
+def _of_choices(last: TokenCounts, text: str, prompts: int) -> TokenCounts:
+    """The sum of what was reported for single answers, each with the input of its own prompt.
+
+    Args:
+        last: what was reported for one of them.
+        text: how many have reported, their input, and their output.
+    """
     seen, inputs, outputs = (int(each) for each in text.split())
-    return TokenCounts(input=inputs * _number(labels, "inputs", 1) // max(seen, 1), output=outputs)
+    cached = None if last.cached is None else last.cached * prompts
+    return TokenCounts(inputs * prompts // max(seen, 1), cached, last.cache_write, outputs)
 
 
 def _text(counts: str) -> TextCounts | None:
