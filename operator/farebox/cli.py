@@ -25,6 +25,8 @@ def cli() -> None:
 
 cli.add_command(reports.statement)
 cli.add_command(reports.usage)
+cli.add_command(reports.calls)
+cli.add_command(reports.refusals)
 
 
 def main() -> None:

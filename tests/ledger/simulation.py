@@ -20,7 +20,7 @@ from farebox.ledger.engine import _CreditLease, _Ingest, _Records, _Renewals, _T
 from farebox.ledger.feed import read_changes
 from farebox.ledger.reports.statement import read_statement
 from farebox.ledger.reports.usage import read_usage
-from farebox.meterapi.reports import Group, UsageQuery
+from farebox.meterapi.reports import Group, StatementLine, UsageQuery, UsageRow
 from farebox.meterapi.types import CreditLease, TopUpReceipt
 from farebox.meterapi.usage import IngestResult
 from tests.ledger import reference
@@ -173,11 +173,39 @@ def compare_reports(connection: Connection, model: reference.Reference) -> None:
         for sort, kinds in (("usage", "Usage"), ("term", "ReservationTerm"), ("topup", "Payment Adjustment")):
             lines = [line.amount for line in statement.lines if line.kind in kinds.split()]
             assert sum(lines) == sum(booked[sort])
+        assert _estimated_by_statement(statement.lines) == _estimated(account, model)
         for groups in ((), (Group.SERVICE,), (Group.MODEL, Group.API_KEY)):
             query = UsageQuery(account, first, last, frozenset(groups))
             rows = read_usage(connection, query, 1_000).rows
             assert sum(row.calls for row in rows) == len(booked["usage"])
             assert -sum(row.charge for row in rows) == sum(booked["usage"])
+            assert _estimated_by_usage(rows) == _estimated(account, model)
+
+
+def _estimated(account: ObjectKey, model: reference.Reference) -> tuple[int, int, int]:
+    """Calls, tokens and charge of the account's estimated calls, from the reference (B26)."""
+    calls = [
+        (event.input_tokens + event.output_tokens, -model.lines["usage", *key][1])
+        for key, event in model.events.items()
+        if event.estimated and model.lines.get(("usage", *key), (None, 0))[0] == account
+    ]
+    return len(calls), sum(tokens for tokens, _ in calls), sum(charge for _, charge in calls)
+
+
+def _estimated_by_usage(rows: Sequence[UsageRow]) -> tuple[int, int, int]:
+    return (
+        sum(row.estimated_calls for row in rows),
+        sum(row.estimated_tokens for row in rows),
+        sum(row.estimated_charge for row in rows),
+    )
+
+
+def _estimated_by_statement(lines: Sequence[StatementLine]) -> tuple[int, int, int]:
+    return (
+        sum(line.estimated_calls or 0 for line in lines),
+        sum(line.estimated_tokens or 0 for line in lines),
+        -sum(line.estimated_amount or 0 for line in lines),
+    )
 
 
 _budgets = tables.budgets.c

@@ -70,6 +70,10 @@ async def test_usage_has_tokens_charges_and_pending_calls(sample_usage: Api) -> 
                 "freeQuotaTokens": 0,
                 "charge": charge,
                 "currency": "USD",
+                "cacheWriteInputTokens": 0,
+                "estimatedCalls": 0,
+                "estimatedTokens": 0,
+                "estimatedCharge": "0.00",
             }
             for key, calls, charge in (("", 1, "0.00008"), ("ci", 3, "0.00024"))
         ],

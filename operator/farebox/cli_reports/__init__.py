@@ -1,4 +1,4 @@
-"""`farebox statement` and `farebox usage`: reports of the meter as tables, JSON or CSV.
+"""`farebox statement`, `usage`, `calls` and `refusals`: reports of the meter as tables, JSON or CSV.
 
 They use the meter's HTTP API and never the database, so the caller's rights apply.
 """

@@ -1,4 +1,4 @@
-"""Reads a statement or usage from the meter and prints it."""
+"""Reads a report from the meter and prints it."""
 
 import asyncio
 import json
@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from farebox.cli_reports import render
+from farebox.cli_reports import render, render_calls
 from farebox.cli_reports.client import MeterAccess, meter
 from farebox.cli_reports.periods import period
 from farebox.domain.keys import ObjectKey
 from farebox.errors import ConfigurationError
+from farebox.meterapi.calls import MAX_CALLS, Call, CallPage
 from farebox.meterapi.client import MeterClient
 from farebox.meterapi.schema import to_json
 
@@ -42,7 +43,7 @@ def show_usage(
     values: dict[str, str], start: str, end: str | None, output: str, access: dict[str, Any]
 ) -> None:
     """Print usage. `values` are the parameters of GET /v1/usage without the times."""
-    of = f"account {values['account']}" if "account" in values else f"namespace {values['namespace']}"
+    of = _owner(values)
 
     async def show(client: MeterClient) -> None:
         answer = await client.usage(values | _times(start, end))
@@ -55,6 +56,71 @@ def show_usage(
                 click.echo(render.usage_table(of, answer))
 
     _run(access, show)
+
+
+def show_calls(
+    values: dict[str, str], start: str, end: str | None, limit: int, output: str, access: dict[str, Any]
+) -> None:
+    """Print at most `limit` calls, the newest first. `values` are the parameters of GET /v1/calls."""
+
+    async def show(client: MeterClient) -> None:
+        params = values | _times(start, end)
+        calls: list[Call] = []
+        cursor: str | None = ""
+        while cursor is not None and len(calls) < limit:
+            size = {"limit": str(min(limit - len(calls), MAX_CALLS))}
+            page = await client.calls(params | size | ({"cursor": cursor} if cursor else {}))
+            calls += page.calls
+            cursor = page.next
+        match output:
+            case "json":
+                click.echo(_json(CallPage(page.start, page.end, tuple(calls), page.next)))
+            case "csv":
+                click.echo(render_calls.calls_csv(calls), nl=False)
+            case _:
+                table = render_calls.calls_table(_owner(values), calls, has_more=cursor is not None)
+                click.echo(table)
+
+    _run(access, show)
+
+
+def show_call(request_id: str, values: dict[str, str], output: str, access: dict[str, Any]) -> None:
+    """Print the call with a request id. `values` has its account or namespace."""
+
+    async def show(client: MeterClient) -> None:
+        call = await client.call(request_id, values)
+        match output:
+            case "json":
+                click.echo(_json(call))
+            case "csv":
+                click.echo(render_calls.calls_csv([call]), nl=False)
+            case _:
+                click.echo(render_calls.call_text(call))
+
+    _run(access, show)
+
+
+def show_refusals(
+    values: dict[str, str], start: str, end: str | None, output: str, access: dict[str, Any]
+) -> None:
+    """Print refused calls. `values` are the parameters of GET /v1/refusals without the times."""
+    of = f"namespace {values['namespace']}" if "namespace" in values else "all namespaces"
+
+    async def show(client: MeterClient) -> None:
+        answer = await client.refusals(values | _times(start, end))
+        match output:
+            case "json":
+                click.echo(_json(answer))
+            case "csv":
+                click.echo(render_calls.refusals_csv(answer), nl=False)
+            case _:
+                click.echo(render_calls.refusals_table(of, answer))
+
+    _run(access, show)
+
+
+def _owner(values: dict[str, str]) -> str:
+    return f"account {values['account']}" if "account" in values else f"namespace {values['namespace']}"
 
 
 def _times(start: str, end: str | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ _FORMULA: Final = tuple("=+-@\t\r\n＝＋－＠")
 """A spreadsheet reads text that starts with one of these as a formula."""
 STATEMENT_COLUMNS: Final = (
     *("time", "kind", "amount", "balance", "currency", "reference", "source", "service", "model", "term"),
-    *("periodStart", "periodEnd"),
+    *("periodStart", "periodEnd", "estimatedCalls", "estimatedTokens", "estimatedAmount"),
 )
 
 
@@ -56,6 +56,8 @@ def statement_csv(statement: Statement) -> str:
             "" if line.term is None else line.term,
             as_time(line.period_start),
             as_time(line.period_end),
+            *("" if count is None else count for count in (line.estimated_calls, line.estimated_tokens)),
+            "" if line.estimated_amount is None else format_amount(line.estimated_amount),
         )
 
     opening = balance("OpeningBalance", statement.start, statement.opening_balance)

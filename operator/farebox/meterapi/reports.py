@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from farebox.domain.keys import ObjectKey
 from farebox.meterapi.scalars import Amount, Key, OptionalText, OptionalTime, Total
-from farebox.meterapi.types import Value
+from farebox.meterapi.types import Answer
 
 
 class Group(StrEnum):
@@ -48,11 +48,14 @@ class UsageQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class UsageRow(Value):
-    """A sum of calls. `input_tokens` includes cached and covered tokens; `charge` is in nano-units.
+class UsageRow(Answer):
+    """A sum of calls. `charge` is in nano-units.
 
-    `start` is the beginning of the bucket. `start`, `service`, `model` and `api_key` are None unless the
-    report is grouped by them. `api_key` is "" for calls without a key's name.
+    `input_tokens` includes cached tokens, cache writes and covered tokens. `start` is the beginning of the
+    bucket. `start`, `service`, `model` and `api_key` are None unless the report is grouped by them. `api_key`
+    is "" for calls without a key's name. `estimated_calls` have at least one count that the upstream did not
+    report (B26); `estimated_tokens` are their input and output, `estimated_charge` is their charge. A meter
+    of an earlier version sends none of the fields with defaults.
     """
 
     start: OptionalTime
@@ -68,10 +71,14 @@ class UsageRow(Value):
     free_quota_tokens: int
     charge: Total
     currency: str
+    cache_write_input_tokens: int = 0
+    estimated_calls: int = 0
+    estimated_tokens: int = 0
+    estimated_charge: Total = 0
 
 
 @dataclass(frozen=True, slots=True)
-class UsageReport(Value):
+class UsageReport(Answer):
     """A page of a usage report. `next` is the cursor of the next page, if there is one.
 
     `as_of` is the ledger's number at which all pages are read. `pending` calls are stored but not charged.
@@ -88,12 +95,13 @@ class UsageReport(Value):
 
 
 @dataclass(frozen=True, slots=True)
-class StatementLine(Value):
+class StatementLine(Answer):
     """A change of the balance by `amount` nano-units. `kind` is the kind of the transaction.
 
     `time` is the time of posting; for Usage it is the beginning of the day (UTC). The other fields depend on
     the kind: reference and source of top-ups; service, model, number and period of reservation terms; the
-    model of usage.
+    model of usage, and its part that is estimated (B26), if there is one. `estimated_amount` is a part of
+    `amount`, with the same sign.
     """
 
     kind: str
@@ -106,10 +114,13 @@ class StatementLine(Value):
     term: int | None = None
     period_start: AwareDatetime | None = None
     period_end: AwareDatetime | None = None
+    estimated_calls: int | None = None
+    estimated_tokens: int | None = None
+    estimated_amount: Amount | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Statement(Value):
+class Statement(Answer):
     """The postings from `start` to before `end`, read at the ledger's number `as_of`."""
 
     account: Key

@@ -247,7 +247,8 @@ budgets = _table(
 not history. `revision` is the ledger's at the time of the write."""
 
 _PENDING = text("transaction_sequence IS NULL")
-_ESTIMATED = text("estimated = 1")
+IS_ESTIMATED: Final = text("estimated = 1")
+"""SQL text, because both databases use the index of estimated events only for this very condition."""
 _HAS_REQUEST = text("request_id IS NOT NULL")
 MICROS_PER_HOUR: Final = 3_600_000_000
 HOUR: Final = f"(occurred_at / {MICROS_PER_HOUR})"
@@ -311,8 +312,8 @@ usage_events = _table(
     Index(
         "ix_usage_events_estimated",
         "transaction_sequence",
-        sqlite_where=_ESTIMATED,
-        postgresql_where=_ESTIMATED,
+        sqlite_where=IS_ESTIMATED,
+        postgresql_where=IS_ESTIMATED,
     ),
 )
 """Every usage event once by (source, event_id) (B12): charged, with its share of a transaction, or pending,

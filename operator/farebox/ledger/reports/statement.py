@@ -5,6 +5,8 @@ lines add up to the closing balance to the last nano-unit (B19), because both co
 balances are computed back from the account's current one, which `verify` recomputes from the first entry.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -39,13 +41,14 @@ def read_statement(
     later = joined(*connection.execute(_change_since(found.id, until)).one())
     singles = connection.execute(_singles(found.id, since, until).limit(max_lines + 1)).all()
     usage = connection.execute(_usage(found.id, since, until).limit(max_lines + 1)).all()
+    estimated = {(row.day, row.model): row for row in connection.execute(_estimated(found.id, since, until))}
     if len(singles) + len(usage) > max_lines:
         raise LedgerRefused(
             "StatementTooLong",
             f"The statement has more than {max_lines} lines: request a shorter period with from and to",
         )
     lines = [(row.recorded_at // MICROS_PER_DAY, 0, row.sequence, "", _single(row)) for row in singles]
-    lines += [(row.day // MICROS_PER_DAY, 1, 0, row.book, _usage_line(row)) for row in usage]
+    lines += [(row.day // MICROS_PER_DAY, 1, 0, row.book, _usage_line(row, estimated)) for row in usage]
     lines.sort(key=lambda line: line[:4])
     closing = Nano(found.balance - later)
     return Statement(
@@ -75,13 +78,25 @@ def _single(row: Row[*tuple[Any, ...]]) -> StatementLine:
     )
 
 
-def _usage_line(row: Row[*tuple[Any, ...]]) -> StatementLine:
+def _usage_line(
+    row: Row[*tuple[Any, ...]], estimated: Mapping[tuple[int, str], Row[*tuple[Any, ...]]]
+) -> StatementLine:
     """A line of usage: the balance lost what the revenue account received."""
-    return StatementLine(
+    model = row.book.removeprefix(REVENUE)
+    line = StatementLine(
         kind=USAGE,
         time=from_micros(row.day),
         amount=Nano(-joined(row.amount_units, row.amount_nano)),
-        model=row.book.removeprefix(REVENUE),
+        model=model,
+    )
+    part = estimated.get((row.day, model))
+    if part is None:
+        return line
+    return replace(
+        line,
+        estimated_calls=part.calls,
+        estimated_tokens=int(part.tokens),
+        estimated_amount=Nano(-joined(part.charge_units, part.charge_nano)),
     )
 
 
@@ -126,9 +141,8 @@ def _singles(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]
 
 
 def _usage(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]]:
-    day = (_transactions.recorded_at - _transactions.recorded_at % MICROS_PER_DAY).label("day")
     posted = (
-        select(day, _books.name.label("book"), _entries.amount)
+        select(_DAY, _books.name.label("book"), _entries.amount)
         .join_from(tables.transactions, tables.entries)
         .join(tables.books, _books.id == _entries.book_id)
         .where(
@@ -145,6 +159,29 @@ def _usage(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]]:
     )
 
 
+def _estimated(account_id: int, since: int, until: int) -> Select[*tuple[Any, ...]]:
+    """The estimated part of usage by day and model (B26), along the index of estimated events alone."""
+    calls = (
+        select(
+            _DAY,
+            _bindings.model,
+            _events.charge,
+            (_events.input_tokens + _events.output_tokens).label("tokens"),
+        )
+        .join_from(tables.transactions, tables.usage_events)
+        .join(tables.bindings, _bindings.id == _events.binding_id)
+        .where(*_in_period(account_id, since, until), tables.IS_ESTIMATED)
+        .subquery()
+    )
+    return select(
+        calls.c.day,
+        calls.c.model,
+        func.count().label("calls"),
+        func.sum(calls.c.tokens).label("tokens"),
+        *exact_sum(calls.c.charge, "charge"),
+    ).group_by(calls.c.day, calls.c.model)
+
+
 def _in_period(account_id: int, since: int, until: int) -> tuple[Any, ...]:
     return (
         _transactions.account_id == account_id,
@@ -155,6 +192,9 @@ def _in_period(account_id: int, since: int, until: int) -> tuple[Any, ...]:
 
 _accounts = tables.accounts.c
 _transactions = tables.transactions.c
+_events = tables.usage_events.c
+_bindings = tables.bindings.c
+_DAY: Final = (_transactions.recorded_at - _transactions.recorded_at % MICROS_PER_DAY).label("day")
 _entries = tables.entries.c
 _books = tables.books.c
 _topups = tables.topups.c

@@ -189,7 +189,7 @@ def _sums(shape: _Shape, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
     }
     names = _key_names(shape)
     calls = (
-        select(*(columns[name].label(name) for name in names), *_FIGURES, _events.charge)
+        select(*(columns[name].label(name) for name in names), *_FIGURES, *_CHARGES)
         .join_from(tables.usage_events, tables.bindings, _bindings.id == _events.binding_id)
         .join(tables.accounts, _accounts.key == _bindings.account)
         .where(*_IN_WINDOW, _events.transaction_sequence <= bindparam("as_of"), *_filters(shape))
@@ -202,6 +202,7 @@ def _sums(shape: _Shape, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
             func.count().label("calls"),
             *(func.sum(calls.c[column.name]).label(column.name) for column in _FIGURES),
             *exact_sum(calls.c.charge, "charge"),
+            *exact_sum(calls.c.estimated_charge, "estimated_charge"),
         )
         .group_by(*keys)
         .order_by(*keys)
@@ -282,6 +283,10 @@ def _row(query: UsageQuery, row: Row[*tuple[Any, ...]]) -> UsageRow:
         reservation_output_tokens=int(row.reservation_output),
         free_quota_tokens=int(row.quota_tokens),
         charge=joined(row.charge_units, row.charge_nano),
+        cache_write_input_tokens=int(row.cache_write_input_tokens),
+        estimated_calls=int(row.estimated),
+        estimated_tokens=int(row.estimated_tokens),
+        estimated_charge=joined(row.estimated_charge_units, row.estimated_charge_nano),
     )
 
 
@@ -298,4 +303,8 @@ _FIGURES: Final = (
     _events.reservation_input,
     _events.reservation_output,
     _events.quota_tokens,
+    _events.cache_write_input_tokens,
+    _events.estimated,
+    (_events.estimated * (_events.input_tokens + _events.output_tokens)).label("estimated_tokens"),
 )
+_CHARGES: Final = (_events.charge, (_events.estimated * _events.charge).label("estimated_charge"))
