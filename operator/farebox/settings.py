@@ -144,6 +144,16 @@ class GatewaySettings(CommonSettings):
     trusted_proxies: str = Field(
         "", description="address ranges, separated by commas, whose X-Forwarded-For is trusted"
     )
+    cors_origins: str = Field(
+        "",
+        description="origins of web pages that may call the gateway, separated by commas, such as "
+        "https://app.example.com; * allows all; empty: none, and browsers refuse such calls",
+    )
+    request_headers: str = Field(
+        "",
+        description="names of client headers, separated by commas, that reach upstreams beside the usual "
+        "ones, such as x-title; anthropic-beta forwards all of its values",
+    )
     valkey_url: str = Field(
         "", description="Valkey in which replicas count limits together; empty: each replica counts by itself"
     )

@@ -83,17 +83,19 @@ The full schema would be half a megabyte in each CRD, and would age with the clu
 
 
 class StreamUsage(StrEnum):
-    """When a stream reports its usage. The gateway requests it in any case (B16)."""
+    """When a stream reports its usage. The gateway requests it unless it is Never (B16)."""
 
     EACH_EVENT = "EachEvent"
     LAST_EVENT = "LastEvent"
+    NEVER = "Never"
 
 
 _STREAM_USAGE = (
     "When streams of the {server} report their usage. EachEvent: with each event, as vLLM and SGLang do"
     " (stream_options.continuous_usage_stats), so that a call whose client leaves midway is charged exactly."
     " LastEvent: only at the end, as OpenAI does; such a call is charged by an estimate. Callers see only the"
-    " usage that they requested."
+    " usage that they requested. Never: for a {server} that refuses stream_options; nothing is added to the"
+    " request, and a stream that reports no usage is charged by an estimate."
 )
 
 

@@ -62,12 +62,12 @@ class ModelUpstream:
     """The upstream of a model: a provider, or a port of backends in this cluster.
 
     Args:
-        continuous_usage: whether every event of a stream can report the usage so far.
+        stream_usage: when a stream reports its usage.
         backend: the name of the shared backend; dedicated backends have the same port.
     """
 
     served_name: str
-    continuous_usage: bool
+    stream_usage: StreamUsage
     backend: str = ""
     port: int = 0
     provider: Provider | None = None
@@ -160,7 +160,7 @@ def model_upstream(model: Model) -> ModelUpstream:
         secret = None if ref is None else SecretRef(ref.name, ref.key)
         return ModelUpstream(
             model.served_name,
-            external.stream_usage is StreamUsage.EACH_EVENT,
+            external.stream_usage,
             provider=_provider(external.base_url, secret),
         )
     deployment = serving.deployment
@@ -168,7 +168,7 @@ def model_upstream(model: Model) -> ModelUpstream:
         raise ValueError(f"model {model.name} has neither serving.deployment nor serving.external")
     return ModelUpstream(
         model.served_name,
-        deployment.stream_usage is StreamUsage.EACH_EVENT,
+        deployment.stream_usage,
         shared_backend_name(model.name),
         deployment.port,
     )

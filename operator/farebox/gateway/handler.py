@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from farebox.api import StreamUsage
 from farebox.clock import milliseconds, utc_now
 from farebox.domain.admission.addresses import Network
 from farebox.domain.admission.rate_limits import Consumption
@@ -31,8 +32,15 @@ from farebox.gateway.interface import BodyHandler, ImmediateResponse, RequestHea
 from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.request.body import RequestBody, parse
 from farebox.gateway.request.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, APIEndpoint
-from farebox.gateway.request.errors import denial_response, error_response
-from farebox.gateway.request.headers import address_of, check_headers, key_hash, removed_headers
+from farebox.gateway.request.errors import denial_response, error_response, in_form_of
+from farebox.gateway.request.headers import (
+    BETA,
+    address_of,
+    check_headers,
+    harmless_betas,
+    key_hash,
+    removed_headers,
+)
 from farebox.gateway.settlement import Settlement
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
@@ -53,6 +61,7 @@ class Handler:
     Args:
         backend_address: "host:port" of a backend, from the name of its Service and its port.
         trusted_proxies: the proxies whose X-Forwarded-For is trusted.
+        request_headers: names of client headers that are forwarded beside the usual ones, in lower case.
         ready: set once the cluster is read; until then calls are refused with 503.
     """
 
@@ -66,23 +75,25 @@ class Handler:
     trusted_proxies: Sequence[Network] = ()
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     clock: Callable[[], datetime] = utc_now
+    request_headers: frozenset[str] = frozenset()
 
     def handle(self, head: RequestHead) -> ImmediateResponse | BodyHandler:
         """Decide a call by its head (B13-B15), so that refused callers need not send a body."""
         if not self.ready.is_set():
-            return error_response(503, "starting", "The gateway is starting. Retry later", head.request_id)
+            message = "The gateway is starting. Retry later"
+            return in_form_of(error_response(503, "starting", message, head.request_id), head)
         path = head.path.partition("?")[0]
         try:
             endpoint = ENDPOINTS.get(path)
             if endpoint is None:
                 return self._handle_other_path(head, path)
             if head.method != "POST":
-                return _method_not_allowed(head, path, "POST")
+                return in_form_of(_method_not_allowed(head, path, "POST"), head)
             check_headers(head)
             caller = self._caller(head)
             identify(caller, self.snapshot, self.clock())
         except Denied as denied:
-            return denial_response(denied, head.request_id)
+            return in_form_of(denial_response(denied, head.request_id), head)
         return partial(self._decide, head, endpoint, caller)
 
     async def _decide(
@@ -109,7 +120,7 @@ class Handler:
             allow = admit_known(call, key, self.snapshot, now)
             return await self._reserve(head, request, allow, milliseconds(now))
         except Denied as denied:
-            return denial_response(denied, head.request_id)
+            return in_form_of(denial_response(denied, head.request_id), head)
 
     async def _reserve(self, head: RequestHead, request: RequestBody, allow: Allow, now: int) -> Route:
         """Hold money, count limits and build the route. Whatever fails on the way, all of it is returned.
@@ -177,7 +188,11 @@ class Handler:
         token: str | None,
     ) -> Route:
         """The route of an admitted call; `token` is the provider's, if it needs one."""
-        headers, continuous = {"accept-encoding": "identity"}, upstream.continuous_usage
+        headers, stream_usage = {"accept-encoding": "identity"}, upstream.stream_usage
+        if BETA in head.headers and BETA not in self.request_headers:
+            betas = harmless_betas(head.headers[BETA])
+            if betas:
+                headers[BETA] = betas
         if upstream.provider is not None:
             address, tls = upstream.provider.upstream, upstream.provider.tls
             path = upstream.provider.base_path + request.endpoint.operation
@@ -194,18 +209,14 @@ class Handler:
             upstream=address,
             tls=tls,
             path=path,
-            body=request.rewritten(
-                upstream.served_name,
-                continuous_usage=continuous,
-                max_output=_bound_per_answer(allow, request),
-            ),
+            body=request.rewritten(upstream.served_name, stream_usage, _bound_per_answer(allow, request)),
             set_headers=headers,
-            remove_headers=removed_headers(head.headers, headers),
+            remove_headers=removed_headers(head.headers, headers, self.request_headers),
             labels=labels,
-            redaction=request.redaction(continuous_usage=continuous),
+            redaction=request.redaction(stream_usage),
             dialect=request.endpoint.dialect,
             choices=request.choices,
-            usage_by_choice=continuous and request.asked_for_usage,
+            usage_by_choice=stream_usage is StreamUsage.EACH_EVENT and request.asks_for_usage(stream_usage),
         )
 
     def _caller(self, head: RequestHead) -> Call:
@@ -214,6 +225,7 @@ class Handler:
 
     def _handle_other_path(self, head: RequestHead, path: str) -> ImmediateResponse:
         """The response at a path that is not forwarded. Raises Denied."""
+        path = path.rstrip("/") if path.startswith(f"{MODELS_PATH}/") else path
         if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
             return self._list_models(head, path)
         known = ", ".join((*ENDPOINTS, MODELS_PATH))

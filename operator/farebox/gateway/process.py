@@ -5,6 +5,7 @@ cluster and meter -> snapshot, spend -> Handler.handle <- Envoy;  Envoy's log ->
 
 import asyncio
 import gc
+import re
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,6 +29,7 @@ from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
 from farebox.gateway.ratelimit.quota_sync import QuotaSync
 from farebox.gateway.ratelimit.valkey import ValkeyCounters
+from farebox.gateway.request.headers import forwarded_names
 from farebox.gateway.settlement import Settlement
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
@@ -71,6 +73,7 @@ def envoy_settings(settings: GatewaySettings) -> EnvoySettings:
         ca_file=settings.ca_file,
         certificate=settings.tls_certificate,
         key=settings.tls_key,
+        cors_origins=_cors_origins(settings.cors_origins),
     )
 
 
@@ -97,6 +100,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
             _backend_address(settings),
             balance_max_age_seconds=settings.balance_max_age_seconds,
             trusted_proxies=_trusted(settings.trusted_proxies),
+            request_headers=_request_headers(settings.request_headers),
         )
         snapshot, spend, leases, settlement = (
             handler.snapshot,
@@ -148,6 +152,7 @@ def assembled(
     *,
     balance_max_age_seconds: float,
     trusted_proxies: Sequence[Network] = (),
+    request_headers: frozenset[str] = frozenset(),
 ) -> Handler:
     """A Handler with its parts, without any state yet. Arguments: see Handler and GatewaySettings."""
     spend = SpendTracker(balance_max_age_seconds, call_seconds=leases.call_seconds)
@@ -161,6 +166,7 @@ def assembled(
         credentials=credentials,
         backend_address=backend_address,
         trusted_proxies=trusted_proxies,
+        request_headers=request_headers,
     )
 
 
@@ -237,6 +243,23 @@ def _backend_address(settings: GatewaySettings) -> Callable[[str, int], str]:
     if not settings.backend_address:
         return service_address(settings.backend_namespace)
     return lambda name, port: settings.backend_address
+
+
+def _cors_origins(text: str) -> tuple[str, ...]:
+    origins = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
+            raise ConfigurationError(
+                f"FAREBOX_CORS_ORIGINS={text!r} is not a list of origins such as https://app.example.com"
+            )
+    return origins
+
+
+def _request_headers(text: str) -> frozenset[str]:
+    try:
+        return forwarded_names(text)
+    except ValueError as error:
+        raise ConfigurationError(f"FAREBOX_REQUEST_HEADERS={text!r}: {error}") from None
 
 
 def _trusted(text: str) -> Sequence[Network]:

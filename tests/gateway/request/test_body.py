@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farebox.api import StreamUsage
 from farebox.domain.admission.types import Denied
 from farebox.gateway.interface import UsageRedaction
 from farebox.gateway.request.body import MAX_DEPTH, MAX_KEYS, parse
@@ -21,6 +22,8 @@ from farebox.gateway.request.endpoints import (
     APIEndpoint,
 )
 from tests.domain.strategies import THOROUGH
+
+EACH = StreamUsage.EACH_EVENT
 
 
 def nested(levels: int) -> bytes:
@@ -195,7 +198,7 @@ def test_unsupported_fields_are_ignored_where_they_have_no_meaning() -> None:
 def test_options_of_a_call_without_a_stream_are_unchanged(stream: bytes) -> None:
     body = parse(CHAT, b'{"model":"m","stream_options":{"include_usage":false}%s}' % stream)
     assert not body.stream
-    assert b'"stream_options":{"include_usage":false}' in body.rewritten("served", continuous_usage=True)
+    assert b'"stream_options":{"include_usage":false}' in body.rewritten("served", EACH)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_options_of_a_call_without_a_stream_are_unchanged(stream: bytes) -> None
 @pytest.mark.parametrize("continuous", [True, False])
 def test_usage_is_requested_for_every_stream(options: bytes, continuous: bool) -> None:
     body = parse(CHAT, b'{"model":"m","stream":true%s}' % options)
-    written = json.loads(body.rewritten("served", continuous_usage=continuous))
+    written = json.loads(body.rewritten("served", EACH if continuous else StreamUsage.LAST_EVENT))
     assert written["stream_options"]["include_usage"] is True
     if continuous:
         assert written["stream_options"]["continuous_usage_stats"] is True
@@ -242,23 +245,33 @@ def test_usage_is_redacted_for_callers_that_did_not_ask(
     for endpoint in (CHAT, COMPLETIONS):
         body = parse(endpoint, b'{"model":"m","stream":true%s}' % given)
         assert body.redaction() is at_the_end
-        assert body.redaction(continuous_usage=True) is continuous
+        assert body.redaction(EACH) is continuous
 
 
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS, CHAT])
 def test_nothing_is_redacted_where_the_gateway_added_no_request_for_usage(endpoint: APIEndpoint) -> None:
     stream = b"false" if endpoint is CHAT else b"true"
     body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
-    assert body.redaction(continuous_usage=True) is UsageRedaction.NOTHING
+    assert body.redaction(EACH) is UsageRedaction.NOTHING
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 @pytest.mark.parametrize("stream", [b"true", b"false", b"null"])
 def test_added_usage_options_are_known_and_redacted(endpoint: APIEndpoint, stream: bytes) -> None:
     body = parse(endpoint, b'{"model":"m","stream":%s}' % stream)
-    assert body.asked_for_usage is (endpoint in (CHAT, COMPLETIONS) and stream == b"true")
-    assert body.asked_for_usage is (b"include_usage" in body.rewritten("served"))
-    assert body.asked_for_usage is (body.redaction() is UsageRedaction.ALL)
+    assert body.asks_for_usage(StreamUsage.LAST_EVENT) is (
+        endpoint in (CHAT, COMPLETIONS) and stream == b"true"
+    )
+    assert body.asks_for_usage(StreamUsage.LAST_EVENT) is (b"include_usage" in body.rewritten("served"))
+    assert body.asks_for_usage(StreamUsage.LAST_EVENT) is (body.redaction() is UsageRedaction.ALL)
+
+
+@pytest.mark.parametrize("options", [b"", b',"stream_options":{"include_usage":true}'])
+def test_a_server_that_refuses_stream_options_gets_only_the_callers(options: bytes) -> None:
+    body = parse(CHAT, b'{"model":"m","stream":true%s}' % options)
+    assert body.rewritten("m", StreamUsage.NEVER) == b'{"model":"m","stream":true%s}' % options
+    assert body.redaction(StreamUsage.NEVER) is UsageRedaction.NOTHING
+    assert not body.asks_for_usage(StreamUsage.NEVER)
 
 
 def test_other_options_of_a_stream_keep_their_bytes() -> None:
@@ -269,7 +282,7 @@ def test_other_options_of_a_stream_keep_their_bytes() -> None:
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES, EMBEDDINGS])
 def test_endpoints_that_report_usage_by_default_get_no_option(endpoint: APIEndpoint) -> None:
     body = parse(endpoint, b'{"model":"m","stream":true}')
-    assert body.rewritten("served", continuous_usage=True) == b'{"model":"served","stream":true}'
+    assert body.rewritten("served", EACH) == b'{"model":"served","stream":true}'
 
 
 def test_values_keep_every_byte() -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 from farebox.gateway.envoy import TYPES, Json, http_filter, seconds
 from farebox.gateway.envoy.clusters import decision_cluster, dns_cache, upstream_cluster
+from farebox.gateway.envoy.cors import cors_filters, cors_policy
 from farebox.gateway.envoy.local_replies import local_replies
 from farebox.gateway.envoy.overload import http2_options, overload_manager
 from farebox.gateway.envoy.response_filter import NAMESPACE as USAGE_NAMESPACE
@@ -47,6 +48,7 @@ class EnvoySettings:
         ca_file: the certificate authorities of TLS upstreams.
         certificate, key: PEM files for serving TLS; None: plain HTTP.
         response_headers: names of upstreams' headers that callers see, besides the usual ones.
+        cors_origins: the origins of web pages that may call the gateway; "*": all.
     """
 
     directory: Path
@@ -66,6 +68,7 @@ class EnvoySettings:
     certificate: Path | None = None
     key: Path | None = None
     response_headers: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
 
     @property
     def decision_socket(self) -> Path:
@@ -164,6 +167,8 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "skip_xff_append": True,
         "always_set_request_id_in_response": True,
         "normalize_path": True,
+        # A base URL that ends with a slash gives "//v1/...".
+        "merge_slashes": True,
         "request_headers_timeout": seconds(settings.head_seconds),
         "request_timeout": seconds(settings.body_seconds),
         "stream_idle_timeout": seconds(settings.idle_seconds),
@@ -180,6 +185,7 @@ def _connection_manager(settings: EnvoySettings) -> Json:
         "route_config": _routes(settings),
         "http_filters": [
             _health(),
+            *cors_filters(settings.cors_origins),
             http_filter("ext_proc", "ext_proc.v3.ExternalProcessor", _ext_proc(settings)),
             response_filter(settings.response_headers),
             *decompressors(),
@@ -258,6 +264,7 @@ def _routes(settings: EnvoySettings) -> Json:
             {
                 "name": "all",
                 "domains": ["*"],
+                **cors_policy(settings.cors_origins),
                 "request_body_buffer_limit": settings.max_body_bytes,
                 "routes": [_route(settings)],
             }

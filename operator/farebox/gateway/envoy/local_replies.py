@@ -5,7 +5,7 @@ from typing import Final
 from farebox.gateway.envoy import TYPES, Json
 from farebox.gateway.envoy.response_filter import LOCAL_REPLY_HEADER
 from farebox.gateway.ext_proc import messages
-from farebox.gateway.request.errors import STATUSES
+from farebox.gateway.request.errors import STATUSES, anthropic_type
 
 _BY_CODE: Final[tuple[tuple[int, str, str], ...]] = (
     (408, "request_timeout", "The request did not arrive completely in time"),
@@ -36,30 +36,33 @@ def local_replies() -> Json:
             refused,
             # A reply of the health check keeps its empty body.
             {"filter": _when("response.code_details.startsWith('health_check')")},
-            {
-                **_mapper(
+            *(
+                {**each, "headers_to_add": [_header("retry-after", "1"), _LOCAL_REPLY]}
+                for each in _mappers(
                     "response.code_details == 'overload'",
                     *(503, "gateway_overloaded", "The gateway is overloaded. Retry later"),
-                ),
-                "headers_to_add": [_header("retry-after", "1"), _LOCAL_REPLY],
-            },
-            _mapper(
+                )
+            ),
+            *_mappers(
                 no_decision, 503, "gateway_unavailable", "The gateway is temporarily unavailable. Retry later"
             ),
-            *(_mapper(f"response.code == {each[0]}", *each) for each in _BY_CODE),
-            _mapper(
+            *(mapper for each in _BY_CODE for mapper in _mappers(f"response.code == {each[0]}", *each)),
+            *_mappers(
                 f"response.code >= 500 || ({upstream})",
                 502,
                 "upstream_unreachable",
                 "The model backend is unreachable or closed the connection",
             ),
-            _mapper("true", None, "invalid_request", "Malformed HTTP request"),
+            *_mappers("true", None, "invalid_request", "Malformed HTTP request"),
         ]
     }
 
 
-def _mapper(condition: str, status: int | None, code: str, message: str) -> Json:
-    """A mapper to an error. `status` None keeps Envoy's status, which is a client error."""
+def _mappers(condition: str, status: int | None, code: str, message: str) -> list[Json]:
+    """Two mappers to an error: in Anthropic's form for its paths (`request.errors.in_form_of`), and OpenAI's.
+
+    `status` None keeps Envoy's status, which is a client error.
+    """
     kind, source = STATUSES[status or 400]
     body = {
         "type": kind,
@@ -68,12 +71,25 @@ def _mapper(condition: str, status: int | None, code: str, message: str) -> Json
         "source": source,
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    return {
-        "filter": _when(condition),
-        **({"status_code": status} if status else {}),
-        "body_format_override": {"json_format": {"error": body}, "content_type": "application/json"},
-        "headers_to_add": [_LOCAL_REPLY],
+    anthropic = {
+        "type": "error",
+        "error": body | {"type": anthropic_type(status or 400)},
+        "request_id": body["request_id"],
     }
+    # The path may be the upstream's already, which ends the same.
+    forms = (
+        (f"({condition}) && request.path.contains('/messages')", anthropic),
+        (condition, {"error": body}),
+    )
+    return [
+        {
+            "filter": _when(when),
+            **({"status_code": status} if status else {}),
+            "body_format_override": {"json_format": form, "content_type": "application/json"},
+            "headers_to_add": [_LOCAL_REPLY],
+        }
+        for when, form in forms
+    ]
 
 
 def _header(name: str, value: str) -> Json:

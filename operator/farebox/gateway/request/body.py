@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from farebox.api import StreamUsage
 from farebox.domain.admission.types import Denied
 from farebox.gateway.interface import UsageRedaction
 from farebox.gateway.request.endpoints import ENDPOINTS, APIEndpoint
@@ -93,10 +94,9 @@ class RequestBody(msgspec.Struct, frozen=True):
     inputs: int
     options: Fields | None
 
-    @property
-    def asked_for_usage(self) -> bool:
+    def asks_for_usage(self, stream_usage: StreamUsage) -> bool:
         """Whether the gateway asks the stream for its usage (B16)."""
-        return self.options is not None
+        return self.options is not None and stream_usage is not StreamUsage.NEVER
 
     @property
     def length(self) -> int:
@@ -108,29 +108,33 @@ class RequestBody(msgspec.Struct, frozen=True):
         return is_text_only(self.raw, self.fields)
 
     def rewritten(
-        self, served_name: str, *, continuous_usage: bool = False, max_output: int | None = None
+        self,
+        served_name: str,
+        stream_usage: StreamUsage = StreamUsage.LAST_EVENT,
+        max_output: int | None = None,
     ) -> bytes:
         """The body for the upstream: `model` is the served name, and a stream reports its usage (B16).
 
         Args:
-            continuous_usage: every chunk of a stream reports usage (`streamUsage` of the Model).
+            stream_usage: `streamUsage` of the Model; Never keeps `stream_options` as the caller sent them.
             max_output: a bound on each answer, if the caller set none.
         """
         fields: dict[str, Any] = {**self.fields, "model": served_name}
-        if self.options is not None:
-            more = {"continuous_usage_stats": _TRUE} if continuous_usage else {}
+        if self.options is not None and stream_usage is not StreamUsage.NEVER:
+            more = {"continuous_usage_stats": _TRUE} if stream_usage is StreamUsage.EACH_EVENT else {}
             fields["stream_options"] = {**self.options, "include_usage": _TRUE, **more}
         if max_output is not None and self.asked_output is None:
             fields[self.endpoint.output_fields[-1]] = max_output
         return _encode(fields)
 
-    def redaction(self, *, continuous_usage: bool = False) -> UsageRedaction:
+    def redaction(self, stream_usage: StreamUsage = StreamUsage.LAST_EVENT) -> UsageRedaction:
         """The usage that `rewritten` asks for and the caller did not."""
-        if self.options is None:
+        if self.options is None or stream_usage is StreamUsage.NEVER:
             return UsageRedaction.NOTHING
         if not _flag(self.options, "include_usage"):
             return UsageRedaction.ALL
-        if continuous_usage and not _flag(self.options, "continuous_usage_stats"):
+        each_event = stream_usage is StreamUsage.EACH_EVENT
+        if each_event and not _flag(self.options, "continuous_usage_stats"):
             return UsageRedaction.EACH_EVENT
         return UsageRedaction.NOTHING
 

@@ -1,4 +1,4 @@
-"""Error responses of the gateway: OpenAI's format with two more fields.
+"""Error responses of the gateway: OpenAI's format with two more fields, or Anthropic's (`in_form_of`).
 
     {"error": {"type", "code", "message", "source": "client" | "gateway" | "upstream", "request_id"}}
 
@@ -38,6 +38,22 @@ STATUSES: Final[Mapping[int, tuple[str, Source]]] = {
 }
 """The type and the source of each status; the code `model_not_found` has a type of its own."""
 
+ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""The types of Anthropic's API by status; all others are "invalid_request_error"."""
+MESSAGES_PREFIX: Final = "/v1/messages"
+"""The paths of Anthropic's API, whose errors have its form."""
+
 _JSON: Final = {"content-type": "application/json"}
 
 
@@ -74,7 +90,25 @@ def denial_response(denied: Denied, request_id: str) -> ImmediateResponse:
 def too_large(head: RequestHead, max_body_bytes: int) -> ImmediateResponse:
     """The response to a body that exceeds the limit."""
     message = f"The request body exceeds the limit of {max_body_bytes} bytes"
-    return error_response(413, "request_too_large", message, head.request_id)
+    return in_form_of(error_response(413, "request_too_large", message, head.request_id), head)
+
+
+def anthropic_type(status: int) -> str:
+    """The type of an error in Anthropic's words."""
+    return ANTHROPIC_TYPES.get(status, "invalid_request_error")
+
+
+def in_form_of(response: ImmediateResponse, head: RequestHead) -> ImmediateResponse:
+    """An error response in the form of the API that was called.
+
+    Anthropic's is {"type": "error", "error": {...}, "request_id"}, with types in its words. Its clients find
+    no message in another form.
+    """
+    if not head.path.startswith(MESSAGES_PREFIX):
+        return response
+    error = msgspec.json.decode(response.body)["error"] | {"type": anthropic_type(response.status)}
+    body = msgspec.json.encode({"type": "error", "error": error, "request_id": head.request_id})
+    return ImmediateResponse(response.status, response.headers, body)
 
 
 def limit_headers(limit_statuses: Sequence[LimitStatus], exceeded: LimitStatus) -> dict[str, str]:

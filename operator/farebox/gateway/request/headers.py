@@ -1,7 +1,7 @@
 """The head of a call: its key, its address, and the headers that are refused or removed. Pure.
 
-Headers that two readers may understand differently are refused. Client headers that have a meaning between
-the gateway's own parts, or for a provider, are removed.
+Headers that two readers may understand differently are refused. Only headers of an allow list reach an
+upstream, because others may have a meaning between the gateway's own parts, or for a provider.
 """
 
 import hashlib
@@ -17,46 +17,78 @@ from farebox.gateway.interface import RequestHead
 _TOKEN: Final = r"(fbx_[A-Za-z0-9_-]{43})"
 _BEARER: Final = re.compile(rf"(?i:bearer) +{_TOKEN} *")
 _API_KEY: Final = re.compile(rf"\s*{_TOKEN}\s*")
-_JSON: Final = re.compile(r'application/json *(; *charset *= *"?utf-8"? *)?', re.IGNORECASE)
+_JSON: Final = re.compile(r'application/json *(; *charset *= *"?utf-?8"? *)?;? *', re.IGNORECASE)
 _ONCE: Final = frozenset(
     {"authorization", "x-api-key", "content-type", "content-encoding", "content-length", "host"}
 )
 
-_REMOVED: Final = frozenset(
+_FORWARDED: Final = frozenset(
     {
-        "authorization",
-        "x-api-key",
-        "api-key",
-        "proxy-authorization",
-        "cookie",
-        "forwarded",
-        "via",
-        "x-real-ip",
-        "openai-organization",
-        "openai-project",
-        "baggage",
-        "expect",
+        "accept",
+        "content-type",
+        "user-agent",
+        "anthropic-version",
+        "openai-beta",
+        "traceparent",
+        "tracestate",
+        # These belong to the gateway and Envoy, which set or remove them themselves.
+        "accept-encoding",
+        "content-length",
+        "transfer-encoding",
+        "host",
+        "x-forwarded-proto",
+        "x-request-id",
     }
 )
-_KEPT: Final = "x-forwarded-proto"
-"""Envoy finds no route without it."""
-_REMOVED_PREFIXES: Final = ("x-gw-", "x-envoy-", "x-forwarded-", "x-farebox-")
+"""The client's headers that reach an upstream (docs/decisions/521). All others may name accounts, carry
+credentials or describe the client's machine, and no answer depends on them."""
+_PRIVATE: Final = frozenset(
+    {"authorization", "x-api-key", "api-key", "proxy-authorization", "cookie", "forwarded", "via"}
+)
+_PRIVATE_PREFIXES: Final = ("x-gw-", "x-envoy-", "x-forwarded-", "x-farebox-")
+
+BETA: Final = "anthropic-beta"
+_BETAS: Final = (
+    "adaptive-thinking-",
+    "advanced-tool-use-",
+    "claude-code-",
+    "compact-",
+    "context-management-",
+    "dev-full-thinking-",
+    "effort-",
+    "extended-cache-ttl-",
+    "fine-grained-tool-streaming-",
+    "interleaved-thinking-",
+    "model-context-window-exceeded-",
+    "oauth-",
+    "output-128k-",
+    "prompt-caching-",
+    "redact-thinking-",
+    "structured-outputs-",
+    "task-budgets-",
+    "token-efficient-tools-",
+    "tool-examples-",
+    "tool-search-tool-",
+)
+"""Betas without a price of their own and without stored objects. Others, such as a larger context at a higher
+price, fast mode, files and MCP servers, are not forwarded."""
 
 
 def key_hash(head: RequestHead) -> str | None:
     """The hash of the caller's key; None if there is no well-formed key.
 
     It comes in `Authorization: Bearer` from OpenAI clients, in `x-api-key` from Anthropic clients, or in both
-    headers if they agree.
+    headers if they agree. Credentials of another form are ignored beside a well-formed key, because tools add
+    those of other services.
     """
     bearer, api_key = head.headers.get("authorization"), head.headers.get("x-api-key")
-    sent = _API_KEY.fullmatch(api_key or "") if bearer is None else _BEARER.fullmatch(bearer)
-    if sent is None:
-        return None
-    token = sent[1]
-    if bearer is not None and api_key is not None and api_key.strip() != token:
-        return None
-    return hashlib.sha256(token.encode()).hexdigest()
+    sent = None if bearer is None else _BEARER.fullmatch(bearer)
+    if api_key is not None:
+        other = _API_KEY.fullmatch(api_key)
+        if sent is not None and other is not None and other[1] != sent[1]:
+            return None
+        sent = sent or other
+    return None if sent is None else hashlib.sha256(sent[1].encode()).hexdigest()
 
 
 def address_of(head: RequestHead, trusted: Sequence[Network]) -> Address | None:
@@ -81,16 +113,41 @@ def check_headers(head: RequestHead) -> None:
         raise Denied(400, "unsupported_type", "The body must be JSON. Send Content-Type: application/json")
 
 
-def removed_headers(headers: Mapping[str, str], kept: Mapping[str, str]) -> tuple[str, ...]:
-    """The client's headers that are not forwarded, except those that are `kept` with another value."""
-    return _removed(tuple(headers), tuple(kept))
+def removed_headers(
+    headers: Mapping[str, str], kept: Mapping[str, str], more: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
+    """The client's headers that are not forwarded.
+
+    Args:
+        kept: headers that the gateway sets itself.
+        more: names that the gateway's operator forwards too (`FAREBOX_REQUEST_HEADERS`).
+    """
+    return _removed(tuple(headers), tuple(kept), more)
 
 
 @lru_cache(1024)
-def _removed(names: tuple[str, ...], kept: tuple[str, ...]) -> tuple[str, ...]:
+def _removed(names: tuple[str, ...], kept: tuple[str, ...], more: frozenset[str]) -> tuple[str, ...]:
     """Cached, because a client sends the same names with each call."""
-    return tuple(
-        name
-        for name in names
-        if (name in _REMOVED or name.startswith(_REMOVED_PREFIXES)) and name not in kept and name != _KEPT
-    )
+    return tuple(name for name in names if name not in _FORWARDED and name not in more and name not in kept)
+
+
+def harmless_betas(value: str) -> str:
+    """The values of `anthropic-beta` that are forwarded, separated by commas.
+
+    >>> harmless_betas("claude-code-20250219, context-1m-2025-08-07,interleaved-thinking-2025-05-14")
+    'claude-code-20250219,interleaved-thinking-2025-05-14'
+    """
+    return ",".join(beta for beta in map(str.strip, value.split(",")) if beta.startswith(_BETAS))
+
+
+def forwarded_names(text: str) -> frozenset[str]:
+    """The names in a list that is separated by commas, in lower case.
+
+    Raises:
+        ValueError: a header carries credentials or addresses, or has a meaning between the gateway's parts.
+    """
+    names = frozenset(name.strip().lower() for name in text.split(",") if name.strip())
+    for name in sorted(names):
+        if name in _PRIVATE or name.startswith(_PRIVATE_PREFIXES):
+            raise ValueError(f"header {name} must not reach an upstream")
+    return names
