@@ -16,7 +16,7 @@
 local function redacted(text, redaction)
   local has_cr = find(text, "\r", 1, true)
   local parts, from, start, stop = {}, 1, 1, 0
-  local at = find(text, '"usage"', 1, true)
+  local at = find_key(text, 'usage"', 1)
   while at do
     while stop < at do
       start = stop + 1
@@ -25,7 +25,7 @@ local function redacted(text, redaction)
     local on = at + 1
     local _, last = find(text, '^"usage"%s*:%s*%b{}', at)
     if last and last < stop then
-      local choices = find(text, '"choices"', start, true)
+      local choices = find_key(text, 'choices"', start)
       if choices and choices < stop and find(text, '^"choices"%s*:%s*%[%s*%]', choices) then
         on = stop
         if redaction == "all" then
@@ -38,7 +38,7 @@ local function redacted(text, redaction)
         from, on = last + 1, last
       end
     end
-    at = find(text, '"usage"', on, true)
+    at = find_key(text, 'usage"', on)
   end
   parts[#parts + 1] = sub(text, from)
   return concat(parts)

@@ -99,9 +99,9 @@ def _set(names: Iterable[str]) -> str:
 
 
 def _dialect(dialect: Dialect) -> str:
-    """A dialect as a table of Lua: fields with their quotes, as they are searched for."""
+    """A dialect as a table of Lua: fields without their first quotes, as they are searched for."""
     text, document = (
-        ", ".join(f"'\"{name}\"'" for name in names) for names in (dialect.text, dialect.document_text)
+        ", ".join(f"'{name}\"'" for name in names) for names in (dialect.text, dialect.document_text)
     )
     return f'{{ text = {{ {text} }}, document_text = {{ {document} }}, final = "{dialect.final}" }}'
 

@@ -67,6 +67,16 @@ local function value_behind(text, at)
   return behind_space(text, colon + 1)
 end
 
+-- The position of a key from `from` on, and the position behind it; `word` is the key without its first quote. Documents
+-- are full of quotes, so a search that begins with one is slow.
+local function find_key(text, word, from)
+  local at, stop = find(text, word, from, true)
+  while at do
+    if byte(text, at - 1) == 34 then return at - 1, stop + 1 end
+    at, stop = find(text, word, stop + 1, true)
+  end
+end
+
 -- The position of the last byte of the event that contains `at`: that of its blank line, or of the text. Lines end with
 -- LF, CRLF or CR.
 local function event_end(text, at, has_cr)
@@ -214,7 +224,7 @@ end
 
 -- A counter of texts: the number of pieces of text, and their likely tokens in thousandths, by WEIGHTS. A word continues
 -- in the next piece.
-local function counter(names)
+local function counter(words)
   local pieces, tokens, before, length = 0, 0, 0, 0
   local inside = false
   local self = {}
@@ -273,12 +283,11 @@ local function counter(names)
     end
   end
 
-  local function count_field(text, field, from)
+  local function count_field(text, word, from)
     local found, arrays = false, false
-    local at = find(text, field, from, true)
+    local at, behind = find_key(text, word, from)
     while at do
-      at = at + #field
-      local value, first = value_behind(text, at)
+      local value, first = value_behind(text, behind)
       if first == 34 then
         local stop = closing(text, value + 1)
         add(text, value + 1, stop or #text + 1)
@@ -287,11 +296,11 @@ local function counter(names)
           inside = true
           return found, arrays
         end
-        at = stop + 1
+        behind = stop + 1
       elseif first == 91 then
         arrays = true
       end
-      at = find(text, field, at, true)
+      at, behind = find_key(text, word, behind)
     end
     return found, arrays
   end
@@ -305,15 +314,15 @@ local function counter(names)
       inside, from = false, stop + 1
     end
     local skip
-    for number = 1, #names do
-      local field = names[number]
-      if field ~= skip then
-        local found, arrays = count_field(text, field, from)
+    for number = 1, #words do
+      local word = words[number]
+      if word ~= skip then
+        local found, arrays = count_field(text, word, from)
         -- Some servers send the same text under both names, during a change from one to the other.
-        if found and field == '"reasoning_content"' then skip = '"reasoning"' end
+        if found and word == 'reasoning_content"' then skip = 'reasoning"' end
         -- Text may be in parts: {"content": [{"type": "text", "text": ...}]}.
-        if arrays and field == '"content"' and not find(text, '"logprobs"', from, true) then
-          count_field(text, '"text"', from)
+        if arrays and word == 'content"' and not find(text, '"logprobs"', from, true) then
+          count_field(text, 'text"', from)
         end
       end
     end
@@ -327,11 +336,14 @@ end
 
 -- The report for the access log. `set` stores a field of it. The client may leave at any time, so it is current after
 -- each piece; the counts are updated when they grow by a sixteenth, because storing costs more than counting.
-local function report(set, names)
-  local texts, reported, counted = counter(names), 0, false
+local function report(set, words)
+  local texts, reported, counted = nil, 0, false
   local self = {}
 
-  function self.count(text, from) texts.count(text, from) end
+  function self.count(text, from)
+    texts = texts or counter(words)
+    texts.count(text, from)
+  end
 
   -- Stores the counts if they have changed enough.
   function self.store(always)
@@ -344,13 +356,13 @@ local function report(set, names)
 
   -- Stores usage; true if what was counted before is in it. Some report the input alone.
   function self.usage(name, text)
-    if #names > 0 and not find(text, 'completion_tokens"', 1, true)
+    if #words > 0 and not find(text, 'completion_tokens"', 1, true)
       and not find(text, 'output_tokens"', 1, true) then
       set("first", text)
       return false
     end
     set(name, text)
-    texts.reset()
+    if texts then texts.reset() end
     reported = 0
     if counted then
       counted = false
@@ -379,12 +391,28 @@ local function sums(set)
   end
 end
 
--- Whether the usage in an event covers the whole stream, which ends with it.
-local function is_final(dialect, event, within)
+-- Whether a key has a string as its value between two positions of a text.
+local function has_string(text, word, from, stop)
+  local at, behind = find_key(text, word, from)
+  while at and at < stop do
+    local _, first = value_behind(text, behind)
+    if first == 34 then return true end
+    at, behind = find_key(text, word, behind)
+  end
+  return false
+end
+
+-- Whether the usage in an event, from `start` to `stop`, covers the whole stream, which ends with it.
+local function is_final(dialect, text, start, stop, within)
   if dialect.final == "response" then return within == "response" end
-  if dialect.final == "stop reason" then return not within and find(event, '"stop_reason"%s*:%s*"') end
-  local choices = find(event, '"choices"', 1, true)
-  return not within and (not choices or find(event, '^"choices"%s*:%s*%[%s*%]', choices))
+  if within then return false end
+  if dialect.final == "stop reason" then return has_string(text, 'stop_reason"', start, stop) end
+  local at, behind = find_key(text, 'choices"', start)
+  if not at or at > stop then return true end
+  local value, first = value_behind(text, behind)
+  if first ~= 91 then return false end
+  local _, sign = behind_space(text, value + 1)
+  return sign == 93
 end
 
 -- The start of the event that contains `place`; `from` is in that event or before it.
@@ -410,86 +438,83 @@ local function events(set, dialect, choices, by_choice)
     failed = true
   end
 
-  -- Reads one event with usage; true if it has any at one of the known places.
-  local function read_usage(event)
-    local seen = false
-    document(function(name, within, text, value)
-      if name ~= "usage" then return end
-      local reported = match(text, "^%b{}", value)
-      if not has_tokens(reported) then return end
-      seen = true
-      if within == "message" then
-        if not begun then reports.usage("first", reported) end
-        begun = true
-      elseif is_final(dialect, event, within) then
-        usage = nil
-        reports.usage("final", reported)
-      elseif add_up and (by_choice or within == "choices") then
-        add_up(event, reported)
-        reports.usage("last", reported)
-      else
-        usage = reported
-        reports.usage("last", reported)
-      end
-    end)(event)
-    return seen
+  -- Takes usage from an event, from `start` to `stop`; true if it has any tokens.
+  local function take(text, start, stop, within, reported)
+    if not has_tokens(reported) then return false end
+    if within == "message" then
+      if not begun then reports.usage("first", reported) end
+      begun = true
+    elseif is_final(dialect, text, start, stop, within) then
+      usage = nil
+      reports.usage("final", reported)
+    elseif add_up and (by_choice or within == "choices") then
+      add_up(sub(text, start, stop), reported)
+      reports.usage("last", reported)
+    else
+      usage = reported
+      reports.usage("last", reported)
+    end
+    return true
   end
 
-  -- The positions of the candidates for usage, each in an event of its own.
-  local function candidates(text)
-    local spots, at = {}, find(text, '"usage"', 1, true)
-    while at do
-      local _, first = value_behind(text, at + 7)
-      if first == 123 then
-        spots[#spots + 1] = at
-        at = event_end(text, at, false)
-      end
-      at = find(text, '"usage"', at + 1, true)
+  -- Reads usage from the event that contains the candidate at `spot`; returns the position behind it if it has any.
+  local function read_event(text, spot)
+    local start, stop = event_start(text, 1, spot), event_end(text, spot, false)
+    local value = value_behind(text, spot + 7)
+    local whole = match(text, "^%b{}()", value)
+    -- Mostly, usage is the last field of the document: one brace follows, and the line's end.
+    if whole and byte(text, whole) == 125 and byte(text, whole + 1) == 10 then
+      return take(text, start, stop, nil, sub(text, value, whole - 1)) and stop + 1
     end
-    return spots
+    local event, seen = sub(text, find(text, "{", start, true) or start, stop), false
+    -- One event may have several lines of data.
+    if find(event, "\ndata", 1, true) then event = gsub(event, "\ndata: ?", "\n") end
+    document(function(name, within, read, place)
+      if name == "usage" and take(event, 1, #event, within, match(read, "^%b{}", place)) then seen = true end
+    end)(event)
+    return seen and stop + 1
   end
 
   -- Reads usage; returns the position behind the last event with usage, from which text is counted.
   local function read_all_usage(text)
-    local spots = candidates(text)
-    local function read(spot)
-      local start, stop = event_start(text, 1, spot), event_end(text, spot, false)
-      local event = sub(text, find(text, "{", start, true) or start, stop)
-      -- One event may have several lines of data.
-      if find(event, "\ndata", 1, true) then event = gsub(event, "\ndata: ?", "\n") end
-      return read_usage(event) and stop + 1
+    -- The candidates for usage, each in an event of its own.
+    local spots, at, behind = {}, find_key(text, 'usage"', 1)
+    while at do
+      local _, first = value_behind(text, behind)
+      if first == 123 then
+        spots[#spots + 1] = at
+        behind = event_end(text, at, false) + 1
+      end
+      at, behind = find_key(text, 'usage"', behind)
     end
-    local behind, from = nil, 1
+    local last = 1
     if add_up then
-      for number = 1, #spots do behind = read(spots[number]) or behind end
-      return behind or 1
+      for number = 1, #spots do last = read_event(text, spots[number]) or last end
+      return last
     end
+    local from = 1
     if dialect.final == "stop reason" and not begun and spots[1] then
-      behind, from = read(spots[1]), 2
+      last, from = read_event(text, spots[1]) or last, 2
     end
-    local number = #spots
-    while number >= from do
-      local last = read(spots[number])
-      if last then return last end
-      number = number - 1
+    for number = #spots, from, -1 do
+      local read = read_event(text, spots[number])
+      if read then return read end
     end
-    return behind or 1
+    return last
   end
 
-  -- Reads the candidates for errors.
+  -- Reads the candidates for errors: "error": anything but null, or "type": "error".
   local function read_errors(text)
-    local at = find(text, '"error"', 1, true)
+    local at, behind = find_key(text, 'error"', 1)
     while at and not failed do
-      local value, sign = value_behind(text, at + 7)
-      -- Many events have "error": null; and "type": "error" is a value.
+      local value, sign = value_behind(text, behind)
       if not value and sign or value and is_error(text, value) then
-        local start = event_start(text, 1, at)
         document(function(name, within, event, place)
           if name == "error" and is_error(event, place) and within ~= "choices"
             or name == "type" and not within and match(event, '^"error"', place) then fail() end
-        end)(sub(text, start, event_end(text, at, false)))
+        end)(sub(text, event_start(text, 1, at), event_end(text, at, false)))
       end
-      at = find(text, '"error"', at + 7, true)
+      at, behind = find_key(text, 'error"', behind)
     end
   end
 
@@ -497,16 +522,15 @@ local function events(set, dialect, choices, by_choice)
 
   function self.read(text)
     if find(text, "\r", 1, true) then text = gsub(text, "\r\n?", "\n") end
-    local from = 1
-    if find(text, '"usage"', 1, true) then from = read_all_usage(text) end
-    if find(text, '"error"', 1, true) then read_errors(text) end
+    local from = read_all_usage(text)
+    read_errors(text)
     if from <= #text then
       reports.count(text, from)
       reports.store(false)
     end
     -- Usage in an event with text is final if nothing follows.
     if usage and (find(text, "[DONE]", 1, true) and match("\n" .. text, "\ndata: ?%[DONE%]")
-      or choices == 1 and find(text, '"finish_reason"%s*:%s*"')) then
+      or choices == 1 and has_string(text, 'finish_reason"', 1, #text)) then
       set("final", usage)
       usage = nil
     end
