@@ -14,8 +14,8 @@ from farebox.gateway.envoy.clusters import decision_cluster, dns_cache, upstream
 from farebox.gateway.envoy.cors import cors_filters, cors_policy
 from farebox.gateway.envoy.local_replies import local_replies
 from farebox.gateway.envoy.overload import http2_options, overload_manager
+from farebox.gateway.envoy.response_filter import LOCAL_REPLY_HEADER, decompressors, response_filter
 from farebox.gateway.envoy.response_filter import NAMESPACE as USAGE_NAMESPACE
-from farebox.gateway.envoy.response_filter import decompressors, response_filter
 from farebox.gateway.ext_proc import messages
 
 DECISION_SOCKET: Final = "decide.sock"
@@ -260,6 +260,8 @@ def _routes(settings: EnvoySettings) -> Json:
             # Upstreams of other operators do not need the addresses of clients.
             *("x-forwarded-for", "x-envoy-external-address"),
         ],
+        # Only Envoy's own replies have it.
+        "response_headers_to_remove": [LOCAL_REPLY_HEADER],
         "virtual_hosts": [
             {
                 "name": "all",
