@@ -144,6 +144,11 @@ class GatewaySettings(CommonSettings):
     trusted_proxies: str = Field(
         "", description="address ranges, separated by commas, whose X-Forwarded-For is trusted"
     )
+    response_headers: str = Field(
+        "",
+        description="names of upstreams' headers, separated by commas, that callers see beside the usual "
+        "ones, such as openai-processing-ms",
+    )
     cors_origins: str = Field(
         "",
         description="origins of web pages that may call the gateway, separated by commas, such as "

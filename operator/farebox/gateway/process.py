@@ -23,6 +23,7 @@ from farebox.gateway.cluster import ClusterWatch
 from farebox.gateway.credentials import Credentials
 from farebox.gateway.envoy import process as envoy_process
 from farebox.gateway.envoy.bootstrap import DECISION_SOCKET, EnvoySettings
+from farebox.gateway.ext_proc.messages import PRIVATE_PREFIX
 from farebox.gateway.feed import spend_feed
 from farebox.gateway.handler import Handler, service_address
 from farebox.gateway.ratelimit.base import Counters
@@ -74,6 +75,7 @@ def envoy_settings(settings: GatewaySettings) -> EnvoySettings:
         certificate=settings.tls_certificate,
         key=settings.tls_key,
         cors_origins=_cors_origins(settings.cors_origins),
+        response_headers=_response_headers(settings.response_headers),
     )
 
 
@@ -253,6 +255,14 @@ def _cors_origins(text: str) -> tuple[str, ...]:
                 f"FAREBOX_CORS_ORIGINS={text!r} is not a list of origins such as https://app.example.com"
             )
     return origins
+
+
+def _response_headers(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9!#$&'*+.^_|~-]+", name) or name.startswith(PRIVATE_PREFIX):
+            raise ConfigurationError(f"FAREBOX_RESPONSE_HEADERS={text!r} is not a list of header names")
+    return names
 
 
 def _request_headers(text: str) -> frozenset[str]:
