@@ -71,7 +71,8 @@ class Laptop:
         namespace, name = service.split("/")
         secret = self.api.get(core_path("secrets", namespace, "app"))
         key = base64.b64decode(secret["data"]["api-key"]).decode()
-        url = f"http://127.0.0.1:{self.gateway_port}/v1"
+        url = self.api.get(path_of("InferenceService", namespace, name))["status"]["endpoint"]
+        assert url == f"http://127.0.0.1:{self.gateway_port}/v1"
         try:
             OpenAI(base_url=url, api_key=key, max_retries=0).chat.completions.create(
                 model=name, messages=[{"role": "user", "content": "Hello"}], max_tokens=3

@@ -4,12 +4,16 @@ Every field is a variable: `backend_namespace` is FAREBOX_BACKEND_NAMESPACE. Def
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farebox.errors import ConfigurationError
+
+GATEWAY_SERVICE: Final = "farebox-gateway"
+"""The Service of the gateway in the system namespace; its port is 80 (manifests/base/gateway.yaml)."""
 
 
 class CommonSettings(BaseSettings):
@@ -58,6 +62,11 @@ class OperatorSettings(CommonSettings):
         Path("/var/run/secrets/farebox/meter-token"),
         description="bearer token for the meter, re-read when it changes",
     )
+    public_url: str = Field(
+        "",
+        description="`status.endpoint` of services: the base URL at which callers reach the gateway, such as "
+        "https://inference.example.com/v1; default: the address of Service farebox-gateway in the cluster",
+    )
     listen_host: str = Field("0.0.0.0", description="the address to listen on")
     listen_port: int = Field(8080, description="/healthz, /readyz, /metrics")
     workers: int = Field(
@@ -74,6 +83,26 @@ class OperatorSettings(CommonSettings):
     balance_max_age_seconds: float = Field(
         45.0, gt=0, description="balances are unknown after the meter's feed was silent for longer"
     )
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str) -> str:
+        """The URL without a trailing slash."""
+        if value and not _is_base_url(value):
+            raise ValueError(
+                "must be an http or https URL with a host and without a query, such as "
+                "https://inference.example.com/v1"
+            )
+        return value.rstrip("/")
+
+    @property
+    def endpoint(self) -> str:
+        """The base URL of the gateway for the callers of all services."""
+        return self.public_url or self._local_endpoint()
+
+    def _local_endpoint(self) -> str:
+        """The base URL of the gateway without FAREBOX_PUBLIC_URL."""
+        return f"http://{GATEWAY_SERVICE}.{self.system_namespace}.svc/v1"
 
 
 class MeterSettings(CommonSettings):
@@ -179,3 +208,19 @@ class GatewaySettings(CommonSettings):
     linger_seconds: float = Field(5.0, ge=0, description="how long new calls are accepted after SIGTERM")
     drain_seconds: float = Field(600.0, ge=0, description="how long running calls may take after SIGTERM")
     run_envoy: bool = Field(False, description="start Envoy as a child process, as on a laptop")
+
+
+def _is_base_url(text: str) -> bool:
+    """Whether a client can append a path to this text and call it."""
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return False
+    return (
+        url.scheme in ("http", "https")
+        and bool(url.hostname)
+        and port != 0
+        and not (url.query or url.fragment or "@" in url.netloc)
+        and all("!" <= character <= "~" for character in text)
+    )

@@ -151,10 +151,8 @@ def test_a_port_edited_in_the_model_is_that_of_its_services_too(tenant: Tenant) 
             return (port["port"], port["targetPort"]) == (9000, 9000)
 
         wait_for(f"{name} has the port", leads_there, SECONDS)
-        endpoint = f"http://{backend}.{BACKENDS}.svc:9000"
-        wait_for(
-            "the endpoint", lambda name=name, at=endpoint: tenant.status(name)["endpoint"] == at, SECONDS
-        )  # type: ignore[misc]
+        address = f"http://{backend}.{BACKENDS}.svc:9000"
+        wait_for("the address", lambda name=name, at=address: tenant.status(name)["backend"] == at, SECONDS)  # type: ignore[misc]
 
 
 def test_the_shared_backend_is_at_zero_exactly_when_no_service_needs_it(tenant: Tenant) -> None:
@@ -354,7 +352,7 @@ def test_names_that_services_of_kubernetes_cannot_have_work(tenant: Tenant, name
     tenant.wait_shared(model, 1)
     backend = tenant.backend_name(name)
     assert tenant.api.get(core_path("services", BACKENDS, backend))
-    assert tenant.status(name)["endpoint"] == f"http://{backend}.{BACKENDS}.svc:8000"
+    assert tenant.status(name)["backend"] == f"http://{backend}.{BACKENDS}.svc:8000"
     tenant.edit(name, postpaid=False)
     tenant.wait_stopped(name, "PostpaidDisabled")
     tenant.delete("InferenceService", name)
@@ -389,7 +387,7 @@ def test_an_external_model_runs_without_a_backend(tenant: Tenant) -> None:
         tenant.service("far", model, dedicated=False)
         tenant.wait_state("far", "Running")
         tenant.wait_condition("far", "Ready", "True", "External")
-        assert tenant.status("far")["endpoint"] == "https://api.example.com/v1"
+        assert tenant.status("far")["backend"] == "https://api.example.com/v1"
         assert tenant.shared_backend(model) is None
         tenant.charge("far", model, 1)
         tenant.wait_state("far", "Stopped", "Overdue")

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.integration.tenants import SECONDS, Tenant, condition_of, template
+from tests.support.api import path_of
 from tests.support.waiting import wait_for
 from tests.tools.plane import KubectlError
 
@@ -43,7 +44,7 @@ def test_b2_first_enable_goes_from_not_enabled_through_creating_to_running(tenan
     assert tenant.phases(since, model) == ["NotEnabled", "Creating", "Running"]
 
 
-def test_b2_a_dedicated_service_runs_with_its_replicas_and_reports_its_url(tenant: Tenant) -> None:
+def test_b2_a_dedicated_service_runs_with_its_replicas_and_reports_its_addresses(tenant: Tenant) -> None:
     model = tenant.model()
     tenant.account(balance="5")
     tenant.service("own", model, replicas=3)
@@ -51,13 +52,26 @@ def test_b2_a_dedicated_service_runs_with_its_replicas_and_reports_its_url(tenan
     wait_for("counts", lambda: tenant.status("own")["readyReplicas"] == 3, SECONDS)
     status = tenant.status("own")
     name = tenant.backend_name("own")
-    assert status["endpoint"] == f"http://{name}.farebox-models.svc:8000"
+    assert status["endpoint"] == "http://farebox-gateway.farebox-system.svc/v1"
+    address = f"http://{name}.farebox-models.svc:8000"
+    assert status["backend"] == address
     service = tenant.api.get(f"/api/v1/namespaces/farebox-models/services/{name}")
     pods = tenant.pods(name)
     selector = service["spec"]["selector"].items()
     assert all(selector <= pod["metadata"]["labels"].items() for pod in pods)
     assert len(pods) == 3
     assert status["selector"] == ",".join(f"{key}={value}" for key, value in selector)
+
+
+def test_b31_a_status_that_has_the_backend_as_endpoint_is_corrected(tenant: Tenant) -> None:
+    """An earlier version wrote the address of the backend there."""
+    tenant.account(balance="5")
+    tenant.service("off", tenant.model(), postpaid=False)
+    written = tenant.wait_state("off", "Stopped", "PostpaidDisabled")
+    path = path_of("InferenceService", tenant.namespace, "off")
+    old = {"endpoint": written["backend"], "backend": None}
+    tenant.api.patch(f"{path}/status", {"status": old})
+    wait_for("the status is corrected", lambda: tenant.status("off") == written, SECONDS)
 
 
 def test_b3_overdue_stops_exactly_the_services_that_pay_as_they_go(tenant: Tenant) -> None:

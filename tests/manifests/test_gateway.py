@@ -28,6 +28,16 @@ def gateway(items: list[dict[str, Any]]) -> dict[str, Any]:
     return pod
 
 
+def public_url(items: list[dict[str, Any]]) -> str:
+    """The URL that the operator reports as the endpoint of services."""
+    (found,) = (
+        item
+        for item in items
+        if item["kind"] == "Deployment" and item["metadata"]["name"] == "farebox-operator"
+    )
+    return env(found["spec"]["template"]["spec"]["containers"][0])["FAREBOX_PUBLIC_URL"]
+
+
 def env(container: dict[str, Any]) -> dict[str, str]:
     return {item["name"]: item.get("value", "") for item in container["env"]}
 
@@ -121,6 +131,15 @@ def test_tls_is_served_with_the_certificate_of_the_secret(plane: Cluster, tmp_pa
         if item["kind"] == "Service" and item["metadata"]["name"] == "farebox-gateway"
     )
     assert [port["port"] for port in service["spec"]["ports"]] == [443]
+    assert public_url(objects) == "https://farebox-gateway.farebox-system.svc/v1"
+
+
+@pytest.mark.plane
+def test_b31_behind_a_route_the_endpoint_has_the_hosts_name(plane: Cluster, tmp_path: Path) -> None:
+    objects = built(plane, tmp_path, "httproute")
+    (route,) = (item for item in objects if item["kind"] == "HTTPRoute")
+    (host,) = route["spec"]["hostnames"]
+    assert public_url(objects) == f"https://{host}/v1"
 
 
 @pytest.mark.plane

@@ -292,7 +292,15 @@ class InferenceServiceStatus(Status):
     )
     ready_replicas: Count32 = Field(0, description="Replicas that are ready.")
     selector: str | None = Field(None, description="Label selector of these pods, for the scale subresource.")
-    endpoint: str | None = Field(None, description="Where the service is called.")
+    endpoint: str | None = Field(
+        None,
+        description="The base URL at which the service is called with an API key, and with the service's name"
+        " as model. It is that of the gateway, so it is the same for all services.",
+    )
+    backend: str | None = Field(
+        None,
+        description="The address of the model server or provider behind the gateway. Callers cannot use it.",
+    )
     enabled_at: Time | None = Field(None, description="When the service was enabled for the first time.")
     first_running_at: Time | None = Field(None, description="When the service was ready for the first time.")
     last_transition_time: Time | None = Field(None, description="When the phase changed last.")

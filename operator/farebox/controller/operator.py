@@ -89,6 +89,7 @@ class Operator:
             ledger_sync=self.ledger_sync,
             ledger=ledger,
             backend_namespace=settings.backend_namespace,
+            endpoint=settings.endpoint,
             figures_seconds=settings.figures_seconds,
             on_receipt=self.dispatcher.on_receipt,
             on_balance_confirmed=self.dispatcher.on_balance_confirmed,

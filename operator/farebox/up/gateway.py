@@ -75,7 +75,7 @@ async def gateway(settings: UpSettings, token: str) -> AsyncIterator[asyncio.Tas
         start_new_session=True,  # Ctrl-C reaches only this process, which stops the gateway in order
     )
     ended = asyncio.create_task(_ended(process))
-    log.info("farebox.gateway", calls=f"http://{settings.listen_host}:{settings.gateway_port}/v1")
+    log.info("farebox.gateway", calls=settings.endpoint)
     try:
         yield ended
     finally:

@@ -9,6 +9,8 @@ from pydantic import Field
 from farebox.settings import OperatorSettings
 
 _STATE_HOME: Final = "XDG_STATE_HOME"
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""The address to call a process at that listens on all addresses."""
 
 
 class UpSettings(OperatorSettings):
@@ -27,12 +29,19 @@ class UpSettings(OperatorSettings):
         10.0, ge=0, description="how long a TokenReview's answer is used again"
     )
     gateway: bool = Field(True, description="take calls too, where an Envoy is installed")
+    public_url: str = Field(
+        "", description="`status.endpoint` of services; default: the gateway's address on this machine"
+    )
     gateway_port: int = Field(8000, description="where calls are taken")
     gateway_health_port: int = Field(8081, description="/healthz, /readyz and /metrics of the gateway")
     gateway_directory: Path = Field(
         default_factory=lambda: _directory(os.environ.get(_STATE_HOME, "")) / "gateway",
         description="its sockets and log of usage; default: beside the ledger",
     )
+
+    def _local_endpoint(self) -> str:
+        host = _LOOPBACK.get(self.listen_host, self.listen_host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway_port}/v1"
 
 
 def default_ledger_url(state_home: str) -> str:

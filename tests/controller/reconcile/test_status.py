@@ -36,7 +36,8 @@ def reported(now: Any = NOW, **changes: Any) -> InferenceServiceStatus:
     }
     given |= changes
     positional = [given.pop(name) for name in ("previous", "verdict", "backend", "quota", "reservation")]
-    return service_status(*positional, generation=3, selector="a=b", endpoint="http://x", now=now, **given)
+    given = {"endpoint": "http://x/v1", "backend_url": "http://b"} | given
+    return service_status(*positional, generation=3, selector="a=b", now=now, **given)
 
 
 def changed(status: InferenceServiceStatus, **fields: Any) -> Any:
@@ -79,6 +80,7 @@ def worded(found: InferenceServiceStatus, fields: dict[str, Any]) -> tuple[Condi
     [
         ({"phase": Phase.STOPPED}, Urgency.NOW),
         ({"endpoint": "http://y"}, Urgency.NOW),
+        ({"backend": "http://y"}, Urgency.NOW),
         ({"replicas": 5}, Urgency.SOON),
         ({"ready_replicas": 1, "replicas": 5}, Urgency.SOON),
         ({"replicas": 5, "phase": Phase.STOPPED}, Urgency.NOW),

@@ -51,6 +51,8 @@ class Context:
     ledger_sync: LedgerSync
     ledger: LedgerAPI
     backend_namespace: str
+    endpoint: str
+    """The base URL of the gateway for the callers of services."""
     figures_seconds: float
     now: Callable[[], datetime] = kubernetes_now
     monotonic: Callable[[], float] = time.monotonic

@@ -97,11 +97,11 @@ async def _report(
     name = backend_name(service)
     model = context.cache.models.get(ObjectKey("", service.model_name))
     serving = model.spec.serving if model is not None else None
-    endpoint = service.status.endpoint
+    backend_url = service.status.backend
     if serving is not None and serving.deployment is not None:
-        endpoint = endpoint_url(context.backend_namespace, name, serving.deployment)
+        backend_url = endpoint_url(context.backend_namespace, name, serving.deployment)
     elif serving is not None and serving.external is not None:
-        endpoint = serving.external.base_url
+        backend_url = serving.external.base_url
     status = service_status(
         service.status,
         verdict,
@@ -110,7 +110,8 @@ async def _report(
         facts.reservation if service.spec.reservation is not None else MISSING,
         generation=service.metadata.generation,
         selector=selector_text(name),
-        endpoint=endpoint,
+        endpoint=context.endpoint,
+        backend_url=backend_url,
         now=context.now(),
     )
     starting = verdict.wanted and verdict.phase is not Phase.RUNNING

@@ -67,10 +67,16 @@ def service_status(
     *,
     generation: int,
     selector: str | None,
-    endpoint: str | None,
+    endpoint: str,
+    backend_url: str | None,
     now: datetime,
 ) -> InferenceServiceStatus:
-    """Return the status of a service after a verdict. `backend` is None if it has no pods to report."""
+    """Return the status of a service after a verdict. `backend` is None if it has no pods to report.
+
+    Args:
+        endpoint: the base URL for callers.
+        backend_url: the address behind the gateway; None: unknown.
+    """
     moved = verdict.phase != previous.phase or verdict.stop_reasons != tuple(previous.stop_reasons)
     return InferenceServiceStatus(
         observed_generation=generation,
@@ -82,6 +88,7 @@ def service_status(
         ready_replicas=backend.ready if backend else 0,
         selector=selector,
         endpoint=endpoint,
+        backend=backend_url,
         enabled_at=verdict.enabled_at,
         first_running_at=verdict.first_running_at,
         last_transition_time=now if moved else previous.last_transition_time,
