@@ -1,9 +1,6 @@
-"""What the gateway's benchmark loads: plain Envoy, Farebox, LiteLLM's proxy, all before one upstream."""
+"""What the gateway's benchmark loads: plain Envoy, Farebox, and other gateways, all before one upstream."""
 
-import asyncio
 import json
-import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -21,44 +18,43 @@ from tests.support.ports import free_port
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import wait_for
 from tests.tools.bench.process import cpu_seconds
-from tests.tools.bench.world import progress
 
 _TYPES = "type.googleapis.com/envoy.extensions."
-_LITELLM = REPOSITORY / "build/litellm"
 WORKERS = 2
 """Threads of each Envoy."""
 
 
 @dataclass
 class Target:
-    """A gateway under load: where it listens, its processes, and the key of who calls."""
+    """A gateway under load: where it listens, its processes by what they run, and how it is called."""
 
     name: str
     port: int
-    envoy: int | None
-    python: int | None
+    processes: dict[str, int]
     token: str = TOKEN
+    headers: dict[str, str] = field(default_factory=dict)
 
-    def cpu(self) -> tuple[float, float]:
-        """CPU seconds so far: Envoy's, and Python's."""
-        envoy, python = (cpu_seconds(pid) if pid else 0.0 for pid in (self.envoy, self.python))
-        return envoy, python
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds so far, by process."""
+        return {name: cpu_seconds(pid) for name, pid in self.processes.items()}
 
 
 @dataclass
 class Targets:
-    """Those that run. `missing` says why one does not."""
+    """Those that run, before an upstream at a port. `stack` ends what is added to them."""
 
+    stack: AsyncExitStack
+    directory: Path
+    upstream: int
     found: list[Target] = field(default_factory=list)
-    missing: str = ""
 
 
 @asynccontextmanager
 async def targets(directory: Path, program: Path) -> AsyncIterator[Targets]:
-    """All of them, ready."""
-    made = Targets()
+    """Plain Envoy and Farebox, ready."""
     async with AsyncExitStack() as stack:
         upstream = free_port()
+        made = Targets(stack, directory, upstream)
         start(stack, [str(program), "upstream", str(upstream)], directory / "upstream.log", upstream)
         made.found.append(_plain(stack, directory, upstream))
         settings = EnvoySettings(directory / "f", listen_host="127.0.0.1", listen_port=free_port())
@@ -69,12 +65,8 @@ async def targets(directory: Path, program: Path) -> AsyncIterator[Targets]:
             directory / "decide.log",
         )
         wait_for("the decision process listens", settings.decision_socket.exists, 60)
-        made.found.append(Target("Farebox", settings.listen_port, envoy.pid, decides))
-        try:
-            executable = await asyncio.to_thread(_litellm_program)
-            made.found.append(_litellm(stack, directory, upstream, executable))
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            made.missing = f"LiteLLM was not measured: {' '.join(str(error).split())[-300:]}"
+        processes = {"Envoy": envoy.pid, "Python": decides}
+        made.found.append(Target("Farebox", settings.listen_port, processes))
         yield made
 
 
@@ -126,46 +118,7 @@ def _plain(stack: AsyncExitStack, directory: Path, upstream: int) -> Target:
     config = directory / "plain.json"
     config.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": [cluster]}}))
     arguments = command(envoy_process.find(), config, WORKERS)
-    return Target("plain Envoy", port, start(stack, arguments, directory / "plain.log", port), None)
-
-
-def _litellm_program() -> Path:
-    """LiteLLM's proxy: BENCH_LITELLM, or in a virtual environment of its own that is made here.
-
-    Raises:
-        RuntimeError: it cannot be had, or BENCH_LITELLM=no says that it is not wanted.
-    """
-    given = os.environ.get("BENCH_LITELLM", "")
-    if given == "no":
-        raise RuntimeError("BENCH_LITELLM=no")
-    if given:
-        return Path(given)
-    program = _LITELLM / "bin/litellm"
-    if not program.exists():
-        progress("installing LiteLLM into build/litellm")
-        subprocess.run([sys.executable, "-m", "venv", str(_LITELLM)], check=True)
-        pip = [str(_LITELLM / "bin/python"), "-m", "pip", "install", "--quiet", "litellm[proxy]"]
-        installed = subprocess.run(pip, capture_output=True, text=True, check=False)
-        if installed.returncode != 0:
-            raise RuntimeError(f"pip could not install it: {installed.stderr.strip()[-300:]}")
-    return program
-
-
-def _litellm(stack: AsyncExitStack, directory: Path, upstream: int, executable: Path) -> Target:
-    """LiteLLM's proxy, one worker, no database."""
-    port = free_port()
-    parameters = {
-        "model": "openai/m",
-        "api_base": f"http://127.0.0.1:{upstream}/v1",
-        "api_key": "x",
-    }
-    config = directory / "litellm.yaml"
-    token = f"sk-{secrets.token_hex(32)}"
-    models = [{"model_name": "chat", "litellm_params": parameters}]
-    config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": token}}))
-    arguments = [str(executable), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    pid = start(stack, [*arguments, "--num_workers", "1"], directory / "litellm.log", port, 180)
-    return Target("LiteLLM", port, None, pid, token)
+    return Target("plain Envoy", port, {"Envoy": start(stack, arguments, directory / "plain.log", port)})
 
 
 def _listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def build(directory: Path) -> Path:
     return target
 
 
-def request(token: str, model: str, kind: str, max_tokens: int = 100) -> str:
+def request(
+    token: str, model: str, kind: str, max_tokens: int = 100, headers: Mapping[str, str] | None = None
+) -> str:
     """A call as a client writes it. Kinds: json, sse, slow."""
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "word " * 10}]}
     body["max_tokens"] = max_tokens
@@ -49,7 +52,7 @@ def request(token: str, model: str, kind: str, max_tokens: int = 100) -> str:
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"
         f"authorization: Bearer {token}\r\ncontent-type: application/json\r\n"
-    )
+    ) + "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     return f"{head}content-length: {len(payload)}\r\n\r\n{payload}"
 
 
