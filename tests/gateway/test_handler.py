@@ -13,6 +13,7 @@ from farebox.domain.admission.estimates import ADDED_TOKENS
 from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import Nano
 from farebox.gateway.interface import ImmediateResponse, Route, UsageRedaction
+from farebox.gateway.ratelimit.fallback import EvenShareCounters
 from farebox.gateway.ratelimit.memory import MemoryCounters
 from tests.gateway.harness import (
     ACCOUNT,
@@ -526,6 +527,42 @@ async def test_requests_a_minute(harness: Harness) -> None:
     assert "x-ratelimit-limit-tokens" not in headers
     harness.clock.pass_(51)
     assert isinstance(await harness.call(), Route)
+
+
+async def test_b31_a_forwarded_call_says_what_its_limits_have_left(harness: Harness) -> None:
+    assert (await harness.forwarded()).response_headers == {}, "no limits, no headers"
+    harness.put(service(limits={"rpm": 3, "tpm": 10_000}), api_key(quota={"tokens": 500, "period": "Day"}))
+    first, second = await harness.forwarded(), await harness.forwarded()
+    needed = int(first.labels["estimate_input"]) + 100
+    assert first.response_headers == {
+        "x-ratelimit-limit-requests": "3",
+        "x-ratelimit-remaining-requests": "2",
+        "x-ratelimit-reset-requests": "1m1s",
+        # The quota has less left than the limit of the service.
+        "x-ratelimit-limit-tokens": "500",
+        "x-ratelimit-remaining-tokens": str(500 - needed),
+        "x-ratelimit-reset-tokens": "11h59m30s",
+    }
+    assert second.response_headers["x-ratelimit-remaining-requests"] == "1"
+    assert second.response_headers["x-ratelimit-remaining-tokens"] == str(500 - 2 * needed)
+
+
+async def test_b31_an_error_after_the_limits_were_read_says_what_is_left(harness: Harness) -> None:
+    credentials = {"credentialsSecretRef": {"name": "provider"}}
+    harness.put(external(**credentials), service(modelRef={"name": "remote"}, limits={"rpm": 3}))
+    status, error, headers = await harness.refused()
+    assert (status, error["code"]) == (503, "credentials_unavailable")
+    assert headers["x-ratelimit-limit-requests"] == "3"
+    assert "retry-after" not in headers
+    assert "x-should-retry" not in headers
+
+
+async def test_b31_each_replica_reports_its_own_share_of_a_limit() -> None:
+    harness = Harness(counters=EvenShareCounters(2))
+    harness.put(service(limits={"rpm": 10}))
+    headers = (await harness.forwarded()).response_headers
+    assert headers["x-ratelimit-limit-requests"] == "5"
+    assert headers["x-ratelimit-remaining-requests"] == "4"
 
 
 async def test_tokens_a_minute_are_corrected_by_the_actual_use(harness: Harness) -> None:

@@ -22,7 +22,7 @@ from farebox.clock import milliseconds, utc_now
 from farebox.domain.admission.addresses import Network
 from farebox.domain.admission.rate_limits import Consumption
 from farebox.domain.admission.rules import admit_known, balance_unknown, check_limits, identify, look_up
-from farebox.domain.admission.types import Allow, Call, Denied, ServicePolicy
+from farebox.domain.admission.types import Allow, Call, Denied, LimitStatus, ServicePolicy
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
@@ -41,6 +41,7 @@ from farebox.gateway.request.headers import (
     key_hash,
     removed_headers,
 )
+from farebox.gateway.request.limit_headers import limit_headers
 from farebox.gateway.settlement import Settlement
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
@@ -133,18 +134,21 @@ class Handler:
             await self._hold(request_id, service.account, allow.hold)
         self.spend.authorize(request_id, service.account, allow.committed, service.model, allow.free_tokens)
         consumption: tuple[Consumption, ...] = ()
+        limit_statuses: tuple[LimitStatus, ...] = ()
         try:
             if allow.limit_requests:
                 result = await self.counters.take(allow.limit_requests, now)
                 check_limits(result.limit_statuses)
-                consumption = result.consumption
+                consumption, limit_statuses = result.consumption, result.statuses_after(now)
             upstream = self.snapshot.route(service.model)
             assert upstream is not None, "an admitted model exists"
             provider = upstream.provider
             token = None if provider is None else await self._provider_token(request_id, provider)
-            route = self._route(head, request, allow, consumption, upstream, token)
-        except BaseException:
+            route = self._route(head, request, allow, consumption, limit_statuses, upstream, token)
+        except BaseException as error:
             self.settlement.void(request_id, consumption, now)
+            if limit_statuses and isinstance(error, Denied):
+                error.limit_statuses = limit_statuses
             raise
         self.settlement.admitted(request_id, consumption)
         _FORWARDED.inc()
@@ -184,6 +188,7 @@ class Handler:
         request: RequestBody,
         allow: Allow,
         consumption: tuple[Consumption, ...],
+        limit_statuses: tuple[LimitStatus, ...],
         upstream: ModelUpstream,
         token: str | None,
     ) -> Route:
@@ -217,6 +222,7 @@ class Handler:
             dialect=request.endpoint.dialect,
             choices=request.choices,
             usage_by_choice=stream_usage is StreamUsage.EACH_EVENT and request.asks_for_usage(stream_usage),
+            response_headers=limit_headers(limit_statuses) if limit_statuses else {},
         )
 
     def _caller(self, head: RequestHead) -> Call:

@@ -47,6 +47,21 @@ async def stack(tmp_path: Path, upstream: str) -> AsyncIterator[Stack]:
 CHAT: list[Any] = [{"role": "user", "content": "hello there"}]
 
 
+async def test_b31_the_official_client_reads_its_limits_from_every_answer(stack: Stack) -> None:
+    stack.harness.put(service(limits={"rpm": 2, "tpm": 10_000}))
+    async with stack.client as client:
+        create = client.with_options(max_retries=0).chat.completions.with_raw_response.create
+        left = []
+        for stream in (False, True):
+            answer = await create(model="chat", messages=CHAT, max_tokens=7, stream=stream)
+            left.append(answer.headers["x-ratelimit-remaining-requests"])
+            assert answer.headers["x-ratelimit-limit-tokens"] == "10000"
+        assert left == ["1", "0"]
+        with pytest.raises(openai.RateLimitError) as refused:
+            await create(model="chat", messages=CHAT, max_tokens=7)
+        assert refused.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
 async def test_the_official_client_is_served_and_metered(stack: Stack) -> None:
     async with stack.client as client:
         answer = await client.chat.completions.create(model="chat", messages=CHAT, max_tokens=7)

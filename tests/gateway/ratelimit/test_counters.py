@@ -62,6 +62,17 @@ async def test_a_limit_admits_its_number_and_no_more(counters: Counters) -> None
 
 
 @pytest.mark.parametrize("window", Window)
+async def test_the_status_after_a_call_is_what_a_refusal_at_that_time_would_report(
+    counters: Counters, window: Window
+) -> None:
+    each = limit_request(3, required=2, window=window)
+    (after,) = (await counters.take([each], NOW)).statuses_after(NOW)
+    (refused,) = (await counters.take([each], NOW)).limit_statuses
+    assert (after.request, after.used, after.reset_ms) == (each, refused.used, refused.reset_ms)
+    assert after.remaining == 1
+
+
+@pytest.mark.parametrize("window", Window)
 async def test_all_of_a_call_is_counted_or_nothing(counters: Counters, window: Window) -> None:
     roomy, tight = limit_request(10, window=window), limit_request(1, window=window)
     assert len((await counters.take([roomy, tight], NOW)).consumption) == 2

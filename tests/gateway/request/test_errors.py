@@ -9,12 +9,11 @@ from farebox.gateway.interface import RequestHead
 from farebox.gateway.request.errors import (
     STATUSES,
     denial_response,
-    duration,
     error_body,
     error_response,
-    limit_headers,
     too_large,
 )
+from farebox.gateway.request.limit_headers import duration, limit_headers
 
 HEAD = RequestHead("POST", "/v1/chat/completions", {}, frozenset(), "10.0.0.7", "req-1")
 

@@ -30,6 +30,8 @@ from farebox.domain.billing.pricing import MAX_TOKENS
 from farebox.domain.keys import ObjectKey
 
 SLIDING_SECONDS: Final = 60
+_PERIOD_SECONDS: Final = {Window.MINUTE: 60, Window.DAY: 86_400}
+"""Periods of a fixed length in UTC, which has no daylight saving time."""
 
 
 class Consumption(Struct, frozen=True, array_like=True):
@@ -139,23 +141,24 @@ def bucket_start(window: Window, now: int) -> int:
     second = now // 1000
     if window is SLIDING:
         return second
-    if window is Window.MINUTE:
-        return second - second % 60
+    length = _PERIOD_SECONDS.get(window)
+    if length is not None:
+        return second - second % length
     if window is Window.LIFETIME:
         return 0
-    moment = datetime.fromtimestamp(second, UTC).replace(hour=0, minute=0, second=0)
-    return int((moment.replace(day=1) if window is Window.MONTH else moment).timestamp())
+    moment = datetime.fromtimestamp(second, UTC).replace(day=1, hour=0, minute=0, second=0)
+    return int(moment.timestamp())
 
 
 def period_end(window: Window, now: int) -> int | None:
     """The end of the calendar period of `now`; None: never."""
+    length = _PERIOD_SECONDS.get(window)
+    if length is not None:
+        return (now // 1000 // length + 1) * length * 1000
     if window is Window.LIFETIME:
         return None
-    start = bucket_start(window, now)
-    if window is Window.MONTH:
-        later = datetime.fromtimestamp(start, UTC) + timedelta(days=32)
-        return int(later.replace(day=1).timestamp()) * 1000
-    return (start + {Window.MINUTE: 60, Window.DAY: 86_400}[window]) * 1000
+    later = datetime.fromtimestamp(bucket_start(window, now), UTC) + timedelta(days=32)
+    return int(later.replace(day=1).timestamp()) * 1000
 
 
 def first_slot(now: int) -> int:
@@ -190,6 +193,16 @@ def period_status(request: LimitRequest, used: int, now: int) -> LimitStatus:
     if used + request.required > request.limit:
         retry = None if request.required > request.limit else reset
     return LimitStatus(request, used, retry, reset)
+
+
+def counted_status(request: LimitRequest, total: int, now: int) -> LimitStatus:
+    """The status of a limit right after a call was counted on it at `now`: `total` includes the call."""
+    if request.window is SLIDING:
+        reset: int | None = (SLIDING_SECONDS + 1) * 1000 - now % 1000
+    else:
+        end = period_end(request.window, now)
+        reset = None if end is None else end - now
+    return LimitStatus(request, total, 0, reset)
 
 
 def amount_to_take(request: LimitRequest, used: int) -> int:

@@ -195,7 +195,7 @@ class LimitRequest(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class LimitStatus:
-    """The state of one limit when a call was refused.
+    """The state of one limit when a call was refused, or after it was counted.
 
     Args:
         used: of the window.
@@ -256,7 +256,7 @@ class Denied(FareboxError):
         status: the HTTP status.
         code: a stable word for programs.
         message: a sentence for the caller.
-        limit_statuses: the state of every limit of the call, if one of them refused it.
+        limit_statuses: the state of every limit of the call, if the limits were read.
         exceeded: the limit that refused it.
     """
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from farebox.domain.admission.rate_limits import Adjustment, Consumption
+from farebox.domain.admission.rate_limits import Adjustment, Consumption, counted_status
 from farebox.domain.admission.types import LimitRequest, LimitStatus, Window
 
 
@@ -19,12 +19,21 @@ class TakeResult(Struct, frozen=True):
     Args:
         consumption: what was counted; empty if a limit refused.
         totals: each count, including what was counted.
+        requests: the limit requests as they were applied, each with a replica's share of the limit.
         limit_statuses: the status of every limit if one refused; otherwise empty.
     """
 
     consumption: tuple[Consumption, ...]
     totals: tuple[int, ...] = ()
+    requests: tuple[LimitRequest, ...] = ()
     limit_statuses: tuple[LimitStatus, ...] = ()
+
+    def statuses_after(self, now: int) -> tuple[LimitStatus, ...]:
+        """The status of every limit after the call was counted at `now`, without asking the store again."""
+        return tuple(
+            counted_status(request, total, now)
+            for request, total in zip(self.requests, self.totals, strict=True)
+        )
 
 
 class Counters(Protocol):

@@ -90,14 +90,16 @@ class MemoryCounters:
             count = self._count(request.counter, request.window, bucket)
             used = count.used(bucket)
             if request.enforced and used + request.required > request.limit:
-                return TakeResult((), (), tuple(self._limit_status(each, now) for each in requests))
+                return TakeResult(
+                    (), limit_statuses=tuple(self._limit_status(each, now) for each in requests)
+                )
             found.append((request, bucket, count, used))
         for request, bucket, count, used in found:
             amount = amount_to_take(request, used)
             count.add(bucket, amount)
             consumption.append(Consumption(request.counter, request.window, now, amount))
             totals.append(used + amount)
-        return TakeResult(tuple(consumption), tuple(totals))
+        return TakeResult(tuple(consumption), tuple(totals), tuple(requests))
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""

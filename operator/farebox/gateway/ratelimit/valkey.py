@@ -149,13 +149,14 @@ class ValkeyCounters:
             )
         exceeded, amounts, *rest = await self._run(self._take, keys, arguments)
         if exceeded:
-            return TakeResult((), (), tuple(map(_limit_status, requests, amounts, [now] * len(requests))))
+            statuses = tuple(map(_limit_status, requests, amounts, [now] * len(requests)))
+            return TakeResult((), limit_statuses=statuses)
         consumption = tuple(
             Consumption(each.counter, each.window, now, amount)
             for each, amount in zip(requests, amounts, strict=True)
         )
         totals = tuple(used + amount for used, amount in zip(rest[0], amounts, strict=True))
-        return TakeResult(consumption, totals)
+        return TakeResult(consumption, totals, tuple(requests))
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""

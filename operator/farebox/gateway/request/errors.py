@@ -6,14 +6,14 @@
 the only table of statuses; it decides nothing.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
 
-from farebox.domain.admission.types import Denied, LimitStatus
+from farebox.domain.admission.types import Denied
 from farebox.gateway.interface import ImmediateResponse, RequestHead
+from farebox.gateway.request.limit_headers import limit_headers
 from farebox.metrics import GATEWAY_DECISIONS
 
 Source = Literal["client", "gateway", "upstream"]
@@ -81,7 +81,7 @@ def error_response(
 
 def denial_response(denied: Denied, request_id: str) -> ImmediateResponse:
     """The response to a denied call, with the headers of its limits (B15)."""
-    headers = {} if denied.exceeded is None else limit_headers(denied.limit_statuses, denied.exceeded)
+    headers = limit_headers(denied.limit_statuses, denied.exceeded)
     if denied.status == 401:
         headers["www-authenticate"] = 'Bearer realm="farebox"'
     return error_response(denied.status, denied.code, denied.message, request_id, headers)
@@ -109,42 +109,3 @@ def in_form_of(response: ImmediateResponse, head: RequestHead) -> ImmediateRespo
     error = msgspec.json.decode(response.body)["error"] | {"type": anthropic_type(response.status)}
     body = msgspec.json.encode({"type": "error", "error": error, "request_id": head.request_id})
     return ImmediateResponse(response.status, response.headers, body)
-
-
-def limit_headers(limit_statuses: Sequence[LimitStatus], exceeded: LimitStatus) -> dict[str, str]:
-    """retry-after, and x-ratelimit-{limit,remaining,reset}-{requests,tokens}.
-
-    Of several limits on requests, or on tokens, the headers describe the one that refused the call, or else
-    the one with the least remaining. If waiting does not help, there is no retry-after, and x-should-retry
-    stops clients that retry automatically.
-    """
-    headers = {}
-    if exceeded.retry_ms is not None:
-        headers["retry-after"] = str(max(1, math.ceil(exceeded.retry_ms / 1000)))
-    else:
-        headers["x-should-retry"] = "false"
-    for unit in ("requests", "tokens"):
-        same = [each for each in limit_statuses if (each.request.dimension == "rpm") == (unit == "requests")]
-        if not same:
-            continue
-        shown = exceeded if exceeded in same else min(same, key=lambda each: each.remaining)
-        headers[f"x-ratelimit-limit-{unit}"] = str(shown.request.limit)
-        headers[f"x-ratelimit-remaining-{unit}"] = str(shown.remaining)
-        if shown.reset_ms is not None:
-            headers[f"x-ratelimit-reset-{unit}"] = duration(shown.reset_ms)
-    return headers
-
-
-def duration(milliseconds: int) -> str:
-    """A duration in the format of OpenAI's headers.
-
-    >>> duration(17), duration(61_000), duration(7_200_500), duration(0)
-    ('17ms', '1m1s', '2h0m1s', '0s')
-    """
-    if 0 < milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, seconds = divmod(math.ceil(milliseconds / 1000), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes}m{seconds}s"
-    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
