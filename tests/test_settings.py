@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from farebox.errors import ConfigurationError
+from farebox.gateway.process import envoy_settings
 from farebox.settings import GatewaySettings, MeterSettings, OperatorSettings
 from farebox.up import UpSettings
 from tests.support.stack import REPOSITORY
@@ -82,3 +83,13 @@ def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         ConfigurationError, match="FAREBOX_REPLICAS: Input should be greater than or equal to 1"
     ):
         GatewaySettings.load()
+
+
+def test_b29_headers_of_upstreams_that_pass_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAREBOX_RESPONSE_HEADERS", "X-Served-By, openai-processing-ms")
+    names = envoy_settings(GatewaySettings.load()).response_headers
+    assert names == ("x-served-by", "openai-processing-ms")
+    for text in ("x served by", "x-a:b", "x-gw-local-reply"):
+        monkeypatch.setenv("FAREBOX_RESPONSE_HEADERS", text)
+        with pytest.raises(ConfigurationError, match="FAREBOX_RESPONSE_HEADERS"):
+            envoy_settings(GatewaySettings.load())

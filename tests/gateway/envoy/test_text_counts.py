@@ -83,11 +83,20 @@ def test_a_text_is_counted_once_although_two_fields_have_it() -> None:
         Answer(UsageRedaction.NOTHING, [b"data: " + json.dumps(each).encode() + b"\n\n"]).reported["content"]
         for each in (both, one)
     ]
-    assert seen == ["1 2000", "1 2000"]
+    assert seen == ["1 2000 0", "1 2000 0"]
 
 
 def test_text_in_parts_is_counted() -> None:
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "two words"}]}]
     event = {"choices": [{"delta": {"content": parts}}]}
     answer = Answer(UsageRedaction.NOTHING, [b"data: " + json.dumps(event).encode() + b"\n\n"])
-    assert answer.reported["content"] == "1 2000"
+    assert answer.reported["content"] == "1 2000 0"
+
+
+def test_an_image_in_an_answer_is_not_text() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    event = {"choices": [{"delta": {"content": "two words", "images": [image, image]}}]}
+    answer = Answer(UsageRedaction.NOTHING, [b"data: " + json.dumps(event).encode() + b"\n\n"])
+    counted = TextCounts(*map(int, answer.reported["content"].split()))
+    assert counted == TextCounts(pieces=1, millitokens=2000, images=2)
+    assert estimate_tokens(counted, image_tokens=1100) == 2202

@@ -100,6 +100,11 @@ NO_BOUNDS = {"estimate_input": "11"}
         ),
         pytest.param({**LEFT, "text": TEXT}, BilledTokens(11, 0, 20, True), id="one token a piece"),
         pytest.param(
+            {**LEFT, "text": TextCounts(1, 0, 2), "labels": {**NO_BOUNDS, "image_tokens": "1100"}},
+            BilledTokens(11, 0, 2200, True),
+            id="images",
+        ),
+        pytest.param(
             {**LEFT, "status": 0, "sent_bytes": 0}, BilledTokens(11, 0, 0, True), id="left before the answer"
         ),
         pytest.param(
@@ -252,8 +257,8 @@ def test_what_was_reported_for_single_answers_is_added_up() -> None:
 
 
 def test_text_and_times_are_read() -> None:
-    read = parse(line(usage={"content": "3 2900"}, first=12))
-    assert (read.text, read.duration_ms, read.first_byte_ms) == (TextCounts(3, 2900), 5, 12)
+    read = parse(line(usage={"content": "3 2900 1"}, first=12))
+    assert (read.text, read.duration_ms, read.first_byte_ms) == (TextCounts(3, 2900, 1), 5, 12)
     assert parse(line(usage={"content": ""})).text is None
 
 

@@ -44,14 +44,18 @@ class TextCounts(Struct, frozen=True):
     Args:
         pieces: the events of a stream with text in them; a model server mostly sends one token in each.
         millitokens: the sum of the text's WEIGHTS.
+        images: the images between the text. Their bytes are not text (B28).
     """
 
     pieces: int
     millitokens: int
+    images: int = 0
 
 
-def estimate_tokens(text: TextCounts) -> int:
+def estimate_tokens(text: TextCounts, image_tokens: int = 0) -> int:
     """The likely number of tokens: that of the pieces if each seems to be one token, else that of the text.
+
+    `image_tokens` is that of each image (a setting of the Model).
 
     >>> estimate_tokens(TextCounts(pieces=100, millitokens=104_700))
     100
@@ -59,6 +63,7 @@ def estimate_tokens(text: TextCounts) -> int:
     2343
     """
     least, most = _ONE_TOKEN
+    in_images = text.images * image_tokens
     if least * text.pieces <= text.millitokens <= most * text.pieces:
-        return text.pieces
-    return -(-text.millitokens // 1000)
+        return text.pieces + in_images
+    return -(-text.millitokens // 1000) + in_images

@@ -27,7 +27,7 @@ NAMESPACE: Final = "farebox.usage"
     last      the usage that the upstream reported last
     final     the same, if it covers the whole answer
     choices   "SEEN INPUT OUTPUT": the sum of what was reported for single answers of a call
-    content   "PIECES MILLITOKENS": text after the last usage (`farebox.domain.billing.estimates`)
+    content   "PIECES MILLITOKENS IMAGES": text after the last usage (`farebox.domain.billing.estimates`)
     failed    "1": the answer is an error, or ends in one
     shape     "other": neither JSON nor a stream of events; "encoded": in an encoding that is not read
     error     the beginning of an answer that is an error by its status
@@ -45,6 +45,7 @@ ALLOWED_HEADERS: Final = (
     "retry-after",
     "transfer-encoding",
     "vary",
+    "x-accel-buffering",
     "x-should-retry",
 )
 """The headers of an upstream that callers see. Others may identify the operator at the provider, set cookies

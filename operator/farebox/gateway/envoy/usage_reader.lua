@@ -222,10 +222,10 @@ local function class_of_escape(digit)
   return IDEOGRAPH
 end
 
--- A counter of texts: the number of pieces of text, and their likely tokens in thousandths, by WEIGHTS. A word continues
--- in the next piece.
+-- A counter of texts: the number of pieces of text, their likely tokens in thousandths, by WEIGHTS, and the number of
+-- images. A word continues in the next piece.
 local function counter(words)
-  local pieces, tokens, before, length = 0, 0, 0, 0
+  local pieces, tokens, before, length, images = 0, 0, 0, 0, 0
   local inside = false
   local self = {}
   local word, part, number, gap, mark = WEIGHTS.word, WEIGHTS.part, WEIGHTS.number, WEIGHTS.gap, WEIGHTS.mark
@@ -307,6 +307,11 @@ local function counter(words)
 
   -- Counts the texts from `from` on. A string that does not end continues in the next text.
   function self.count(text, from)
+    local image = find(text, ";base64,", from, true)
+    while image do
+      images = images + 1
+      image = find(text, ";base64,", image + 8, true)
+    end
     if inside then
       local stop = closing(text, from)
       add(text, from, stop or #text + 1)
@@ -328,9 +333,9 @@ local function counter(words)
     end
   end
 
-  function self.reset() pieces, tokens = 0, 0 end
-  function self.size() return tokens end
-  function self.text() return pieces .. " " .. tokens end
+  function self.reset() pieces, tokens, images = 0, 0, 0 end
+  function self.size() return tokens + 1000 * images end
+  function self.text() return pieces .. " " .. tokens .. " " .. images end
   return self
 end
 

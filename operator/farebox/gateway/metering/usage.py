@@ -210,7 +210,7 @@ def _estimate(line: UsageLine, reported: TokenCounts) -> BilledTokens:
         cached = min(reported.cached, inputs)
     more = 0
     if line.text is not None:
-        more = estimate_tokens(line.text)
+        more = estimate_tokens(line.text, _number(labels, "image_tokens", 0))
     elif line.shape == "encoded":
         more = line.sent_bytes // _ENCODED_BYTES_PER_TOKEN
     outputs = (reported.output or 0) + more
