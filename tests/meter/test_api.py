@@ -132,6 +132,25 @@ async def test_metrics_count_events_by_result(api: Api) -> None:
     assert "farebox_ledger_commit_seconds_count" in metrics
 
 
+async def test_b26_metrics_say_how_much_of_a_model_is_estimated(api: Api) -> None:
+    await api.call("POST", "/v1/records", body=RECORDS)
+    known = {"inputTokens": 100, "outputTokens": 20, "model": "qwen3-8b"}
+    cut = known | {"estimated": True, "outputTokens": 7}
+    await api.post_events([cloud_event("1", data=known), cloud_event("2", data=cut)])
+    await api.post_events([cloud_event("2", data=cut), cloud_event("3", data=cut)])
+    await api.post_events([cloud_event("4", data=known | {"model": "never-heard-of"})])
+    metrics = (await api.call("GET", "/metrics")).body
+    for labels, calls, tokens in (
+        ('model="qwen3-8b",estimated="false"', 1, 120),
+        ('model="qwen3-8b",estimated="true"', 2, 214),
+        ('model="",estimated="false"', 1, 120),
+    ):
+        estimated, model = sorted(labels.split(","))
+        assert f"farebox_meter_calls_total{{{estimated},{model}}} {calls}.0" in metrics
+        assert f"farebox_meter_tokens_total{{{estimated},{model}}} {tokens}.0" in metrics
+    assert "never-heard-of" not in metrics
+
+
 async def test_refused_topups_are_409_with_a_reason(api: Api) -> None:
     answer = await api.call("POST", "/v1/topups", body=TOPUP)
     assert (answer.status, answer.reason) == (409, "AccountNotFound")

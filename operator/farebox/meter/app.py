@@ -85,11 +85,16 @@ async def post_events(request: web.Request) -> web.Response:
     # The ledger counts the events that could be read, the sender counts all of them.
     late = [replace(item, index=parsed.indexes[item.index]) for item in result.rejected]
     rejected = sorted([*parsed.rejected, *late], key=lambda item: item.index)
-    counts = request.app[METER].metrics.events
+    metrics = request.app[METER].metrics
+    counts = metrics.events
     counts.labels("charged").inc(result.accepted - result.pending)
     counts.labels("pending").inc(result.pending)
     counts.labels("duplicate").inc(result.duplicate)
     counts.labels("rejected").inc(len(rejected))
+    for item in result.metered:
+        labels = (item.model, str(item.estimated).lower())
+        metrics.calls.labels(*labels).inc(item.calls)
+        metrics.tokens.labels(*labels).inc(item.tokens)
     answer = replace(result, rejected=tuple(rejected))
     return json_response(answer, **{SEQUENCE_HEADER: str(result.sequence)})
 
@@ -218,6 +223,7 @@ def _pending(item: PendingEvent) -> dict[str, Any]:
         "model": event.model,
         "inputTokens": event.input_tokens,
         "cachedInputTokens": event.cached_input_tokens,
+        "cacheWriteInputTokens": event.cache_write_input_tokens,
         "outputTokens": event.output_tokens,
         "reason": item.reason,
         "waitingFor": item.waiting_for,

@@ -21,6 +21,18 @@ class MeterMetrics:
         )
         for result in ("charged", "pending", "duplicate", "rejected"):
             self.events.labels(result)
+        self.calls = Counter(
+            "farebox_meter_calls",
+            "Calls stored, by model, and whether a count of them is estimated",
+            ["model", "estimated"],
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            "farebox_meter_tokens",
+            "Input and output tokens of these calls",
+            ["model", "estimated"],
+            registry=self.registry,
+        )
         self.commit_seconds = Histogram(
             "farebox_ledger_commit_seconds",
             "Duration of a write transaction, including the commit to disk",

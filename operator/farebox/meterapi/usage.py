@@ -1,8 +1,8 @@
 """Usage events, and the ledger's answer to a batch of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -55,13 +55,23 @@ class Rejection(Answer):
     message: str
 
 
+class MeteredCalls(NamedTuple):
+    """The calls of a batch on one model that are estimated, or are not: their number and all their tokens."""
+
+    model: str
+    estimated: bool
+    calls: int
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class IngestResult(Answer):
     """The outcome of a batch: accepted + duplicate + len(rejected) is its length.
 
     This call stored the `accepted` events; `pending` of them wait for a binding, a price or an account.
     `leases` are the current leases of the batch's sources on the charged accounts. The charges are in the
-    feed up to `sequence` (0: unknown).
+    feed up to `sequence` (0: unknown). `metered` has the accepted events, for the meter's metrics; the model
+    is "" for events that name none, or one without prices.
     """
 
     accepted: int
@@ -72,6 +82,7 @@ class IngestResult(Answer):
         tuple[CreditLease, ...], Field(alias="budgets", exclude_if=lambda leases: not leases)
     ] = ()
     sequence: Annotated[int, Field(exclude=True)] = 0
+    metered: Annotated[tuple[MeteredCalls, ...], Field(exclude=True)] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.unit_of_work import MAX_CLOCK_SKEW
 from farebox.ledger.db import tables
 from farebox.ledger.db.prepared import BulkInsert, Prepared
-from farebox.meterapi.usage import IngestResult, PendingEvent, Rejection, UsageEvent
+from farebox.meterapi.usage import IngestResult, MeteredCalls, PendingEvent, Rejection, UsageEvent
 
 _EARLIEST: Final = from_micros(0)
 _CHUNK: Final = 500
@@ -39,6 +39,8 @@ class _Tally:
     duplicate: int = 0
     pending: int = 0
     rejected: list[Rejection] = field(default_factory=list)
+    metered: dict[tuple[str | None, bool], list[int]] = field(default_factory=dict)
+    """Calls and tokens by model and whether they are estimated."""
 
 
 _BySource = dict[str, dict[str, UsageEvent]]
@@ -62,6 +64,7 @@ def ingest(journal: Journal, batches: Sequence[Sequence[UsageEvent]]) -> list[In
             tuple(tally.rejected),
             leases_of(journal, {event.source for event in batch}) if journal.state.leases else (),
             journal.state.head,
+            _metered(journal, tally),
         )
         for tally, batch in zip(tallies, batches, strict=True)
     ]
@@ -129,6 +132,11 @@ def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
             outcome = charging.charge((event.source, event.id), service, event.model, occurred_at, tokens)
             if not is_charged(outcome):
                 tally.pending += 1
+            counted = tally.metered.get((event.model, event.estimated))
+            if counted is None:
+                counted = tally.metered[event.model, event.estimated] = [0, 0]
+            counted[0] += 1
+            counted[1] += tokens.input + tokens.output
             rows.append(
                 (
                     event.source,
@@ -152,6 +160,15 @@ def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
             )
     charging.post()
     journal.write_last(_INSERT, rows)
+
+
+def _metered(journal: Journal, tally: _Tally) -> tuple[MeteredCalls, ...]:
+    """The stored events by model, without names that the ledger does not know: these have no bound."""
+    prices = journal.state.prices
+    return tuple(
+        MeteredCalls(model if model in prices else "", estimated, calls, tokens)
+        for (model, estimated), (calls, tokens) in tally.metered.items()
+    )
 
 
 def _already_stored(journal: Journal, events: _BySource) -> dict[tuple[str, str], tuple[Any, ...]]:
