@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import anthropic
 import openai
 import pytest
-from anthropic.types import MessageParam
+from anthropic.types import MessageParam, TextBlockParam
 
 from farebox.simulator import Profile, serving
 from farebox.simulator.generator import NATURAL_TOKENS, WORDS, Pace
@@ -98,6 +98,22 @@ async def test_a_repeated_prompt_is_cached_in_messages_and_left_out_of_the_input
             answer = await client.messages.create(model=MODEL, max_tokens=1, messages=turn)
     assert answer.usage.cache_read_input_tokens == 3 * BLOCK_TOKENS
     assert answer.usage.input_tokens == BLOCK_TOKENS + MESSAGE_TOKENS
+
+
+async def test_a_marked_prompt_is_written_to_the_cache_and_then_read_from_it() -> None:
+    marked: TextBlockParam = {"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}
+    usages = []
+    async with anthropic_client() as client:
+        for _ in range(2):
+            turn: list[MessageParam] = [{"role": "user", "content": [marked]}]
+            answer = await client.messages.create(model=MODEL, max_tokens=1, messages=turn)
+            usages.append(answer.usage)
+    counts = [
+        (usage.input_tokens, usage.cache_creation_input_tokens, usage.cache_read_input_tokens)
+        for usage in usages
+    ]
+    rest, cached = BLOCK_TOKENS + MESSAGE_TOKENS, 3 * BLOCK_TOKENS
+    assert counts == [(rest, cached, 0), (rest, 0, cached)]
 
 
 async def test_a_message_without_a_limit_is_refused() -> None:

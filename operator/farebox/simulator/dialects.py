@@ -89,13 +89,18 @@ class ResponsesReply:
 
 @dataclass(frozen=True, slots=True)
 class MessagesReply:
-    """The answer of POST /v1/messages. Anthropic's `input_tokens` excludes cached tokens."""
+    """The answer of POST /v1/messages.
+
+    Anthropic's `input_tokens` excludes the tokens that are read from the cache or written to it; those of
+    this class include them.
+    """
 
     id: str
     model: str
     answer: Completion
     input_tokens: int
     cached_tokens: int
+    written_tokens: int = 0
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer without streaming."""
@@ -131,8 +136,8 @@ class MessagesReply:
             "stop_reason": stop_reason,
             "stop_sequence": None,
             "usage": {
-                "input_tokens": self.input_tokens - self.cached_tokens,
-                "cache_creation_input_tokens": 0,
+                "input_tokens": self.input_tokens - self.cached_tokens - self.written_tokens,
+                "cache_creation_input_tokens": self.written_tokens,
                 "cache_read_input_tokens": self.cached_tokens,
                 "output_tokens": given,
             },

@@ -73,6 +73,7 @@ class TextPart(BaseModel):
 
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = None
 
 
 class Message(BaseModel):
@@ -181,6 +182,13 @@ class MessagesRequest(SimulatorRequest):
         if isinstance(self.system, list):
             return [" ".join(part.text for part in self.system), *turns]
         return [self.system, *turns] if self.system else turns
+
+    @property
+    def writes_cache(self) -> bool:
+        """Whether a part has `cache_control`: then Anthropic reports what it writes to its cache."""
+        contents = (self.system, *(turn.content for turn in self.messages))
+        parts = (part for content in contents if isinstance(content, list) for part in content)
+        return any(part.cache_control is not None for part in parts)
 
 
 class EmbeddingRequest(SimulatorRequest):

@@ -34,7 +34,7 @@ from farebox.simulator.protocol import (
     SimulatorRequest,
 )
 from farebox.simulator.reply import CHAT, TEXT, Form, Reply
-from farebox.simulator.tokens import MESSAGE_TOKENS, PrefixCache, tokenize
+from farebox.simulator.tokens import MESSAGE_TOKENS, PrefixCache, cacheable, tokenize
 
 DRAIN_SECONDS = 600.0
 """The time that running answers have after a stop; in a cluster the pod's grace period is shorter."""
@@ -147,12 +147,14 @@ class Simulator:
         """POST /v1/messages."""
         body = await self._read(request, MessagesRequest)
         prompt = [token for text in body.texts for token in tokenize(text)]
+        cached = self._cache.admit(prompt)
         reply = MessagesReply(
             id=secrets.token_hex(12),
             model=body.model,
             answer=compose(body.max_tokens, body.min_tokens),
             input_tokens=len(prompt) + MESSAGE_TOKENS * len(body.texts),
-            cached_tokens=self._cache.admit(prompt),
+            cached_tokens=cached,
+            written_tokens=cacheable(prompt) - cached if body.writes_cache else 0,
         )
         return await self._answer(request, body.stream, reply)
 

@@ -23,6 +23,11 @@ def tokenize(text: str) -> list[str]:
     ]
 
 
+def cacheable(tokens: Sequence[str]) -> int:
+    """How many of a prompt's first tokens can be cached: whole blocks, and never the last token."""
+    return max(0, len(tokens) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+
+
 class PrefixCache:
     """A cache of prompt prefixes, so that `cached_tokens` behaves as with a real server.
 
@@ -43,8 +48,7 @@ class PrefixCache:
         cached_blocks = 0
         still_cached = True
         prefix = 0
-        usable = max(0, len(tokens) - 1) // BLOCK_TOKENS
-        for index in range(usable):
+        for index in range(cacheable(tokens) // BLOCK_TOKENS):
             block = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
             prefix = hash((prefix, tuple(block)))
             still_cached = still_cached and prefix in self._blocks
