@@ -3,15 +3,20 @@
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
 
 import openai
 import pytest
 from anthropic import Anthropic
+from anthropic.types import TextBlockParam
 from openai import APIStatusError
 
+from farebox.domain.billing.money import parse_amount
 from farebox.kube.names import core_path
-from tests.integration.callers import QUESTION, Caller, client, edit_key, make_key, refused
+from tests.integration.callers import PRICES, QUESTION, Caller, client, edit_key, make_key, refused
 from tests.integration.tenants import SECONDS, Tenant, template
+from tests.support.api import JSONObject
 from tests.support.gateway import Gateway
 from tests.support.processes import Process
 from tests.support.stack import BACKENDS, Stack
@@ -67,6 +72,46 @@ def test_b16_every_endpoint_is_served_and_metered_as_its_usage_says(caller: Call
     spent += cost(message.usage.input_tokens, 0, message.usage.output_tokens)
     caller.wait_spent(before, spent)
     assert [model.id for model in ai.models.list()] == ["chat"]
+
+
+def test_b32_a_call_that_writes_a_cache_is_looked_up_with_its_price(
+    tenant: Tenant, gateway: Gateway, reader: str, stack: Stack
+) -> None:
+    """B41 end to end: Anthropic's usage, the model's cacheWrite price, the ledger, the look-up."""
+    tiers = [PRICES[0] | {"cacheWrite": "1.250"}]
+    caller = Caller(tenant, gateway, reader, prices={"currency": tenant.currency, "tiers": tiers})
+    caller.start()
+    claude = Anthropic(base_url=gateway.url, api_key=caller.token, max_retries=0)
+    marked: TextBlockParam = {
+        "type": "text",
+        "text": f"{tenant.unique} " + "word " * 100,
+        "cache_control": {"type": "ephemeral"},
+    }
+    raw = claude.messages.with_raw_response.create(
+        model="chat", max_tokens=7, messages=[{"role": "user", "content": [marked]}]
+    )
+    usage = raw.parse().usage
+    assert usage.cache_creation_input_tokens
+    own = f"namespace={tenant.namespace}"
+    request_id = raw.headers["x-request-id"]
+
+    def look() -> JSONObject:
+        return stack.call_meter("GET", f"/v1/calls/{request_id}?{own}", token=reader)
+
+    found = wait_for("the call is stored", look, SECONDS)
+    assert found["cacheWriteInputTokens"] == usage.cache_creation_input_tokens
+    assert found["cachedInputTokens"] == usage.cache_read_input_tokens
+    assert found["outputTokens"] == usage.output_tokens
+    assert found["inputTokens"] == usage.input_tokens + usage.cache_creation_input_tokens
+    assert (found["status"], found["apiKey"], found["estimated"]) == (200, "app", False)
+    assert 0 <= found["firstByteMs"] <= found["durationMs"]
+    assert found["price"]["cacheWrite"] == "1.250"
+    charge = cost(usage.input_tokens, 0, usage.output_tokens) + usage.cache_creation_input_tokens * 1250
+    assert parse_amount(found["charge"]) == charge
+    now = datetime.now(UTC)
+    times = {"from": (now - timedelta(hours=1)).isoformat(), "to": (now + timedelta(hours=1)).isoformat()}
+    listed = stack.call_meter("GET", f"/v1/calls?{own}&{urlencode(times)}", token=reader)["calls"]
+    assert listed[0] == found
 
 
 def test_b16_streams_are_metered_whether_the_client_asks_for_usage_or_not(caller: Caller) -> None:

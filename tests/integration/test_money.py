@@ -16,7 +16,13 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.plane
 
 PRECISE = [
-    {"upToInputTokens": 1000, "input": "0.123", "cachedInput": "0.007", "output": "1.999"},
+    {
+        "upToInputTokens": 1000,
+        "input": "0.123",
+        "cachedInput": "0.007",
+        "cacheWrite": "0.154",
+        "output": "1.999",
+    },
     {"input": "999999.999", "cachedInput": "0.001", "output": "0.000"},
 ]
 
@@ -69,8 +75,15 @@ def test_b12_usage_is_charged_at_the_models_price_to_the_nano_unit(tenant: Tenan
     tenant.stack.post_usage([usage_event(subject(tenant, "own"), model, 1000, 1, cached_input_tokens=999)])
     first = 1 * 123 + 999 * 7 + 1 * 1999
     wait_balance(tenant, reader, nano(10_000_000_000 - first))
-    # The second tier prices the whole call.
-    tenant.stack.post_usage([usage_event(subject(tenant, "own"), model, 1001, 7, cached_input_tokens=998)])
+    # Cache writes have a price of their own: 154 nano for a token (B41).
+    written = usage_event(subject(tenant, "own"), model, 100, 0, 10, cache_write_input_tokens=60)
+    tenant.stack.post_usage([written])
+    first += 30 * 123 + 10 * 7 + 60 * 154
+    wait_balance(tenant, reader, nano(10_000_000_000 - first))
+    # The second tier prices the whole call. Without cacheWrite, a write costs what input costs.
+    tenant.stack.post_usage(
+        [usage_event(subject(tenant, "own"), model, 1001, 7, 998, cache_write_input_tokens=2)]
+    )
     second = 3 * 999_999_999 + 998 * 1
     wait_balance(tenant, reader, nano(10_000_000_000 - first - second))
     tenant.wait_account(balance=nano(10_000_000_000 - first - second), state="Active")

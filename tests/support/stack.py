@@ -309,7 +309,12 @@ def _answers(url: str) -> bool:
 
 
 def usage_event(
-    service: str, model: str, input_tokens: int = 0, output_tokens: int = 0, cached_input_tokens: int = 0
+    service: str,
+    model: str,
+    input_tokens: int = 0,
+    output_tokens: int = 0,
+    cached_input_tokens: int = 0,
+    cache_write_input_tokens: int = 0,
 ) -> dict[str, Any]:
     """A CloudEvent about one call, with an id of its own."""
     return {
@@ -325,6 +330,7 @@ def usage_event(
             "apiKey": "tests",
             "inputTokens": input_tokens,
             "cachedInputTokens": cached_input_tokens,
+            "cacheWriteInputTokens": cache_write_input_tokens,
             "outputTokens": output_tokens,
             "requestId": uuid.uuid4().hex,
             "status": 200,
