@@ -138,7 +138,7 @@ async def test_b26_metrics_say_how_much_of_a_model_is_estimated(api: Api) -> Non
     cut = known | {"estimated": True, "outputTokens": 7}
     await api.post_events([cloud_event("1", data=known), cloud_event("2", data=cut)])
     await api.post_events([cloud_event("2", data=cut), cloud_event("3", data=cut)])
-    await api.post_events([cloud_event("4", data=known | {"model": "never-heard-of"})])
+    await api.post_events([cloud_event("4", data=known | {"model": "unknown-model"})])
     metrics = (await api.call("GET", "/metrics")).body
     for labels, calls, tokens in (
         ('model="qwen3-8b",estimated="false"', 1, 120),
@@ -148,7 +148,7 @@ async def test_b26_metrics_say_how_much_of_a_model_is_estimated(api: Api) -> Non
         estimated, model = sorted(labels.split(","))
         assert f"farebox_meter_calls_total{{{estimated},{model}}} {calls}.0" in metrics
         assert f"farebox_meter_tokens_total{{{estimated},{model}}} {tokens}.0" in metrics
-    assert "never-heard-of" not in metrics
+    assert "unknown-model" not in metrics
 
 
 async def test_refused_topups_are_409_with_a_reason(api: Api) -> None:
