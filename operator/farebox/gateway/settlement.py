@@ -124,13 +124,13 @@ class Settlement:
     def on_usage(self, line: UsageLine, billed: BilledTokens | None) -> None:
         """Settle the call of a line of Envoy's log."""
         self.settle(line.request_id, line.time, line.labels, None if billed is None else billed.tokens)
-        if billed is not None and not billed.estimated and billed.input_tokens:
+        if billed is not None and not billed.estimated and (billed.cached_tokens or self._cached_shares):
             self._remember_cached_share(line.labels, billed)
 
     def _remember_cached_share(self, labels: Mapping[str, str], billed: BilledTokens) -> None:
         """Most servers report cached input at the end of an answer only, which some calls do not reach."""
         caller = (labels.get("service", ""), labels.get("api_key", ""))
-        share = billed.cached_tokens * 1000 // billed.input_tokens
+        share = billed.cached_tokens * 1000 // max(billed.input_tokens, 1)
         if share:
             if len(self._cached_shares) >= _MAX_CALLERS and caller not in self._cached_shares:
                 self._cached_shares.clear()

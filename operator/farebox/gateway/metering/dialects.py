@@ -55,14 +55,15 @@ class UsageNames:
 
     Args:
         cached, cache_write: paths of input that is read from a cache, and written to it; the largest counts.
+            A path is a name, and the name within that object, or "".
         input_has_cache: whether the input includes both.
         total: whether output that only `total_tokens` includes is output too.
     """
 
     input: str
     output: str
-    cached: tuple[str, ...]
-    cache_write: tuple[str, ...]
+    cached: tuple[tuple[str, str], ...]
+    cache_write: tuple[tuple[str, str], ...]
     input_has_cache: bool = True
     total: bool = False
 
@@ -71,27 +72,30 @@ CHAT: Final = UsageNames(
     "prompt_tokens",
     "completion_tokens",
     cached=(
-        "prompt_tokens_details.cached_tokens",  # OpenAI, Azure, vLLM, SGLang, Gemini, Groq, xAI, OpenRouter
-        "prompt_cache_hit_tokens",  # DeepSeek
-        "cached_tokens",  # Moonshot
-        "cache_read_input_tokens",  # LiteLLM
+        (
+            "prompt_tokens_details",
+            "cached_tokens",
+        ),  # OpenAI, Azure, vLLM, SGLang, Gemini, Groq, xAI, OpenRouter
+        ("prompt_cache_hit_tokens", ""),  # DeepSeek
+        ("cached_tokens", ""),  # Moonshot
+        ("cache_read_input_tokens", ""),  # LiteLLM
     ),
     cache_write=(
-        "prompt_tokens_details.cache_write_tokens",  # OpenRouter
-        "prompt_tokens_details.cache_creation_tokens",  # LiteLLM
-        "cache_creation_input_tokens",  # LiteLLM
+        ("prompt_tokens_details", "cache_write_tokens"),  # OpenRouter
+        ("prompt_tokens_details", "cache_creation_tokens"),  # LiteLLM
+        ("cache_creation_input_tokens", ""),  # LiteLLM
     ),
     # Gemini and xAI count reasoning in total_tokens alone.
     total=True,
 )
 RESPONSES: Final = UsageNames(
-    "input_tokens", "output_tokens", cached=("input_tokens_details.cached_tokens",), cache_write=()
+    "input_tokens", "output_tokens", cached=(("input_tokens_details", "cached_tokens"),), cache_write=()
 )
 MESSAGES: Final = UsageNames(
     "input_tokens",
     "output_tokens",
-    cached=("cache_read_input_tokens",),
-    cache_write=("cache_creation_input_tokens",),
+    cached=(("cache_read_input_tokens", ""),),
+    cache_write=(("cache_creation_input_tokens", ""),),
     input_has_cache=False,
 )
 
@@ -109,7 +113,7 @@ def usage_names(usage: Mapping[str, Any]) -> UsageNames:
     """The names that a usage object uses. Its dialect does not say it: providers mix them."""
     if CHAT.input in usage or CHAT.output in usage:
         return CHAT
-    if any(name in usage for name in (*MESSAGES.cached, *MESSAGES.cache_write)):
+    if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:
         return MESSAGES
     return RESPONSES
 
@@ -143,21 +147,24 @@ def merged(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _largest(usage: Mapping[str, Any], paths: tuple[str, ...]) -> int | None:
-    found = [_count(_at(usage, path)) for path in paths]
-    return max((each for each in found if each is not None), default=None)
-
-
-def _at(usage: Mapping[str, Any], path: str) -> Any:
-    name, _, rest = path.partition(".")
-    value = usage.get(name)
-    if not rest:
-        return value
-    return value.get(rest) if isinstance(value, dict) else None
+def _largest(usage: Mapping[str, Any], paths: tuple[tuple[str, str], ...]) -> int | None:
+    largest = None
+    for name, inner in paths:
+        value = usage.get(name)
+        if value is None:
+            continue
+        if inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        count = _count(value)
+        if count is not None and (largest is None or count > largest):
+            largest = count
+    return largest
 
 
 def _count(value: Any) -> int | None:
     """A number of tokens; None for any other value."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and value >= 0 else None
+    if type(value) is int:
+        return value if value >= 0 else None
+    if type(value) is float and value.is_integer() and value >= 0:
+        return int(value)
+    return None

@@ -255,7 +255,8 @@ def _reported(seen: Mapping[str, str], labels: Mapping[str, str]) -> TokenCounts
     usage: dict[str, Any] = {}
     for name in ("first", "last", "final"):
         if name in seen:
-            usage = merged(usage, _usage(seen[name]))
+            reported = _usage(seen[name])
+            usage = merged(usage, reported) if usage else reported
     counts = token_counts(usage, labels.get("dialect", ""))
     if "final" not in seen and "choices" in seen:
         return _of_choices(counts, seen["choices"], _number(labels, "inputs", 1))
