@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,8 @@ class Gateway:
     session: aiohttp.ClientSession
     admin: Admin
     envoy: EnvoyProcess
+    _lines: list[UsageLine] = field(default_factory=list)
+    _read_bytes: int = 0
 
     @property
     def url(self) -> str:
@@ -216,8 +218,14 @@ class Gateway:
 
     def lines(self) -> list[UsageLine]:
         """The log so far, but for a line that Envoy is about to write."""
-        text = self.settings.log_file.read_bytes() if self.settings.log_file.exists() else b""
-        return [parse(line) for line in text.split(b"\n")[:-1]]
+        if self.settings.log_file.exists():
+            with self.settings.log_file.open("rb") as file:
+                file.seek(self._read_bytes)
+                text = file.read()
+            whole = text.rfind(b"\n") + 1
+            self._read_bytes += whole
+            self._lines += [parse(line) for line in text[:whole].split(b"\n")[:-1]]
+        return self._lines
 
     async def line(self, number: int = 1) -> UsageLine:
         """Wait until the log has exactly `number` lines; return the last one."""
