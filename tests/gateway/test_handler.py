@@ -97,7 +97,7 @@ async def test_stream_usage_of_the_model_decides_when_a_stream_reports_usage(
     ],
 )
 async def test_every_endpoint_is_forwarded(harness: Harness, path: str, sent: str) -> None:
-    assert (await harness.forwarded({"model": "chat", "input": "x"}, path=path)).path == sent
+    assert (await harness.forwarded({"model": "chat"}, path=path)).path == sent
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ async def test_a_bound_equal_to_the_context_is_not_sent(harness: Harness) -> Non
     """A model server refuses an output limit as large as its context: no prompt fits beside it."""
     harness.put(account("Hard"), model(limits={"contextTokens": 4096}))
     forward = await harness.forwarded({"model": "chat"})
-    assert json.loads(forward.body or b"") == {"model": "Qwen/Qwen3-8B"}
+    assert set(json.loads(forward.body or b"")) == {"model", "cache_salt"}
     assert harness.leases.amounts[f"req-{harness.requests}"] > 4096 * 1500
 
 
@@ -639,7 +639,7 @@ async def test_calls_that_ended_before_this_process_started_are_not_corrected_ag
     after.put(service(limits={"tpm": 200}))
     after.settlement.settle("req-1", ended_at, forward.labels, CallTokens(input=50, output=50))
     await after.settlement.correct()
-    status, _, headers = await after.refused({"model": "chat", "max_tokens": 100, "x": "y"})
+    status, _, headers = await after.refused({"model": "chat", "max_tokens": 100, "user": "y"})
     assert (status, headers["x-ratelimit-remaining-tokens"]) == (429, "100")
 
 

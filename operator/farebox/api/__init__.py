@@ -55,6 +55,7 @@ from farebox.api.inferenceservice import (
 )
 from farebox.api.kinds import CATEGORY, KINDS, AnyObject, KindInfo
 from farebox.api.model import (
+    CacheSalt,
     DeploymentServing,
     ExternalServing,
     FreeQuotaOffer,
@@ -64,6 +65,7 @@ from farebox.api.model import (
     ModelStatus,
     Prices,
     PriceTier,
+    RequestRules,
     ReservationOffer,
     SecretKeyRef,
     Serving,
@@ -95,6 +97,7 @@ __all__ = [
     "BillingAccountSpec",
     "BillingAccountStatus",
     "BillingMode",
+    "CacheSalt",
     "Condition",
     "ConditionStatus",
     "ConditionType",
@@ -124,6 +127,7 @@ __all__ = [
     "PriceTier",
     "Prices",
     "QuotaPeriod",
+    "RequestRules",
     "Reservation",
     "ReservationOffer",
     "ReservationState",

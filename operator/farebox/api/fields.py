@@ -103,6 +103,11 @@ Count32 = Annotated[int, Field(ge=0, le=2**31 - 1), OpenAPI({"format": "int32"})
 Count64 = Annotated[int, Field(ge=0, le=2**53), OpenAPI({"format": "int64"})]
 """A number from 0 to 2^53, which every JSON reader keeps exact."""
 
+FieldName = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*([.][A-Za-z0-9_-]+)?$")
+]
+"""A field of a request body, or tools.TYPE."""
+
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of an object: lower-case letters, digits, "-" and "."."""
 

@@ -10,6 +10,7 @@ from farebox.api.fields import (
     Count32,
     Count64,
     Currency,
+    FieldName,
     ObjectName,
     OpenAPI,
     Price,
@@ -82,6 +83,13 @@ The full schema would be half a megabyte in each CRD, and would age with the clu
 """
 
 
+class CacheSalt(StrEnum):
+    """Whether calls of different namespaces share the prefix cache of a model server."""
+
+    NAMESPACE = "Namespace"
+    NEVER = "Never"
+
+
 class StreamUsage(StrEnum):
     """When a stream reports its usage. The gateway requests it unless it is Never (B16)."""
 
@@ -136,6 +144,13 @@ class DeploymentServing(APIPart):
     )
     stream_usage: StreamUsage = Field(
         StreamUsage.EACH_EVENT, description=_STREAM_USAGE.format(server="model server")
+    )
+    cache_salt: CacheSalt = Field(
+        CacheSalt.NAMESPACE,
+        description="Namespace: requests to the shared backend carry cache_salt, a hash of the caller's"
+        " namespace, so that a namespace cannot find out by cached_tokens what others asked. vLLM and SGLang"
+        " know the field, and llama.cpp and Ollama ignore it. Never: for a model server that refuses unknown"
+        " fields.",
     )
     template: Annotated[dict[str, Any], OpenAPI(POD_TEMPLATE)] = Field(
         description="Pod template of the shared backend and the pattern of dedicated ones. Secrets, claims"
@@ -329,6 +344,30 @@ class ModelLimits(APIPart):
     )
 
 
+class RequestRules(APIPart):
+    """What requests may contain, and how their pieces that are not text are counted."""
+
+    allowed_fields: Annotated[tuple[FieldName, ...], OpenAPI({"x-kubernetes-list-type": "set"})] = Field(
+        (),
+        max_length=64,
+        description="Fields of request bodies that the model accepts beside the documented ones. tools.TYPE"
+        " accepts a type of tool, such as tools.web_search. Fields and tools that cost extra, name stored"
+        " objects or control the engine of a model server are refused unless they are listed here.",
+    )
+    image_tokens: Count32 = Field(
+        1100, description="Tokens that one image counts before its call has reported its usage."
+    )
+    audio_tokens: Count32 = Field(
+        1500, description="Tokens that one recording counts before its call has reported its usage."
+    )
+    file_tokens: Count32 = Field(
+        3000, description="Tokens that one file counts before its call has reported its usage."
+    )
+    video_tokens: Count32 = Field(
+        8000, description="Tokens that one video counts before its call has reported its usage."
+    )
+
+
 class ModelSpec(APIPart):
     """The spec of a model."""
 
@@ -350,6 +389,10 @@ class ModelSpec(APIPart):
     limits: ModelLimits = Field(
         ModelLimits(),
         description="Ceilings for every service on the model. Without it there are no ceilings.",
+    )
+    requests: RequestRules = Field(
+        RequestRules(),
+        description="What requests may contain, and how images and files in them are counted.",
     )
     retired: bool = Field(
         False,

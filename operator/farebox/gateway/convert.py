@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from farebox.api import (
     APIKey,
+    CacheSalt,
     ConditionStatus,
     ConditionType,
     InferenceService,
@@ -18,6 +19,7 @@ from farebox.domain.admission.addresses import parse_networks
 from farebox.domain.admission.types import (
     KeyAllowance,
     KeyPolicy,
+    MediaTokens,
     ModelPolicy,
     ReservedThroughput,
     ServicePolicy,
@@ -63,11 +65,17 @@ class ModelUpstream:
 
     Args:
         stream_usage: when a stream reports its usage.
+        salt_key: unique to the model; the salts of its namespaces are made with it.
+        salts_cache: whether the shared backend knows `cache_salt`.
+        allowed_fields: of request bodies, beside the documented ones; "tools.TYPE" is a type of tool.
         backend: the name of the shared backend; dedicated backends have the same port.
     """
 
     served_name: str
     stream_usage: StreamUsage
+    salt_key: bytes
+    allowed_fields: frozenset[str] = frozenset()
+    salts_cache: bool = False
     backend: str = ""
     port: int = 0
     provider: Provider | None = None
@@ -135,7 +143,7 @@ def _reservation(service: InferenceService) -> ReservedThroughput | None:
 
 def model_policy(model: Model) -> ModelPolicy:
     """The policy of a Model."""
-    limits = model.spec.limits
+    limits, requests = model.spec.limits, model.spec.requests
     return ModelPolicy(
         name=model.name,
         retired=model.spec.retired,
@@ -144,6 +152,9 @@ def model_policy(model: Model) -> ModelPolicy:
         context_tokens=limits.context_tokens,
         max_output_tokens=limits.max_output_tokens,
         tiers=token_price_tiers(model.spec.prices),
+        media=MediaTokens(
+            requests.image_tokens, requests.audio_tokens, requests.file_tokens, requests.video_tokens
+        ),
     )
 
 
@@ -153,7 +164,8 @@ def model_upstream(model: Model) -> ModelUpstream:
     Raises:
         ValueError: it has none, or an invalid URL. The CRD's validation admits neither.
     """
-    serving = model.spec.serving
+    serving, allowed = model.spec.serving, frozenset(model.spec.requests.allowed_fields)
+    salt_key = model.metadata.uid.encode()
     if serving.external is not None:
         external = serving.external
         ref = external.credentials_secret_ref
@@ -161,6 +173,7 @@ def model_upstream(model: Model) -> ModelUpstream:
         return ModelUpstream(
             model.served_name,
             external.stream_usage,
+            *(salt_key, allowed),
             provider=_provider(external.base_url, secret),
         )
     deployment = serving.deployment
@@ -169,8 +182,10 @@ def model_upstream(model: Model) -> ModelUpstream:
     return ModelUpstream(
         model.served_name,
         deployment.stream_usage,
-        shared_backend_name(model.name),
-        deployment.port,
+        *(salt_key, allowed),
+        salts_cache=deployment.cache_salt is CacheSalt.NAMESPACE,
+        backend=shared_backend_name(model.name),
+        port=deployment.port,
     )
 
 

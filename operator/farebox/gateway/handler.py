@@ -8,11 +8,11 @@ limits were counted returns both. `settlement` handles the end of a call.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
@@ -30,9 +30,10 @@ from farebox.gateway.convert import ModelUpstream, Provider
 from farebox.gateway.credentials import Credentials, CredentialsUnavailable
 from farebox.gateway.interface import BodyHandler, ImmediateResponse, RequestHead, Route
 from farebox.gateway.ratelimit.base import Counters
-from farebox.gateway.request.body import RequestBody, parse
+from farebox.gateway.request.body import RequestBody, parsing
 from farebox.gateway.request.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, APIEndpoint
 from farebox.gateway.request.errors import denial_response, error_response, in_form_of
+from farebox.gateway.request.fields import added_fields, check_fields
 from farebox.gateway.request.headers import (
     BETA,
     address_of,
@@ -107,7 +108,7 @@ class Handler:
             key = identify(caller, self.snapshot, now)
             if body is None:
                 raise Denied(400, "missing_body", "The request has no body. Send a JSON object")
-            request = parse(endpoint, body)
+            request = await _in_steps(parsing(endpoint, body))
             call = Call(
                 key_hash=caller.key_hash,
                 address=caller.address,
@@ -116,7 +117,8 @@ class Handler:
                 asked_output=request.asked_output,
                 choices=request.choices,
                 inputs=request.inputs,
-                text_only=request.text_only,
+                text_only=request.content.text_only,
+                media=request.content.media,
             )
             allow = admit_known(call, key, self.snapshot, now)
             return await self._reserve(head, request, allow, milliseconds(now))
@@ -130,6 +132,9 @@ class Handler:
             Denied: the balance, a limit or the provider's credentials stop the call.
         """
         request_id, service = head.request_id, allow.service
+        upstream = self.snapshot.route(service.model)
+        assert upstream is not None, "an admitted model exists"
+        check_fields(request, upstream)
         if allow.hold is not None:
             await self._hold(request_id, service.account, allow.hold)
         self.spend.authorize(request_id, service.account, allow.committed, service.model, allow.free_tokens)
@@ -140,8 +145,6 @@ class Handler:
                 result = await self.counters.take(allow.limit_requests, now)
                 check_limits(result.limit_statuses)
                 consumption, limit_statuses = result.consumption, result.statuses_after(now)
-            upstream = self.snapshot.route(service.model)
-            assert upstream is not None, "an admitted model exists"
             provider = upstream.provider
             token = None if provider is None else await self._provider_token(request_id, provider)
             route = self._route(head, request, allow, consumption, limit_statuses, upstream, token)
@@ -193,6 +196,7 @@ class Handler:
         token: str | None,
     ) -> Route:
         """The route of an admitted call; `token` is the provider's, if it needs one."""
+        service = allow.service
         headers, stream_usage = {"accept-encoding": "identity"}, upstream.stream_usage
         if BETA in head.headers and BETA not in self.request_headers:
             betas = harmless_betas(head.headers[BETA])
@@ -206,7 +210,6 @@ class Handler:
                 if request.endpoint is MESSAGES:
                     headers["x-api-key"] = token
         else:
-            service = allow.service
             name = dedicated_backend_name(service.key) if service.dedicated else upstream.backend
             address, tls, path = self.backend_address(name, upstream.port), False, request.endpoint.path
         labels = self.settlement.labels_of(allow, request, consumption)
@@ -214,7 +217,12 @@ class Handler:
             upstream=address,
             tls=tls,
             path=path,
-            body=request.rewritten(upstream.served_name, stream_usage, _bound_per_answer(allow, request)),
+            body=request.rewritten(
+                upstream.served_name,
+                stream_usage,
+                _bound_per_answer(allow, request),
+                added_fields(request, upstream, service.key.namespace, shared=not service.dedicated),
+            ),
             set_headers=headers,
             remove_headers=removed_headers(head.headers, headers, self.request_headers),
             labels=labels,
@@ -257,6 +265,16 @@ class Handler:
             except Denied:
                 continue
         return _answer(head, {"object": "list", "data": listed})
+
+
+async def _in_steps(steps: Generator[None, None, RequestBody]) -> RequestBody:
+    """Run the steps of parsing; other calls are decided between them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(RequestBody, end.value)
+        await asyncio.sleep(0)
 
 
 def _bound_per_answer(allow: Allow, request: RequestBody) -> int | None:

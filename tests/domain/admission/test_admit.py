@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from farebox.domain.admission.estimates import ADDED_TOKENS
 from farebox.domain.admission.rate_limits import effective_limit, period_status, sliding_status
 from farebox.domain.admission.rules import check_limits
-from farebox.domain.admission.types import Denied, FreeTokens, KeyAllowance, Window
+from farebox.domain.admission.types import (
+    Denied,
+    FreeTokens,
+    KeyAllowance,
+    MediaPieces,
+    MediaTokens,
+    Window,
+)
 from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge
@@ -60,12 +67,24 @@ def test_a_call_without_max_tokens_holds_the_models_ceiling() -> None:
     assert allow.hold == TEXT * 500 + 8192 * 1500
 
 
-def test_a_body_is_searched_for_content_that_is_not_text_once_and_only_for_a_hold() -> None:
-    searches: list[Scenario] = []
-    for scenario in (PAID, HARD(PAID), HARD(RESERVED)):
-        counted = with_("call", text_only=lambda scenario=scenario: searches.append(scenario) or True)
-        counted(scenario).allowed()
-    assert searches == [HARD(PAID), HARD(RESERVED)], "it may be long"
+def test_b28_media_counts_by_the_piece_and_not_by_its_bytes() -> None:
+    """An account with little money must not look overdue to others because of one picture."""
+    picture = MediaPieces(encoded_bytes=2_000_000, images=1)
+    sent = both(LIMITED, with_("call", body_bytes=2_000_400, text_only=False, media=picture))
+    allow = sent(PAID).allowed()
+    assert allow.input_estimate == 100 + 1100
+    assert allow.committed == (100 + 1100) * 500
+    assert limits(sent(PAID))["tpm"][1] < 10_000
+    counted = both(sent, with_("the_model", media=MediaTokens(image=7)))
+    assert counted(PAID).allowed().input_estimate == 100 + 7
+
+
+def test_b28_the_bound_of_media_is_the_context_whatever_a_piece_counts() -> None:
+    picture = MediaPieces(encoded_bytes=300, images=1)
+    sent = both(
+        HARD, with_("call", text_only=False, media=picture), with_("the_model", context_tokens=50_000)
+    )
+    assert sent(PAID).allowed().input_bound == 50_000
 
 
 def test_the_hold_covers_every_answer() -> None:
@@ -74,7 +93,7 @@ def test_the_hold_covers_every_answer() -> None:
 
 
 def test_an_image_holds_the_models_whole_context() -> None:
-    images = both(HARD, with_("call", text_only=lambda: False))
+    images = both(HARD, with_("call", text_only=False))
     assert images(PAID).denied().code == "cost_unbounded"
     with_context = both(images, with_("the_model", context_tokens=131_072))
     assert with_context(PAID).allowed().hold == 131_072 * 800 + 100 * 2400
@@ -153,7 +172,7 @@ def test_a_reservation_is_counted_and_not_enforced_while_money_pays_the_excess()
         with_("the_funds", fresh=False),
         with_("the_service", postpaid=False),
         both(HARD, with_("the_funds", available=Nano(1))),
-        both(HARD, with_("call", text_only=lambda: False)),
+        both(HARD, with_("call", text_only=False)),
     ],
 )
 def test_a_reservation_in_force_is_enforced_when_nothing_else_pays(change: object) -> None:

@@ -50,7 +50,7 @@ ALWAYS: dict[str, tuple[Change, int, str]] = {
 OF_MONEY: dict[str, tuple[Change, int, str]] = {
     "money_known": (with_("the_funds", fresh=False), 503, "balance_unknown"),
     "not_overdue": (with_("the_funds", available=Nano(0)), 402, "endpoint_inactive"),
-    "cost_bounded": (both(HARD, with_("call", text_only=lambda: False)), 400, "cost_unbounded"),
+    "cost_bounded": (both(HARD, with_("call", text_only=False)), 400, "cost_unbounded"),
     "hold_covered": (both(HARD, with_("call", choices=1_000_000)), 402, "insufficient_balance"),
 }
 OF_TRIALS: dict[str, tuple[Change, int, str]] = {

@@ -1,7 +1,8 @@
 """Estimates and bounds of a call's tokens and cost, before the call. Pure.
 
-The estimate is a likely number of tokens, for rate limits: four bytes of the request are a token. It is
-corrected after the call. The bound is a number that the call cannot exceed, for money that must not be
+The estimate is a likely number of tokens, for rate limits and for calls that end early: four bytes of text
+are a token, and each image, recording or file has a number of tokens of its own (B28). It is corrected after
+the call. The bound is a number that the call cannot exceed, for money that must not be
 overspent (B17, Hard): a token has at least one byte, the JSON around a text is longer than the markup around
 it in a model's prompt, and templates add at most ADDED_TOKENS.
 """
@@ -9,6 +10,7 @@ it in a model's prompt, and templates add at most ADDED_TOKENS.
 from collections.abc import Sequence
 from typing import Final
 
+from farebox.domain.admission.types import NO_MEDIA, MediaPieces, MediaTokens
 from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, Tier, highest_input_price
 
@@ -22,13 +24,26 @@ ADDED_TOKENS: Final = 1000
 tools. Those of Llama, Qwen, gpt-oss and Claude have between 20 and 600 tokens."""
 
 
-def estimate_input(body_bytes: int, context_tokens: int = 0) -> int:
+_DEFAULT: Final = MediaTokens()
+
+
+def estimate_input(
+    body_bytes: int,
+    context_tokens: int = 0,
+    pieces: MediaPieces = NO_MEDIA,
+    per_piece: MediaTokens = _DEFAULT,
+) -> int:
     """The likely number of input tokens, at most the model's context (0: unknown).
 
     >>> estimate_input(4001), estimate_input(4_000_000, context_tokens=8192)
     (1001, 8192)
+    >>> estimate_input(2_000_400, pieces=MediaPieces(encoded_bytes=2_000_000, images=1))
+    1200
     """
-    tokens = max(1, -(-body_bytes // BYTES_PER_TOKEN))
+    tokens = max(1, -(-(body_bytes - pieces.encoded_bytes) // BYTES_PER_TOKEN))
+    if pieces is not NO_MEDIA:
+        tokens += pieces.images * per_piece.image + pieces.audios * per_piece.audio
+        tokens += pieces.files * per_piece.file + pieces.videos * per_piece.video
     return min(tokens, context_tokens) if context_tokens else tokens
 
 

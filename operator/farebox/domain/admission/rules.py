@@ -110,7 +110,7 @@ class AdmissionRequest(Struct, frozen=True, dict=True):
     def input_bound(self) -> int | None:
         """The maximum of input tokens by the length of the request; None: no bound."""
         call = self.call
-        return bound_input(call.body_bytes, text_only=call.text_only(), context_tokens=self.context)
+        return bound_input(call.body_bytes, text_only=call.text_only, context_tokens=self.context)
 
     @cached_property
     def most(self) -> Nano | None:

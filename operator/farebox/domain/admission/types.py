@@ -5,7 +5,6 @@ means that there is no such object. `UNKNOWN` means that its state is not known 
 """
 
 import enum
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
@@ -35,6 +34,33 @@ SLIDING: Final = Window.SLIDING
 """An alias for the hot path: before Python 3.12, reading a member of an enum is slow."""
 
 
+class MediaPieces(Struct, frozen=True):
+    """The images, recordings and files in a request.
+
+    Args:
+        encoded_bytes: of the request that encode them (base64). A model does not read these as text.
+    """
+
+    encoded_bytes: int = 0
+    images: int = 0
+    audios: int = 0
+    files: int = 0
+    videos: int = 0
+
+
+NO_MEDIA: Final = MediaPieces()
+
+
+@dataclass(frozen=True, slots=True)
+class MediaTokens:
+    """The likely number of tokens of one piece, by its kind (B28)."""
+
+    image: int = 1100
+    audio: int = 1500
+    file: int = 3000
+    video: int = 8000
+
+
 class Call(Struct, frozen=True):
     """The parts of a call that admission needs.
 
@@ -46,8 +72,8 @@ class Call(Struct, frozen=True):
         asked_output: the caller's bound on the tokens of each answer, or None; 0 where there is no answer.
         choices: how many answers the caller wants.
         inputs: how many texts the model reads separately; its context bounds each of them.
-        text_only: whether the request contains nothing but text. A function, because the search is long and
-            only some calls need it.
+        text_only: whether the request contains nothing but text.
+        media: its pieces that are not text.
     """
 
     key_hash: str
@@ -57,7 +83,8 @@ class Call(Struct, frozen=True):
     asked_output: int | None
     choices: int = 1
     inputs: int = 1
-    text_only: Callable[[], bool] = lambda: True
+    text_only: bool = True
+    media: MediaPieces = NO_MEDIA
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +148,7 @@ class ServicePolicy:
 
 @dataclass(frozen=True, slots=True)
 class ModelPolicy:
-    """A Model: its ceilings (0: none) and its prices."""
+    """A Model: its ceilings (0: none), its prices and what a piece of media counts."""
 
     name: str
     retired: bool = False
@@ -130,6 +157,7 @@ class ModelPolicy:
     context_tokens: int = 0
     max_output_tokens: int = 0
     tiers: tuple[Tier, ...] = ()
+    media: MediaTokens = MediaTokens()
 
 
 class AvailableFunds(Struct, frozen=True):

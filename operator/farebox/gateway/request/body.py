@@ -5,63 +5,32 @@ duplicate key, or one in other capitals, has different meanings to different rea
 matter here are neither read nor changed: numbers keep their digits, and strings keep their escapes.
 """
 
-from collections.abc import Mapping
-from itertools import accumulate
-from typing import Any, Final, TypeVar
+from collections.abc import Generator, Mapping
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from farebox.api import StreamUsage
 from farebox.domain.admission.types import Denied
 from farebox.gateway.interface import UsageRedaction
+from farebox.gateway.request.content import Content, survey
 from farebox.gateway.request.endpoints import ENDPOINTS, APIEndpoint
-from farebox.gateway.request.modality import is_text_only
+from farebox.gateway.request.json_objects import Fields, read_object
+from farebox.gateway.request.structure import SMALL, check_nesting, check_structure
 
-MAX_DEPTH: Final = 64
-MAX_KEYS: Final = 256
-MAX_PIECES: Final = 250_000
-"""The most strings, and the most lists and objects, of a body that may be nested too deeply."""
 MAX_CHOICES: Final = 128
 MAX_TOKENS_ASKED: Final = 2**31 - 1
 _MAX_MODEL_LENGTH: Final = 253
 
-
-class _Key(str):
-    """A key of an object. It equals only itself, so a duplicate key does not replace another in a dict."""
-
-    __slots__ = ()
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-
-class _Keys:
-    """Makes the keys of one object at a time, at most MAX_KEYS."""
-
-    def __init__(self) -> None:
-        self.left = 0
-
-    def make(self, type_: type, text: str) -> _Key:
-        """See msgspec's dec_hook."""
-        self.left -= 1
-        if self.left < 0:
-            raise Denied(400, "too_many_keys", f"An object has more than {MAX_KEYS} keys")
-        return _Key(text)
-
-
-Fields = dict[str, msgspec.Raw]
 T = TypeVar("T")
-_KEYS: Final = _Keys()
-_OBJECT: Final = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=_KEYS.make)
 _TEXTS: Final = msgspec.json.Decoder(list[str])
 _MODEL: Final = msgspec.json.Decoder(str)
 _FLAG: Final = msgspec.json.Decoder(bool | None)
 _COUNT: Final = msgspec.json.Decoder(int | None)
 _encode: Final = msgspec.json.Encoder().encode
+_NOTHING: Final[Mapping[str, Any]] = {}
 _TRUE: Final = msgspec.Raw(b"true")
 _ABSENT: Final = (b"null", b"false")
-
-_STEP: Final = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
-_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 GOVERNED: Final = frozenset(
     {"model", "stream", "stream_options", "include_usage", "continuous_usage_stats"}.union(
@@ -81,7 +50,8 @@ class RequestBody(msgspec.Struct, frozen=True):
         asked_output: the caller's bound on each answer in tokens, or None; 0 where there is no answer.
         choices: how many answers the caller wants.
         inputs: how many texts the model reads separately, such as the prompts of a list.
-        options: `stream_options` of a stream that the gateway asks for usage; otherwise None.
+        options: `stream_options` of a stream that has to be asked for its usage; otherwise None.
+        content: what it contains besides text.
     """
 
     endpoint: APIEndpoint
@@ -93,6 +63,7 @@ class RequestBody(msgspec.Struct, frozen=True):
     choices: int
     inputs: int
     options: Fields | None
+    content: Content
 
     def asks_for_usage(self, stream_usage: StreamUsage) -> bool:
         """Whether the gateway asks the stream for its usage (B16)."""
@@ -103,23 +74,21 @@ class RequestBody(msgspec.Struct, frozen=True):
         """The size in bytes."""
         return len(self.raw)
 
-    def text_only(self) -> bool:
-        """Whether the model's input is only text in the body."""
-        return is_text_only(self.raw, self.fields)
-
     def rewritten(
         self,
         served_name: str,
         stream_usage: StreamUsage = StreamUsage.LAST_EVENT,
         max_output: int | None = None,
+        added: Mapping[str, Any] = _NOTHING,
     ) -> bytes:
         """The body for the upstream: `model` is the served name, and a stream reports its usage (B16).
 
         Args:
             stream_usage: `streamUsage` of the Model; Never keeps `stream_options` as the caller sent them.
             max_output: a bound on each answer, if the caller set none.
+            added: fields that replace the caller's.
         """
-        fields: dict[str, Any] = {**self.fields, "model": served_name}
+        fields: dict[str, Any] = {**self.fields, "model": served_name, **added}
         if self.options is not None and stream_usage is not StreamUsage.NEVER:
             more = {"continuous_usage_stats": _TRUE} if stream_usage is StreamUsage.EACH_EVENT else {}
             fields["stream_options"] = {**self.options, "include_usage": _TRUE, **more}
@@ -140,21 +109,42 @@ class RequestBody(msgspec.Struct, frozen=True):
 
 
 def parse(endpoint: APIEndpoint, body: bytes) -> RequestBody:
-    """Parse a body.
+    """Parse a body in one go; see `parsing`."""
+    steps = parsing(endpoint, body)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(RequestBody, end.value)
+
+
+def parsing(endpoint: APIEndpoint, body: bytes) -> Generator[None, None, RequestBody]:
+    """Parse a body in steps of at most a few milliseconds, so that other calls can go on between them.
 
     Raises:
         Denied: it is not JSON in UTF-8, not an object, nested beyond MAX_DEPTH or too complex; a key
             is duplicated or differs in case from a governed key; `model` is missing; a field that the gateway
             reads has a wrong type, or asks for an unsupported feature.
     """
-    fields = _object(body, "The body")
-    _check_nesting(body)
+    if len(body) > SMALL:
+        yield from check_structure(body)
+        yield
+        fields = _object(body, "The body")
+        yield
+    else:
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise Denied(400, "invalid_utf8", f"The body is not UTF-8: byte {error.start}") from None
+        fields = _object(body, "The body")
+        check_nesting(body)
     model = _model(fields)
     stream = _read(_FLAG, fields, "stream", "true or false") or False
     inputs = _inputs(endpoint, fields)
     for name, reason in endpoint.refused:
         if name in fields and bytes(fields[name]) not in _ABSENT:
             raise Denied(400, "not_offered", f"Field {name} is not supported: {reason}")
+    content = yield from survey(body, fields)
     return RequestBody(
         endpoint=endpoint,
         fields=fields,
@@ -165,31 +155,16 @@ def parse(endpoint: APIEndpoint, body: bytes) -> RequestBody:
         choices=_choices(endpoint, fields) * (inputs if endpoint.output_fields else 1),
         inputs=inputs,
         options=_options(fields) if stream and endpoint.asks_for_usage else None,
+        content=content,
     )
 
 
 def _object(text: bytes | msgspec.Raw, what: str) -> Fields:
-    """The fields of an object as they were written, each key once."""
-    try:
-        if isinstance(text, bytes):
-            text.decode()
-        _KEYS.left = MAX_KEYS
-        entries = _OBJECT.decode(text)
-    except msgspec.ValidationError:
-        raise Denied(400, "invalid_type", f"{what} is not a JSON object") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Denied(400, "invalid_json", f"{what} is not JSON: {error}") from None
-    except UnicodeDecodeError as error:
-        message = f"{what} is not UTF-8: byte {error.start}"
-        raise Denied(400, "invalid_utf8", message) from None
-    fields: Fields = {}
-    for key, value in entries.items():
-        name = str(key)
-        if name in fields:
-            raise Denied(400, "duplicate_key", f"{what} has a duplicate key {name!r}")
+    """The fields of an object, each key once, none in other capitals than the governed keys."""
+    fields = read_object(text, what)
+    for name in fields:
         if name not in GOVERNED and name.casefold() in GOVERNED:
             raise Denied(400, "ambiguous_key", f"{what} has the key {name!r}. Write {name.casefold()!r}")
-        fields[name] = value
     return fields
 
 
@@ -255,8 +230,6 @@ def _inputs(endpoint: APIEndpoint, fields: Mapping[str, msgspec.Raw]) -> int:
         return max(1, given.count(first) - (first == b"["))
     if first != b'"':
         return 1
-    if given.count(b'"') > 2 * MAX_PIECES:
-        raise Denied(400, "too_complex", f"Field {name} has more than {MAX_PIECES} strings")
     try:
         return len(_TEXTS.decode(given))
     except msgspec.DecodeError:
@@ -277,21 +250,3 @@ def _options(fields: Mapping[str, msgspec.Raw]) -> Fields:
 
 def _flag(options: Mapping[str, msgspec.Raw], name: str) -> bool:
     return bool(_read(_FLAG, options, name, "true or false"))
-
-
-def _check_nesting(body: bytes) -> None:
-    """Refuse JSON that is nested beyond MAX_DEPTH, or has more pieces than can be counted quickly.
-
-    Every step is a single scan in C, so that one call cannot delay the others.
-    """
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if body.count(b'"') > 2 * MAX_PIECES:
-        raise Denied(400, "too_complex", f"The body has more than {MAX_PIECES} strings")
-    brackets = b"".join(body.split(b'"')[::2]).translate(None, _NO_BRACKETS)
-    if len(brackets) > 2 * MAX_PIECES:
-        raise Denied(400, "too_complex", f"The body has more than {MAX_PIECES} lists and objects")
-    if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MAX_DEPTH:
-        raise Denied(400, "nested_too_deeply", f"The body is nested more than {MAX_DEPTH} levels deep")
