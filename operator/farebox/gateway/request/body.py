@@ -144,7 +144,7 @@ def parsing(endpoint: APIEndpoint, body: bytes) -> Generator[None, None, Request
     for name, reason in endpoint.refused:
         if name in fields and bytes(fields[name]) not in _ABSENT:
             raise Denied(400, "not_offered", f"Field {name} is not supported: {reason}")
-    content = yield from survey(body, fields)
+    content = yield from survey(body, fields, endpoint.inputs_field)
     return RequestBody(
         endpoint=endpoint,
         fields=fields,

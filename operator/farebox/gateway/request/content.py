@@ -25,6 +25,8 @@ STEP_OBJECTS: Final = 500
 """Objects between two pauses, about a millisecond."""
 STEP_ITEMS: Final = 5_000
 """Items of a list between two pauses."""
+STEP_BYTES: Final = 1024 * 1024
+"""A pause is made before a longer value is read."""
 
 _TEXT_TYPES: Final = frozenset(
     {
@@ -130,8 +132,13 @@ class Content(Struct, frozen=True):
 PLAIN: Final = Content()
 
 
-def survey(body: bytes, fields: Mapping[str, msgspec.Raw]) -> Generator[None, None, Content]:
+def survey(
+    body: bytes, fields: Mapping[str, msgspec.Raw], inputs_field: str = ""
+) -> Generator[None, None, Content]:
     """Find what a body contains; it yields after every few objects, so that other calls can go on.
+
+    Args:
+        inputs_field: a field that may be a list of strings or token ids (`APIEndpoint.inputs_field`).
 
     Raises:
         Denied: an object has a duplicate key, since an upstream might read either, or there are too many.
@@ -141,7 +148,7 @@ def survey(body: bytes, fields: Mapping[str, msgspec.Raw]) -> Generator[None, No
     found = _Survey()
     for name in _WALKED:
         value = fields.get(name)
-        if value is not None:
+        if value is not None and not (name == inputs_field and _is_plain(value)):
             yield from found.walk(value, "", "tools" if name == "tools" else "")
     text_only = found.text_only and not any(map(_refers, fields))
     media = NO_MEDIA
@@ -191,8 +198,10 @@ class _Survey:
         """
         first = memoryview(value)[0]
         if first == _LIST:
-            if b"{" not in bytes(value):
+            if not _has_object(value):
                 return
+            if len(memoryview(value)) > STEP_BYTES:
+                yield
             for number, item in enumerate(_ITEMS.decode(value), 1):
                 if number % STEP_ITEMS == 0:
                     yield
@@ -202,7 +211,7 @@ class _Survey:
             self._objects += 1
             if self._objects > MAX_OBJECTS:
                 raise Denied(400, "too_complex", f"Messages and tools have more than {MAX_OBJECTS} objects")
-            if self._objects % STEP_OBJECTS == 0:
+            if self._objects % STEP_OBJECTS == 0 or len(memoryview(value)) > STEP_BYTES:
                 yield
             yield from self._object(read_object(value, "An object of a message or tool"), part, where)
 
@@ -241,6 +250,18 @@ class _Survey:
         if kind:
             self.counts[kind] = self.counts.get(kind, 0) + 1
         return kind or part
+
+
+def _is_plain(value: msgspec.Raw) -> bool:
+    """Whether a value of `inputs_field` is a list of texts: `body.py` refuses other items behind a text."""
+    start = bytes(memoryview(value)[:64])
+    return start[:1] == b"[" and start[1:].lstrip()[:1] == b'"'
+
+
+def _has_object(value: msgspec.Raw) -> bool:
+    """Whether a list may contain an object."""
+    view = memoryview(value)
+    return b"{" in bytes(view[:4096]) or b"{" in bytes(view)
 
 
 def _text(value: msgspec.Raw | None) -> str | None:

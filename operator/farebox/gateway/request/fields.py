@@ -166,9 +166,9 @@ def added_fields(
 ) -> Mapping[str, Any]:
     """The fields that the gateway sets for the privacy of callers; they replace the caller's own.
 
-    A prefix cache that tenants share tells by `cached_tokens` of a guessed prompt what others asked. A shared
-    backend gets a salt by the namespace. Of a provider's `prompt_cache_key` the caller's part is kept within
-    its namespace. `store` is false at a provider's API for responses, whose default is true.
+    In a prefix cache that tenants share, `cached_tokens` of a guessed prompt reveals what others asked. A
+    shared backend gets a salt by the namespace. Of a provider's `prompt_cache_key` the caller's part is kept
+    within its namespace. `store` is false at a provider's API for responses, whose default is true.
 
     Args:
         shared: whether other namespaces use the same backend.

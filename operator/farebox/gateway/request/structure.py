@@ -16,14 +16,14 @@ from farebox.domain.admission.types import Denied
 MAX_DEPTH: Final = 64
 MAX_PIECES: Final = 250_000
 """The most strings, and the most lists and objects, of a body."""
-MAX_VALUES: Final = 500_000
+MAX_VALUES: Final = 310_000
 """The most values of a body. OpenAI takes at most 300,000 tokens in one request for embeddings."""
 SMALL: Final = 64 * 1024
 """A body up to this size is parsed in less than a millisecond, whatever it contains."""
-_SLICE: Final = 128 * 1024
+_SLICE: Final = 64 * 1024
 _PAUSE_BYTES: Final = 512 * 1024
 _PAUSE_PIECES: Final = 50_000
-"""The generator yields after so many bytes, or so many brackets, quotes, commas and escapes."""
+"""The generator yields after these many bytes, or brackets, quotes, commas and escapes."""
 
 _STEP: Final = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
 _NO_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b"[]{},")
