@@ -3,12 +3,14 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from farebox.domain.admission.types import MediaPieces
 from farebox.gateway.request.body import parse
 from farebox.gateway.request.content import Content
 from farebox.gateway.request.endpoints import CHAT, MESSAGES, RESPONSES, APIEndpoint
+from farebox.gateway.request.plain import is_plain
 from tests.gateway.harness import UNIT, Harness, model, service
 
 DATA = "A" * 40_000
@@ -131,3 +133,39 @@ async def test_b28_a_picture_passes_a_limit_on_tokens_and_pays_by_the_piece() ->
     route = await harness.forwarded(asked)
     assert 900 < int(route.labels["estimate_input"]) < 1000
     assert (await harness.forwarded()).labels["service"] == "team-a/chat", "there is money for others"
+
+
+AGENT: list[Any] = [
+    {"role": "system", "content": "You read files, images and videos"},
+    {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]},
+    {"role": "tool", "tool_call_id": "c", "content": "done"},
+    {"role": "assistant", "content": [{"type": "thinking", "thinking": "x", "signature": "y"}]},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "u", "content": "x"}]},
+]
+
+
+@pytest.mark.parametrize("message", AGENT)
+def test_messages_of_agents_need_no_walk(message: dict[str, Any]) -> None:
+    """The walk takes microseconds for each object, and agents send hundreds."""
+    fields = parse(CHAT, json.dumps({"model": "m", "messages": [message]}).encode())
+    assert is_plain(fields.raw, fields.fields, "")
+    assert fields.content == Content()
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        b'[{"type":"image_url","type":"text"}]',
+        b'[{"type":"text","type":"image_url"}]',
+        b'[{"role":"user","content":[{"ty\\u0070e":"image_url"}]}]',
+        b'[{"role":"user","content":[{"image_url":"x"}]}]',
+        b'[{"role":"user","content":"x","audio":{"id":"a"}}]',
+        b'[{"role":"user","content":[{"type":"text","file_id":"f"}]}]',
+        b'[{"role":"user","content":{"type":"image_url"}}]',
+        b"[1]",
+    ],
+)
+def test_what_is_not_plainly_text_is_walked(messages: bytes) -> None:
+    fields = {"messages": msgspec.Raw(messages)}
+    assert not is_plain(messages, fields, "")

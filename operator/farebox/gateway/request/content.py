@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from farebox.domain.admission.types import NO_MEDIA, Denied, MediaPieces
 from farebox.gateway.request.json_objects import Fields, read_object
+from farebox.gateway.request.plain import TEXT_TYPES, is_plain, refers
 
 MAX_OBJECTS: Final = 50_000
 """The most objects in messages and tools."""
@@ -28,29 +29,6 @@ STEP_ITEMS: Final = 5_000
 STEP_BYTES: Final = 1024 * 1024
 """A pause is made before a longer value is read."""
 
-_TEXT_TYPES: Final = frozenset(
-    {
-        "text",
-        "input_text",
-        "output_text",
-        "refusal",
-        "message",
-        "function",
-        "function_call",
-        "function_call_output",
-        "custom",
-        "custom_tool_call",
-        "custom_tool_call_output",
-        "tool_use",
-        "tool_result",
-        "thinking",
-        "redacted_thinking",
-        "reasoning",
-        "reasoning_text",
-        "summary_text",
-        "ephemeral",
-    }
-)
 _KINDS: Final = {
     "image": "images",
     "image_url": "images",
@@ -69,10 +47,6 @@ _KINDS: Final = {
 """The kinds of media by the type of a part, or by its key if it has no type."""
 _SLOTS: Final = frozenset({*_KINDS, "url", "data", "file_data", "file_url"})
 """The keys of a part whose text may encode media."""
-_REFERENCES: Final = frozenset(
-    {"source", "uuid", "file_id", "file_data", "file_url", "plugins", "container", "chat_template"}
-)
-_REFERENCE_PARTS: Final = ("image", "audio", "video", "file", "search", "mcp")
 STORED: Final = frozenset(
     {
         "assistant_id",
@@ -106,8 +80,6 @@ _WALKED: Final = (
     "chat_template_kwargs",
 )
 _NOT_WALKED: Final = frozenset({"parameters", "input_schema", "function", "input", "arguments"})
-_SMALL: Final = 16 * 1024
-"""A shorter body is searched for hints first; the walk over a longer one is cheaper than that search."""
 _ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str)
 _QUOTE, _LIST, _OBJECT = b'"[{'
@@ -143,39 +115,18 @@ def survey(
     Raises:
         Denied: an object has a duplicate key, since an upstream might read either, or there are too many.
     """
-    if len(body) <= _SMALL and not _hints(body):
+    if is_plain(body, fields, inputs_field):
         return PLAIN
     found = _Survey()
     for name in _WALKED:
         value = fields.get(name)
         if value is not None and not (name == inputs_field and _is_plain(value)):
             yield from found.walk(value, "", "tools" if name == "tools" else "")
-    text_only = found.text_only and not any(map(_refers, fields))
+    text_only = found.text_only and not any(map(refers, fields))
     media = NO_MEDIA
     if found.counts:
         media = MediaPieces(encoded_bytes=found.encoded_bytes, **found.counts)
     return Content(text_only, media, found.stored, tuple(found.tools))
-
-
-def _hints(body: bytes) -> bool:
-    """Whether there may be anything but text; most bodies have none. Unrolled, because every call runs it."""
-    return (
-        b'"type"' in body
-        or b"\\u00" in body
-        or b"image" in body
-        or b"audio" in body
-        or b"video" in body
-        or b"file" in body
-        or b"search" in body
-        or b'_id"' in body
-        or b'"source"' in body
-        or b'"uuid"' in body
-        or b'"plugins"' in body
-        or b'"mcp' in body
-        or (b'"con' in body and (b'"container"' in body or b'"conversation"' in body))
-        or b'"cached_content"' in body
-        or b'"chat_template"' in body
-    )
 
 
 class _Survey:
@@ -220,7 +171,7 @@ class _Survey:
         for name, value in entries.items():
             if name in STORED and bytes(value) not in _EMPTY:
                 self.stored = self.stored or name
-            if _refers(name):
+            if refers(name):
                 self.text_only = False
             first = memoryview(value)[0]
             if first == _QUOTE:
@@ -242,7 +193,7 @@ class _Survey:
                 self.tools[type_] = None
         elif type_ in _STORED_TYPES:
             self.stored = self.stored or type_
-        if type_ and type_ not in _TEXT_TYPES:
+        if type_ and type_ not in TEXT_TYPES:
             self.text_only = False
         kind = _KINDS.get(type_, "")
         if not kind and not type_ and not part:
@@ -286,7 +237,3 @@ def _encodes(value: msgspec.Raw, entries: Fields) -> bool:
 
 def _is_text(media_type: str) -> bool:
     return media_type.startswith(("text", "application/json", "application/xml", "application/yaml"))
-
-
-def _refers(name: str) -> bool:
-    return name in _REFERENCES or any(part in name for part in _REFERENCE_PARTS)
