@@ -23,6 +23,7 @@ from farebox.ledger.booking.entitlements import process_due_renewals
 from farebox.ledger.booking.journal import Journal
 from farebox.ledger.booking.records import record
 from farebox.ledger.booking.refusals import count_refusals
+from farebox.ledger.booking.request_index import SEGMENT_EVENTS, index_segment, segment_is_due
 from farebox.ledger.booking.topups import post_topup
 from farebox.ledger.booking.usage import (
     PENDING_LIST,
@@ -49,7 +50,7 @@ from farebox.meterapi.types import (
 from farebox.meterapi.usage import IngestResult, PendingEvent, UsageEvent
 
 ADVANCE_SECONDS: Final = 5.0
-"""How often a meter processes what is due by time alone: renewals and ends of reservations."""
+"""How often a meter processes what is due: renewals and ends of reservations, the index of requests."""
 _READERS: Final = 4
 _REPORTERS: Final = 2
 MAX_REPORTS: Final = 32
@@ -84,6 +85,11 @@ class _CreditLease:
 @dataclass(frozen=True, slots=True)
 class _Refusals:
     counts: RefusalCounts
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestSegment:
+    events: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,8 @@ class Ledger:
             url: SQLAlchemy URL, such as sqlite:////var/lib/farebox/ledger.db.
             clock: the current time, aware UTC.
             on_commit: called in the writer's thread with the duration of each write transaction in seconds.
-            advance_seconds: the interval of `process_due_renewals`; None: only when it is called.
+            advance_seconds: the interval of `process_due_renewals` and `index_requests`; None: only when they
+                are called.
 
         Raises:
             ConfigurationError: the URL is not one of a ledger.
@@ -149,7 +156,7 @@ class Ledger:
         if ledger._listener is not None:
             ledger._tasks.append(asyncio.create_task(ledger._listener.listen()))
         if advance_seconds is not None:
-            ledger._tasks.append(asyncio.create_task(ledger._renew_forever(advance_seconds)))
+            ledger._tasks.append(asyncio.create_task(ledger._advance_forever(advance_seconds)))
         return ledger
 
     async def close(self) -> None:
@@ -211,12 +218,18 @@ class Ledger:
         """
         await self._writer.run(_Renewals())
 
-    async def _renew_forever(self, seconds: float) -> None:
+    async def index_requests(self, events: int = SEGMENT_EVENTS) -> None:
+        """Index the request ids of new usage events, for each segment of this number (B32)."""
+        while await self._read(lambda connection: segment_is_due(connection, events)):
+            await self._writer.run(_RequestSegment(events))
+
+    async def _advance_forever(self, seconds: float) -> None:
         while True:
             try:
                 await self.process_due_renewals()
+                await self.index_requests()
             except LedgerUnavailable as error:
-                _log.warning("renewals.failed", error=str(error), retry_seconds=seconds)
+                _log.warning("advance.failed", error=str(error), retry_seconds=seconds)
             await asyncio.sleep(seconds)
 
     async def changes(self, after: int, wait_seconds: float, limit: int = 1000) -> ChangePage:
@@ -306,24 +319,32 @@ def _perform(journal: Journal, works: Sequence[Any]) -> Sequence[Any]:
     outcomes: list[Any] = [None] * len(works)
     ingests: list[int] = []
     for place, work in enumerate(works):
-        match work:
-            case _Ingest():
-                ingests.append(place)
-            case _Records(records):
-                outcomes[place] = record(journal, records)
-            case _TopUp(order):
-                outcomes[place] = _refusable(journal, post_topup, order)
-            case _CreditLease(order):
-                outcomes[place] = _refusable(journal, grant_lease, order)
-            case _Refusals(counts):
-                outcomes[place] = _refusable(journal, count_refusals, counts)
-            case _Renewals():
-                process_due_renewals(journal)
+        if isinstance(work, _Ingest):
+            ingests.append(place)
+        else:
+            outcomes[place] = _perform_one(journal, work)
     if ingests:
         results = ingest(journal, [works[place].events for place in ingests])
         for place, result in zip(ingests, results, strict=True):
             outcomes[place] = result
     return outcomes
+
+
+def _perform_one(journal: Journal, work: Any) -> Any:
+    """Perform a job that is not usage."""
+    match work:
+        case _Records(records):
+            return record(journal, records)
+        case _TopUp(order):
+            return _refusable(journal, post_topup, order)
+        case _CreditLease(order):
+            return _refusable(journal, grant_lease, order)
+        case _Refusals(counts):
+            return _refusable(journal, count_refusals, counts)
+        case _RequestSegment(events):
+            return index_segment(journal.connection, events)
+        case _Renewals():
+            return process_due_renewals(journal)
 
 
 def _refusable(journal: Journal, act: Callable[[Journal, Order], T], order: Order) -> T | LedgerRefused:

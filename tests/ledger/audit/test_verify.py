@@ -1,13 +1,15 @@
 """`verify` finds every kind of difference, and reports none on a correct ledger."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from farebox.domain.billing.money import Nano
 from farebox.ledger.audit.verify import VerificationReport, verify
 from farebox.ledger.engine import Ledger
 from tests.ledger.databases import Database
-from tests.ledger.support import FACTS, binding, opened, price, terms, topup, usage
+from tests.ledger.support import FACTS, TIERS, binding, opened, price, terms, topup, usage
 
 
 @pytest.fixture
@@ -16,7 +18,10 @@ async def books(database: Database) -> Database:
     other = terms().account._replace(name="other")
     async with opened(database) as ledger:
         await ledger.record([*FACTS, terms(other, limit="3")])
-        await ledger.ingest([usage(), usage("2"), usage("waits", model="unknown")])
+        dear = [replace(tier, cache_write=Nano(2 * tier.input)) for tier in TIERS]
+        await ledger.record([price(tiers=dear)])
+        await ledger.ingest([usage(), usage("2", request_id="r-2"), usage("waits", model="unknown")])
+        await ledger.index_requests(2)
         await ledger.post_topup(topup())
         await ledger.post_topup(topup("adj_1", kind="Adjustment"))
         await ledger.record([binding(service=other, model="bge"), price("bge")])
@@ -45,10 +50,15 @@ def test_a_correct_ledger_has_no_differences(books: Database) -> None:
         ("DELETE FROM account_terms WHERE sequence = 2", "are in use"),
         ("UPDATE usage_events SET charge = charge + 1 WHERE event_id = '2'", "but its price is"),
         ("UPDATE usage_events SET output_tokens = 21 WHERE event_id = '2'", "but its price is"),
+        ("UPDATE usage_events SET cache_write_input_tokens = 1 WHERE event_id = '2'", "but its price is"),
+        ("UPDATE usage_events SET request_id = 'r-3' WHERE event_id = '2'", "the index of request ids"),
+        ("UPDATE usage_events SET request_id = 'r-1' WHERE event_id = '1'", "the index of request ids"),
+        ("UPDATE requests SET event = 1", "the index of request ids"),
+        ("DELETE FROM requests", "the index of request ids"),
         ("UPDATE price_tiers SET output = output + 1", "but its price is"),
         ("DELETE FROM usage_events WHERE event_id = '2'", "events sum to"),
         ("UPDATE usage_events SET binding_id = 2 WHERE event_id = '1'", "another service or model"),
-        ("UPDATE usage_events SET price_version_id = 2 WHERE event_id = '1'", "another service or model"),
+        ("UPDATE usage_events SET price_version_id = 3 WHERE event_id = '1'", "another service or model"),
         ("UPDATE usage_events SET service = 'a/b' WHERE event_id = '1'", "another service or model"),
         ("UPDATE usage_events SET transaction_sequence = 4 WHERE event_id = '1'", "a Payment, but has"),
         ("UPDATE usage_events SET transaction_sequence = 99 WHERE event_id = '1'", "99, which does not"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, and_, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from farebox.domain.billing.coverage import Coverage
@@ -116,6 +116,7 @@ class _Verification:
         transactions = self._check_transactions()
         self._entitlements.finish()
         self._check_accounts(stored)
+        self._check_requests()
         self._check_numbers()
         pending = self._connection.execute(_count(_events.transaction_sequence.is_(None))).scalar_one()
         usage_events = self._connection.execute(_count()).scalar_one()
@@ -252,6 +253,16 @@ class _Verification:
                 f"the entries say {account.balance if account else None}"
             )
 
+    def _check_requests(self) -> None:
+        """Check that the index of request ids has every event of its segments, once."""
+        found, indexed = self._connection.execute(_INDEXED).one()
+        due = self._connection.execute(_count(_events.request_id.is_not(None), _UP_TO_SEGMENTS)).scalar_one()
+        if not found == indexed == due:
+            self._differs(
+                f"the index of request ids has {indexed} rows, {found} of them right, but its segments have "
+                f"{due} usage events with a request id"
+            )
+
     def _check_accounts(self, stored: list[_Row]) -> None:
         for row in stored:
             due = self._accounts[row.id]
@@ -328,4 +339,12 @@ _USAGE = (
     .where(_events.transaction_sequence.is_not(None))
     .order_by(_events.transaction_sequence)
 )
+_requests = tables.requests.c
+_INDEXED = select(func.count(_events.id), func.count()).select_from(
+    tables.requests.outerjoin(
+        tables.usage_events,
+        and_(_events.id == _requests.event, _events.request_id == _requests.request_id),
+    )
+)
+_UP_TO_SEGMENTS = _events.id <= select(func.max(tables.request_segments.c.last_event)).scalar_subquery()
 _TOPUPS = select(tables.topups).order_by(tables.topups.c.transaction_sequence)

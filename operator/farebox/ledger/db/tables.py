@@ -249,10 +249,7 @@ not history. `revision` is the ledger's at the time of the write."""
 _PENDING = text("transaction_sequence IS NULL")
 IS_ESTIMATED: Final = text("estimated = 1")
 """SQL text, because both databases use the index of estimated events only for this very condition."""
-_HAS_REQUEST = text("request_id IS NOT NULL")
-MICROS_PER_HOUR: Final = 3_600_000_000
-HOUR: Final = f"(occurred_at / {MICROS_PER_HOUR})"
-"""The hour of a call's end as SQL: both databases use the index by request only for this very text."""
+
 
 usage_events = _table(
     "usage_events",
@@ -303,13 +300,6 @@ usage_events = _table(
     Index("ix_usage_events_pending_for", "waiting_for", sqlite_where=_PENDING, postgresql_where=_PENDING),
     Index("ix_usage_events_service", "service", "occurred_at"),
     Index(
-        "ix_usage_events_request",
-        text(HOUR),
-        "request_id",
-        sqlite_where=_HAS_REQUEST,
-        postgresql_where=_HAS_REQUEST,
-    ),
-    Index(
         "ix_usage_events_estimated",
         "transaction_sequence",
         sqlite_where=IS_ESTIMATED,
@@ -320,6 +310,24 @@ usage_events = _table(
 with what it waits for. `model` is the one in the event, if any; the charged one is the binding's. The columns
 reservation_input, reservation_output and quota_tokens are the tokens that cost no money, by what covers them
 (domain/billing/coverage.py). `estimated` is 1 if a count was not reported by the upstream (B26)."""
+
+request_segments = _table(
+    "request_segments", Column("last_event", Int64, primary_key=True, autoincrement=False)
+)
+"""The segments of `requests`, each by its last usage event; it begins after the segment before it."""
+
+requests = Table(
+    "requests",
+    metadata,
+    Column(
+        "segment", Int64, ForeignKey("request_segments.last_event"), primary_key=True, autoincrement=False
+    ),
+    Column("request_id", Text, primary_key=True),
+    Column("event", Int64, primary_key=True, autoincrement=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+"""Usage events by request id, written a segment at a time (docs/decisions/531). Derived (usage_events)."""
 
 refusals = _table(
     "refusals",

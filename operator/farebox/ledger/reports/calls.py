@@ -8,10 +8,8 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    Subquery,
     bindparam,
     func,
-    literal_column,
     or_,
     select,
     tuple_,
@@ -22,6 +20,7 @@ from farebox.clock import from_micros, to_micros
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import cache_write_price, tier_of
 from farebox.domain.keys import ObjectKey
+from farebox.ledger.booking.request_index import events_of_request
 from farebox.ledger.db import tables
 from farebox.meterapi.calls import Call, CallPrice, CallQuery
 from farebox.meterapi.types import TokenPriceTier
@@ -70,10 +69,11 @@ def read_call(connection: Connection, owner: ObjectKey | str, request_id: str) -
 
     Request ids are unique where Envoy makes them. Of several calls with one id, one is returned.
     """
-    of_owner = _BY_REQUEST.where(*_owned(owner))
-    found = connection.execute(of_owner, {"request_id": request_id}).scalars().first()
-    rows = [] if found is None else connection.execute(_CALLS.where(_events.id == found)).all()
-    return next(iter(_calls(connection, rows)), None)
+    events = events_of_request(connection, request_id)
+    if not events:
+        return None
+    found = connection.execute(_CALLS.where(_events.id.in_(events), *_owned(owner)).limit(1))
+    return next(iter(_calls(connection, found)), None)
 
 
 def _windows(query: CallQuery, after: CallPlace | None) -> Iterator[tuple[int, int]]:
@@ -208,29 +208,4 @@ _TIERS: Final = (
     select(_tiers.price_version_id, *(c for c in _tiers if c.name not in ("price_version_id", "position")))
     .where(_tiers.price_version_id.in_(bindparam("versions", expanding=True)))
     .order_by(_tiers.price_version_id, _tiers.position)
-)
-
-_HOUR: Final[ColumnElement[int]] = literal_column(f"(usage_events.occurred_at / {tables.MICROS_PER_HOUR})")
-"""The hour of a call, as the index by request has it."""
-
-
-def _hours() -> Subquery:
-    """The hours with calls, the newest first. Each takes one look-up in the index by request.
-
-    The index has the hour in front of the random request id, so that new entries are next to each other, as
-    the ids of events are (docs/decisions/110).
-    """
-    newest = select(func.max(_HOUR).label("hour")).where(_events.request_id.is_not(None))
-    hours = newest.cte("hours", recursive=True)
-    older = newest.where(hours.c.hour > _HOUR).correlate(hours).scalar_subquery()
-    every = hours.union_all(select(older).where(hours.c.hour.is_not(None)))
-    return select(every.c.hour).where(every.c.hour.is_not(None)).subquery()
-
-
-_HOURS: Final = _hours()
-_BY_REQUEST: Final = (
-    select(_events.id)
-    .select_from(_HOURS.join(tables.usage_events, _HOURS.c.hour == _HOUR).outerjoin(tables.bindings))
-    .where(_events.request_id == bindparam("request_id"))
-    .limit(1)
 )

@@ -55,14 +55,6 @@ def _extend() -> None:
 
 
 def _index_calls() -> None:
-    has_request = sa.text("request_id IS NOT NULL")
-    op.create_index(
-        "ix_usage_events_request",
-        "usage_events",
-        [sa.text("(occurred_at / 3600000000)"), "request_id"],
-        sqlite_where=has_request,
-        postgresql_where=has_request,
-    )
     estimated = sa.text("estimated = 1")
     op.create_index(
         "ix_usage_events_estimated",
@@ -70,6 +62,25 @@ def _index_calls() -> None:
         ["transaction_sequence"],
         sqlite_where=estimated,
         postgresql_where=estimated,
+    )
+    op.create_table(
+        "request_segments",
+        sa.Column("last_event", _INT, primary_key=True, autoincrement=False),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "requests",
+        sa.Column(
+            "segment",
+            _INT,
+            sa.ForeignKey("request_segments.last_event"),
+            primary_key=True,
+            autoincrement=False,
+        ),
+        sa.Column("request_id", sa.Text, primary_key=True),
+        sa.Column("event", _INT, primary_key=True, autoincrement=False),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
     )
 
 
