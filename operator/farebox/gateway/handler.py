@@ -8,11 +8,11 @@ limits were counted returns both. `settlement` handles the end of a call.
 """
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -20,9 +20,16 @@ import structlog
 from farebox.api import StreamUsage
 from farebox.clock import milliseconds, utc_now
 from farebox.domain.admission.addresses import Network
-from farebox.domain.admission.rate_limits import Consumption
-from farebox.domain.admission.rules import admit_known, balance_unknown, check_limits, identify, look_up
-from farebox.domain.admission.types import Allow, Call, Denied, LimitStatus, ServicePolicy
+from farebox.domain.admission.rate_limits import Consumption, expected_input
+from farebox.domain.admission.rules import (
+    admit_known,
+    balance_unknown,
+    check_limits,
+    identify,
+    look_up,
+    model_served,
+)
+from farebox.domain.admission.types import Allow, Call, Denied, KeyPolicy, LimitStatus, ServicePolicy
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
@@ -31,8 +38,14 @@ from farebox.gateway.credentials import Credentials, CredentialsUnavailable
 from farebox.gateway.interface import BodyHandler, ImmediateResponse, RequestHead, Route
 from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.request.body import RequestBody, parsing
-from farebox.gateway.request.endpoints import ENDPOINTS, MESSAGES, MODELS_PATH, APIEndpoint
-from farebox.gateway.request.errors import denial_response, error_response, in_form_of
+from farebox.gateway.request.endpoints import (
+    COUNT_TOKENS_PATH,
+    ENDPOINTS,
+    MESSAGES,
+    MODELS_PATH,
+    APIEndpoint,
+)
+from farebox.gateway.request.errors import denial_response, error_response, in_form_of, too_many_refused
 from farebox.gateway.request.fields import added_fields, check_fields
 from farebox.gateway.request.headers import (
     BETA,
@@ -43,6 +56,7 @@ from farebox.gateway.request.headers import (
     removed_headers,
 )
 from farebox.gateway.request.limit_headers import limit_headers
+from farebox.gateway.request.workload import RefusedWork, Turns
 from farebox.gateway.settlement import Settlement
 from farebox.gateway.snapshot import GatewaySnapshot
 from farebox.gateway.spend.credit_leases import CreditLeases
@@ -64,6 +78,7 @@ class Handler:
         backend_address: "host:port" of a backend, from the name of its Service and its port.
         trusted_proxies: the proxies whose X-Forwarded-For is trusted.
         request_headers: names of client headers that are forwarded beside the usual ones, in lower case.
+        refused, turns: the work of refused calls, and the order in which long bodies are read.
         ready: set once the cluster is read; until then calls are refused with 503.
     """
 
@@ -78,6 +93,8 @@ class Handler:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     clock: Callable[[], datetime] = utc_now
     request_headers: frozenset[str] = frozenset()
+    refused: RefusedWork = field(default_factory=RefusedWork)
+    turns: Turns = field(default_factory=Turns)
 
     def handle(self, head: RequestHead) -> ImmediateResponse | BodyHandler:
         """Decide a call by its head (B13-B15), so that refused callers need not send a body."""
@@ -87,43 +104,62 @@ class Handler:
         path = head.path.partition("?")[0]
         try:
             endpoint = ENDPOINTS.get(path)
-            if endpoint is None:
+            if endpoint is None and path != COUNT_TOKENS_PATH:
                 return self._handle_other_path(head, path)
             if head.method != "POST":
                 return in_form_of(_method_not_allowed(head, path, "POST"), head)
             check_headers(head)
             caller = self._caller(head)
-            identify(caller, self.snapshot, self.clock())
+            key = identify(caller, self.snapshot, self.clock()).key
+            wait = self.refused.retry_after(key, self.clock().timestamp())
         except Denied as denied:
             return in_form_of(denial_response(denied, head.request_id), head)
-        return partial(self._decide, head, endpoint, caller)
+        if wait:
+            return in_form_of(too_many_refused(head, wait), head)
+        return partial(self._decide, head, endpoint, caller, key)
 
     async def _decide(
-        self, head: RequestHead, endpoint: APIEndpoint, caller: Call, body: bytes | None
+        self,
+        head: RequestHead,
+        endpoint: APIEndpoint | None,
+        caller: Call,
+        key: ObjectKey,
+        body: bytes | None,
     ) -> Route | ImmediateResponse:
-        """Decide the same call with its body (B13-B18)."""
+        """Decide the same call with its body (B13-B18). Without an endpoint its tokens are counted."""
+        size = len(body or b"")
         try:
-            now = self.clock()
-            # Checked again, because the key may be disabled or expire while the body arrives (B14).
-            key = identify(caller, self.snapshot, now)
             if body is None:
                 raise Denied(400, "missing_body", "The request has no body. Send a JSON object")
-            request = await _in_steps(parsing(endpoint, body))
-            call = Call(
-                key_hash=caller.key_hash,
-                address=caller.address,
+            request = await self.turns.run(parsing(endpoint or MESSAGES, body), key, size)
+            call = msgspec.structs.replace(
+                caller,
                 model=request.model,
-                body_bytes=request.length,
+                body_bytes=size,
                 asked_output=request.asked_output,
                 choices=request.choices,
                 inputs=request.inputs,
                 text_only=request.content.text_only,
                 media=request.content.media,
             )
-            allow = admit_known(call, key, self.snapshot, now)
+            now = self.clock()
+            # Checked again, because the key may be disabled or expire while the body arrives (B14).
+            policy = identify(caller, self.snapshot, now)
+            if endpoint is None:
+                # Free of charge, so its work counts as that of refused calls.
+                self.refused.add(key, size, now.timestamp(), mistake=False)
+                return self._count_tokens(head, call, policy)
+            allow = admit_known(call, policy, self.snapshot, now)
             return await self._reserve(head, request, allow, milliseconds(now))
         except Denied as denied:
+            mistake = denied.status in (400, 403, 404)
+            self.refused.add(key, size, self.clock().timestamp(), mistake=mistake)
             return in_form_of(denial_response(denied, head.request_id), head)
+
+    def _count_tokens(self, head: RequestHead, call: Call, key: KeyPolicy) -> ImmediateResponse:
+        """The estimated input of a call of the messages API, active or not. Raises Denied."""
+        model = model_served(look_up(call, key, self.snapshot), self.snapshot)
+        return _answer(head, {"input_tokens": expected_input(call, model)})
 
     async def _reserve(self, head: RequestHead, request: RequestBody, allow: Allow, now: int) -> Route:
         """Hold money, count limits and build the route. Whatever fails on the way, all of it is returned.
@@ -242,7 +278,7 @@ class Handler:
         path = path.rstrip("/") if path.startswith(f"{MODELS_PATH}/") else path
         if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
             return self._list_models(head, path)
-        known = ", ".join((*ENDPOINTS, MODELS_PATH))
+        known = ", ".join((*ENDPOINTS, COUNT_TOKENS_PATH, MODELS_PATH))
         raise Denied(404, "unknown_url", f"Unknown URL. The gateway serves {known}")
 
     def _list_models(self, head: RequestHead, path: str) -> ImmediateResponse:
@@ -265,16 +301,6 @@ class Handler:
             except Denied:
                 continue
         return _answer(head, {"object": "list", "data": listed})
-
-
-async def _in_steps(steps: Generator[None, None, RequestBody]) -> RequestBody:
-    """Run the steps of parsing; other calls are decided between them."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast(RequestBody, end.value)
-        await asyncio.sleep(0)
 
 
 def _bound_per_answer(allow: Allow, request: RequestBody) -> int | None:

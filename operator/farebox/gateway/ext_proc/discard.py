@@ -23,6 +23,9 @@ SMALL_BYTES: Final = 32 * 1024
 """Sockets buffer a body of this size, so its client has sent it before it reads the response."""
 MAX_BODIES: Final = 32
 """The maximum of concurrent bodies. Further calls are answered immediately."""
+BYTES_BURST: Final = 256 * 2**20
+BYTES_PER_SECOND: Final = 32 * 2**20
+"""The bytes that are discarded, in all bodies. Beyond them, calls are answered immediately."""
 QUIET_SECONDS: Final = 0.2
 """A client that sends nothing for this time is waiting for its response."""
 
@@ -40,11 +43,22 @@ class BodyDiscarder:
 
     def __init__(self) -> None:
         self.count = 0
+        self._bytes = 0.0
+        self._at = 0.0
 
     @property
     def full(self) -> bool:
         """Whether no more bodies are accepted."""
-        return self.count >= MAX_BODIES
+        return self.count >= MAX_BODIES or self._bytes_left() > BYTES_BURST
+
+    def discarded(self, size: int) -> None:
+        """Count bytes that were discarded."""
+        self._bytes = self._bytes_left() + size
+        self._at = asyncio.get_running_loop().time()
+
+    def _bytes_left(self) -> float:
+        elapsed = asyncio.get_running_loop().time() - self._at
+        return max(0.0, self._bytes - elapsed * BYTES_PER_SECOND)
 
     def accept(self, stream: Stream, headers: Headers) -> "DiscardedBody":
         """The receiver of a body. Raises InvalidMessage if the header has no response."""
@@ -70,6 +84,7 @@ class DiscardedBody:
     def data(self, chunk: bytes) -> None:
         """See Receiver. The bytes are dropped."""
         self._active = True
+        self._discarder.discarded(len(chunk))
 
     def ended(self) -> None:
         """See Receiver. The client reads the response now."""

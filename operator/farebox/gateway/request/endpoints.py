@@ -76,5 +76,7 @@ ENDPOINTS: Final[Mapping[str, APIEndpoint]] = {
     endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES)
 }
 """Endpoints by path."""
+COUNT_TOKENS_PATH: Final = "/v1/messages/count_tokens"
+"""Answered by the gateway itself, with an estimate."""
 MODELS_PATH: Final = "/v1/models"
 """Answered by the gateway itself."""

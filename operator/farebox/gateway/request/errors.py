@@ -6,6 +6,7 @@
 the only table of statuses; it decides nothing.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -91,6 +92,13 @@ def too_large(head: RequestHead, max_body_bytes: int) -> ImmediateResponse:
     """The response to a body that exceeds the limit."""
     message = f"The request body exceeds the limit of {max_body_bytes} bytes"
     return in_form_of(error_response(413, "request_too_large", message, head.request_id), head)
+
+
+def too_many_refused(head: RequestHead, seconds: float) -> ImmediateResponse:
+    """The response to a key whose refused calls have cost too much work (`workload.RefusedWork`)."""
+    message = "Too many calls of this API key were refused. Correct the requests and retry later"
+    headers = {"retry-after": str(max(1, math.ceil(seconds)))}
+    return error_response(429, "too_many_refused_requests", message, head.request_id, headers)
 
 
 def anthropic_type(status: int) -> str:
