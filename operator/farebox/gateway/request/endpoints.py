@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class APIEndpoint:
     """One path that is forwarded.
 
@@ -28,12 +29,12 @@ class APIEndpoint:
     asks_for_usage: bool = False
     refused: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @cached_property
     def dialect(self) -> str:
         """The name of the API: "chat", "completions", "embeddings", "responses" or "messages"."""
         return self.path.split("/")[2]
 
-    @property
+    @cached_property
     def operation(self) -> str:
         """The part of the path after "/v1"."""
         return self.path.removeprefix("/v1")

@@ -8,6 +8,7 @@ is documented, costs nothing extra, names nothing stored, and leaves the engine 
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -175,7 +176,7 @@ def added_fields(
     """
     if upstream.provider is None:
         if shared and upstream.salts_cache and request.endpoint.output_fields:
-            return {"cache_salt": salt(upstream.salt_key, namespace)}
+            return {"cache_salt": _salt_of_namespace(upstream.salt_key, namespace)}
         return {}
     added: dict[str, Any] = {}
     if request.endpoint.dialect == "responses" and "store" not in upstream.allowed_fields:
@@ -184,6 +185,12 @@ def added_fields(
     if key is not None and bytes(key) != b"null":
         added["prompt_cache_key"] = salt(upstream.salt_key, namespace, bytes(key))
     return added
+
+
+@lru_cache(4096)
+def _salt_of_namespace(key: bytes, namespace: str) -> str:
+    """Cached, because every call of a namespace has the same."""
+    return salt(key, namespace)
 
 
 def salt(key: bytes, namespace: str, more: bytes = b"") -> str:
