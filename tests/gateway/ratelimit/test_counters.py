@@ -99,6 +99,19 @@ async def test_a_request_that_is_not_enforced_is_counted_beyond_the_limit(counte
     assert [(await counters.take([each], NOW)).totals for _ in range(2)] == [(120,), (240,)]
 
 
+@pytest.mark.parametrize("window", Window)
+async def test_reading_reports_what_a_refusal_would_and_counts_nothing(
+    counters: Counters, window: Window
+) -> None:
+    each, other = limit_request(3, required=3, window=window), limit_request(5, window=window)
+    await counters.take([each], NOW)
+    read = await counters.read([each, other], NOW)
+    assert [status.used for status in read] == [3, 0]
+    assert read == await counters.read([each, other], NOW)
+    assert read[:1] == (await counters.take([each], NOW)).limit_statuses
+    assert await counters.read([], NOW) == ()
+
+
 async def test_no_requests_always_fit(counters: Counters) -> None:
     assert await counters.take([], NOW) == await MemoryCounters().take([], NOW)
     await counters.adjust([], NOW)

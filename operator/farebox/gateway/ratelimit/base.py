@@ -42,6 +42,9 @@ class Counters(Protocol):
     async def take(self, requests: Sequence[LimitRequest], now: int) -> TakeResult:
         """Count all limit requests of a call if each of them fits, or none."""
 
+    async def read(self, requests: Sequence[LimitRequest], now: int) -> tuple[LimitStatus, ...]:
+        """The status of each limit, without counting anything."""
+
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """Correct counts. Adjustments of expired buckets are ignored."""
 

@@ -13,7 +13,7 @@ import structlog
 from msgspec import structs
 
 from farebox.domain.admission.rate_limits import Adjustment, bucket_start, refunds
-from farebox.domain.admission.types import LimitRequest, Window
+from farebox.domain.admission.types import LimitRequest, LimitStatus, Window
 from farebox.errors import CountersUnavailable
 from farebox.gateway.ratelimit.base import Counters, TakeResult
 from farebox.gateway.ratelimit.memory import MemoryCounters
@@ -44,6 +44,10 @@ class EvenShareCounters(MemoryCounters):
     async def take(self, requests: Sequence[LimitRequest], now: int) -> TakeResult:
         """See Counters."""
         return await super().take([share_of(request, self._replicas) for request in requests], now)
+
+    async def read(self, requests: Sequence[LimitRequest], now: int) -> tuple[LimitStatus, ...]:
+        """See Counters."""
+        return await super().read([share_of(request, self._replicas) for request in requests], now)
 
 
 def share_of(request: LimitRequest, replicas: int) -> LimitRequest:
@@ -101,6 +105,15 @@ class FallbackCounters:
         for each in result.consumption:
             self._remember(each.counter, each.window, bucket_start(each.window, now), each.amount)
         return result
+
+    async def read(self, requests: Sequence[LimitRequest], now: int) -> tuple[LimitStatus, ...]:
+        """See Counters."""
+        if await self._available(now):
+            try:
+                return await self._shared.read(requests, now)
+            except CountersUnavailable as error:
+                await self._fall_back(error, now)
+        return await self._local.read([share_of(request, self._replicas) for request in requests], now)
 
     async def _take_shared(self, requests: Sequence[LimitRequest], now: int) -> TakeResult:
         """Count on the server. If the call is cancelled meanwhile, its counts are undone later."""

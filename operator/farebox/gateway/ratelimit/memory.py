@@ -101,6 +101,10 @@ class MemoryCounters:
             totals.append(used + amount)
         return TakeResult(tuple(consumption), tuple(totals), tuple(requests))
 
+    async def read(self, requests: Sequence[LimitRequest], now: int) -> tuple[LimitStatus, ...]:
+        """See Counters."""
+        return tuple(self._limit_status(each, now) for each in requests)
+
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
         for each in adjustments:

@@ -80,6 +80,20 @@ for i, key in ipairs(KEYS) do
 end
 return {0, amounts, used}
 """
+# Arguments: for each key its kind.
+_READ: Final = """
+local shown = {}
+for i, key in ipairs(KEYS) do
+  if ARGV[i] == 'w' then
+    local all, numbers = redis.call('HGETALL', key), {}
+    for j = 1, #all do numbers[j] = tonumber(all[j]) end
+    shown[i] = numbers
+  else
+    shown[i] = {tonumber(redis.call('GET', key) or '0')}
+  end
+end
+return shown
+"""
 # Arguments: the first slot that counts, the lifetime of a window in seconds; then for each key its kind, its
 # slot, the amount, and its lifetime in milliseconds.
 _ADJUST: Final = """
@@ -127,6 +141,7 @@ class ValkeyCounters:
         )
         self._client: Any = Valkey(connection_pool=pool)
         self._take = self._client.register_script(_TAKE)
+        self._read = self._client.register_script(_READ)
         self._adjust = self._client.register_script(_ADJUST)
         self._raise = self._client.register_script(_RAISE)
         self._timeout = timeout
@@ -157,6 +172,14 @@ class ValkeyCounters:
         )
         totals = tuple(used + amount for used, amount in zip(rest[0], amounts, strict=True))
         return TakeResult(consumption, totals, tuple(requests))
+
+    async def read(self, requests: Sequence[LimitRequest], now: int) -> tuple[LimitStatus, ...]:
+        """See Counters."""
+        if not requests:
+            return ()
+        keys = [_key(each.counter, each.window, bucket_start(each.window, now)) for each in requests]
+        shown = await self._run(self._read, keys, [_kind(each.window) for each in requests])
+        return tuple(map(_limit_status, requests, shown, [now] * len(requests)))
 
     async def adjust(self, adjustments: Sequence[Adjustment], now: int) -> None:
         """See Counters."""
