@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
+import httpx
 import openai
 import pytest
 from anthropic import Anthropic
@@ -112,6 +113,46 @@ def test_b32_a_call_that_writes_a_cache_is_looked_up_with_its_price(
     times = {"from": (now - timedelta(hours=1)).isoformat(), "to": (now + timedelta(hours=1)).isoformat()}
     listed = stack.call_meter("GET", f"/v1/calls?{own}&{urlencode(times)}", token=reader)["calls"]
     assert listed[0] == found
+
+
+def test_b31_a_key_can_ask_for_its_usage_and_b32_refused_calls_are_counted(
+    caller: Caller, stack: Stack, reader: str
+) -> None:
+    """With the rights that the manifests give to the gateway, and to its meter's clients."""
+    ai = caller.start(service={"limits": {"rpm": 1000}})
+    raw = ai.chat.completions.with_raw_response.create(
+        model="chat",
+        max_tokens=8,
+        messages=QUESTION,  # type: ignore[arg-type]
+    )
+    assert raw.headers["x-ratelimit-limit-requests"] == "1000"
+    assert refused(lambda: caller.say(ai, model="nothing"))["status"] == 404
+    calls = caller.wait_metered(others=1)
+
+    def get(path: str) -> JSONObject:
+        answer: JSONObject = ai.get(path, cast_to=httpx.Response).json()
+        return answer
+
+    key = get("/key")
+    assert (key["name"], [service["id"] for service in key["services"]]) == ("app", ["chat"])
+    (limit,) = key["services"][0]["limits"]
+    assert (limit["dimension"], limit["remaining"]) == ("rpm", 1000 - calls)
+    (row,) = get("/usage?group_by=key,service,model")["data"]
+    assert (row["calls"], row["key"], row["service"], row["model"]) == (calls, "app", "chat", caller.model)
+    found = get(f"/calls/{raw.headers['x-request-id']}")
+    assert (found["service"], found["status"]) == ("chat", 200)
+    assert len(get("/calls")["data"]) == calls
+    (model,) = get("/models")["data"]
+    assert (model["state"], model["pricing"]["prompt"]) == ("active", "0.000001")
+
+    def codes() -> dict[str, int]:
+        now = datetime.now(UTC)
+        times = {"from": (now - timedelta(hours=1)).isoformat(), "to": (now + timedelta(hours=1)).isoformat()}
+        query = urlencode({"namespace": caller.tenant.namespace} | times)
+        rows = stack.call_meter("GET", f"/v1/refusals?{query}", token=reader)["rows"]
+        return {row["code"]: row["count"] for row in rows}
+
+    wait_for("refused calls are counted", lambda: codes().get("model_not_found") == 1, SECONDS)
 
 
 def test_b16_streams_are_metered_whether_the_client_asks_for_usage_or_not(caller: Caller) -> None:

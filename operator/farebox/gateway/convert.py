@@ -146,6 +146,7 @@ def model_policy(model: Model) -> ModelPolicy:
     limits, requests = model.spec.limits, model.spec.requests
     return ModelPolicy(
         name=model.name,
+        currency=model.currency,
         retired=model.spec.retired,
         rpm=limits.rpm,
         tpm=limits.tpm,

@@ -2,17 +2,17 @@
 
     head -> identify the key -> body -> admit (pure) -> hold money -> count limits -> route
 
-The rules are in `farebox.domain.admission.rules`; they raise Denied, which becomes a response in `handle` (by
-the head) and `_decide` (with the body), and nowhere else. A call that is denied after money was held or
+The rules are in `farebox.domain.admission.rules`; they raise Denied, which becomes a response and is counted
+in `_refuse`, and nowhere else. A call that is denied after money was held or
 limits were counted returns both. `settlement` handles the end of a call.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -29,23 +29,24 @@ from farebox.domain.admission.rules import (
     look_up,
     model_served,
 )
-from farebox.domain.admission.types import Allow, Call, Denied, KeyPolicy, LimitStatus, ServicePolicy
+from farebox.domain.admission.types import Allow, Call, Denied, KeyPolicy, LimitStatus
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
 from farebox.gateway.convert import ModelUpstream, Provider
 from farebox.gateway.credentials import Credentials, CredentialsUnavailable
 from farebox.gateway.interface import BodyHandler, ImmediateResponse, RequestHead, Route
+from farebox.gateway.lookups.answers import LookupMeter, Lookups, answer
 from farebox.gateway.ratelimit.base import Counters
+from farebox.gateway.refusals import RefusalCounter, Refused
 from farebox.gateway.request.body import RequestBody, parsing
 from farebox.gateway.request.endpoints import (
     COUNT_TOKENS_PATH,
     ENDPOINTS,
     MESSAGES,
-    MODELS_PATH,
     APIEndpoint,
 )
-from farebox.gateway.request.errors import denial_response, error_response, in_form_of, too_many_refused
+from farebox.gateway.request.errors import MethodNotAllowed, TooManyRefused, denial_response, in_form_of
 from farebox.gateway.request.fields import added_fields, check_fields
 from farebox.gateway.request.headers import (
     BETA,
@@ -67,7 +68,6 @@ from farebox.metrics import GATEWAY_DECISIONS
 log = structlog.get_logger(__name__)
 _FORWARDED: Final = GATEWAY_DECISIONS.labels("")
 _NO_KEY: Final = ""
-_encode: Final = msgspec.json.Encoder().encode
 
 
 @dataclass
@@ -78,6 +78,8 @@ class Handler:
         backend_address: "host:port" of a backend, from the name of its Service and its port.
         trusted_proxies: the proxies whose X-Forwarded-For is trusted.
         request_headers: names of client headers that are forwarded beside the usual ones, in lower case.
+        meter: answers look-ups of usage and calls; None: they get 503.
+        refusals: the counts of refused calls.
         refused, turns: the work of refused calls, and the order in which long bodies are read.
         ready: set once the cluster is read; until then calls are refused with 503.
     """
@@ -95,27 +97,33 @@ class Handler:
     request_headers: frozenset[str] = frozenset()
     refused: RefusedWork = field(default_factory=RefusedWork)
     turns: Turns = field(default_factory=Turns)
+    meter: LookupMeter | None = None
+    refusals: RefusalCounter = field(default_factory=RefusalCounter)
+    lookups: Lookups = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lookups = Lookups(self.snapshot, self.counters, self.meter)
 
     def handle(self, head: RequestHead) -> ImmediateResponse | BodyHandler:
         """Decide a call by its head (B13-B15), so that refused callers need not send a body."""
         if not self.ready.is_set():
-            message = "The gateway is starting. Retry later"
-            return in_form_of(error_response(503, "starting", message, head.request_id), head)
+            return self._refuse(head, Denied(503, "starting", "The gateway is starting. Retry later"))
         path = head.path.partition("?")[0]
         try:
             endpoint = ENDPOINTS.get(path)
             if endpoint is None and path != COUNT_TOKENS_PATH:
-                return self._handle_other_path(head, path)
+                found = self.lookups.find(head, self._caller(head), self.clock())
+                return found if isinstance(found, ImmediateResponse) else partial(self._look_up, head, found)
             if head.method != "POST":
-                return in_form_of(_method_not_allowed(head, path, "POST"), head)
+                raise MethodNotAllowed(path, "POST")
             check_headers(head)
             caller = self._caller(head)
             key = identify(caller, self.snapshot, self.clock()).key
             wait = self.refused.retry_after(key, self.clock().timestamp())
+            if wait:
+                raise TooManyRefused(wait)
         except Denied as denied:
-            return in_form_of(denial_response(denied, head.request_id), head)
-        if wait:
-            return in_form_of(too_many_refused(head, wait), head)
+            return self._refuse(head, denied)
         return partial(self._decide, head, endpoint, caller, key)
 
     async def _decide(
@@ -127,14 +135,15 @@ class Handler:
         body: bytes | None,
     ) -> Route | ImmediateResponse:
         """Decide the same call with its body (B13-B18). Without an endpoint its tokens are counted."""
-        size = len(body or b"")
+        size, model = len(body or b""), ""
         try:
             if body is None:
                 raise Denied(400, "missing_body", "The request has no body. Send a JSON object")
             request = await self.turns.run(parsing(endpoint or MESSAGES, body), key, size)
+            model = request.model
             call = msgspec.structs.replace(
                 caller,
-                model=request.model,
+                model=model,
                 body_bytes=size,
                 asked_output=request.asked_output,
                 choices=request.choices,
@@ -154,12 +163,12 @@ class Handler:
         except Denied as denied:
             mistake = denied.status in (400, 403, 404)
             self.refused.add(key, size, self.clock().timestamp(), mistake=mistake)
-            return in_form_of(denial_response(denied, head.request_id), head)
+            return self._refuse(head, denied, model)
 
     def _count_tokens(self, head: RequestHead, call: Call, key: KeyPolicy) -> ImmediateResponse:
         """The estimated input of a call of the messages API, active or not. Raises Denied."""
         model = model_served(look_up(call, key, self.snapshot), self.snapshot)
-        return _answer(head, {"input_tokens": expected_input(call, model)})
+        return answer(head, {"input_tokens": expected_input(call, model)})
 
     async def _reserve(self, head: RequestHead, request: RequestBody, allow: Allow, now: int) -> Route:
         """Hold money, count limits and build the route. Whatever fails on the way, all of it is returned.
@@ -273,34 +282,30 @@ class Handler:
         """The call as far as the head describes it."""
         return Call(key_hash(head) or _NO_KEY, address_of(head, self.trusted_proxies), "", 0, None)
 
-    def _handle_other_path(self, head: RequestHead, path: str) -> ImmediateResponse:
-        """The response at a path that is not forwarded. Raises Denied."""
-        path = path.rstrip("/") if path.startswith(f"{MODELS_PATH}/") else path
-        if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
-            return self._list_models(head, path)
-        known = ", ".join((*ENDPOINTS, COUNT_TOKENS_PATH, MODELS_PATH))
-        raise Denied(404, "unknown_url", f"Unknown URL. The gateway serves {known}")
+    async def _look_up(
+        self, head: RequestHead, read: Callable[[], Awaitable[ImmediateResponse]], body: bytes | None
+    ) -> ImmediateResponse:
+        """The answer to a look-up that has to be read first. It needs no body."""
+        try:
+            return await read()
+        except Denied as denied:
+            return self._refuse(head, denied)
 
-    def _list_models(self, head: RequestHead, path: str) -> ImmediateResponse:
-        """GET /v1/models, or one model: the services that the key may call, active or not. Raises Denied."""
-        if head.method not in ("GET", "HEAD"):
-            return _method_not_allowed(head, path, "GET, HEAD")
-        check_headers(head)
-        caller = self._caller(head)
-        key = identify(caller, self.snapshot, self.clock())
+    def _refuse(self, head: RequestHead, denied: Denied, model: str = "") -> ImmediateResponse:
+        """The response to a denied call, which is counted (B32). `model` is the name in its body."""
+        self.count_refusal(head, denied.status, denied.code, model)
+        return in_form_of(denial_response(denied, head.request_id), head)
 
-        def named(name: str) -> ServicePolicy:
-            return look_up(msgspec.structs.replace(caller, model=name), key, self.snapshot)
-
-        if path != MODELS_PATH:
-            return _answer(head, _model(named(path.removeprefix(f"{MODELS_PATH}/"))))
-        listed = []
-        for service in self.snapshot.services_in(key.key.namespace):
-            try:
-                listed.append(_model(named(service.key.name)))
-            except Denied:
-                continue
-        return _answer(head, {"object": "list", "data": listed})
+    def count_refusal(self, head: RequestHead, status: int, code: str, model: str = "") -> None:
+        """Count a refused call of a key's namespace. Names of keys and services that do not exist are not."""
+        key = self.snapshot.key(key_hash(head) or _NO_KEY)
+        if key is None:
+            refused = Refused("", None, None, code, status)
+        else:
+            namespace, name = key.key
+            known = bool(model) and self.snapshot.service(namespace, model) is not None
+            refused = Refused(namespace, model if known else None, name, code, status)
+        self.refusals.add(refused, self.clock())
 
 
 def _bound_per_answer(allow: Allow, request: RequestBody) -> int | None:
@@ -313,28 +318,6 @@ def _bound_per_answer(allow: Allow, request: RequestBody) -> int | None:
         return None
     bound = allow.output_bound // request.choices
     return None if bound == allow.model.context_tokens else bound
-
-
-def _method_not_allowed(head: RequestHead, path: str, allowed: str) -> ImmediateResponse:
-    message = f"{path} accepts only {allowed}"
-    return error_response(405, "method_not_allowed", message, head.request_id, {"allow": allowed})
-
-
-def _model(service: ServicePolicy) -> dict[str, Any]:
-    """A service as an OpenAI model object, with `active` added."""
-    created = service.created_at
-    return {
-        "id": service.key.name,
-        "object": "model",
-        "created": 0 if created is None else int(created.timestamp()),
-        "owned_by": service.key.namespace,
-        "active": not service.inactive,
-    }
-
-
-def _answer(head: RequestHead, value: Any) -> ImmediateResponse:
-    headers = {"content-type": "application/json", "x-request-id": head.request_id}
-    return ImmediateResponse(200, headers, b"" if head.method == "HEAD" else _encode(value))
 
 
 def service_address(namespace: str) -> Callable[[str, int], str]:

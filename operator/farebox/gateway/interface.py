@@ -94,6 +94,9 @@ OnAbandoned = Callable[[str], None]
 """Receives the id of a call whose client left during the decision. If Envoy has forwarded the call, it is in
 the log soon; otherwise it never is."""
 
+OnRefused = Callable[[RequestHead, int, str], None]
+"""Receives a call that the transport itself refuses, with the status and the code of the error."""
+
 HeadHandler = Callable[[RequestHead], ImmediateResponse | BodyHandler]
 """Decides a call by its head: it returns a response before the body is read, or the handler of the body.
 

@@ -26,6 +26,7 @@ from farebox.gateway.envoy.bootstrap import DECISION_SOCKET, EnvoySettings
 from farebox.gateway.ext_proc.messages import PRIVATE_PREFIX
 from farebox.gateway.feed import spend_feed
 from farebox.gateway.handler import Handler, service_address
+from farebox.gateway.lookups.answers import LookupMeter
 from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.ratelimit.fallback import EvenShareCounters, FallbackCounters
 from farebox.gateway.ratelimit.quota_sync import QuotaSync
@@ -103,6 +104,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
             balance_max_age_seconds=settings.balance_max_age_seconds,
             trusted_proxies=_trusted(settings.trusted_proxies),
             request_headers=_request_headers(settings.request_headers),
+            meter=ledger,
         )
         snapshot, spend, leases, settlement = (
             handler.snapshot,
@@ -130,6 +132,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
             settlement.run(),
             leases.run(),
             quotas.run(handler.ready),
+            handler.refusals.run(ledger, source),
         )
         async with _running(*tasks, stop=stop):
             log.info("gateway.started", source=source, meter=settings.meter_url)
@@ -141,7 +144,10 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
                 on_usage=settlement.on_usage,
                 on_acknowledged=settlement.acknowledged,
                 on_abandoned=settlement.abandoned,
+                on_refused=handler.count_refusal,
             )
+            await handler.refusals.close(ledger, source)
+            await handler.lookups.cache.close()
             await leases.close()
     log.info("gateway.stopped")
 
@@ -155,6 +161,7 @@ def assembled(
     balance_max_age_seconds: float,
     trusted_proxies: Sequence[Network] = (),
     request_headers: frozenset[str] = frozenset(),
+    meter: LookupMeter | None = None,
 ) -> Handler:
     """A Handler with its parts, without any state yet. Arguments: see Handler and GatewaySettings."""
     spend = SpendTracker(balance_max_age_seconds, call_seconds=leases.call_seconds)
@@ -169,6 +176,7 @@ def assembled(
         backend_address=backend_address,
         trusted_proxies=trusted_proxies,
         request_headers=request_headers,
+        meter=meter,
     )
 
 

@@ -15,7 +15,7 @@ import structlog
 from farebox.gateway.envoy.admin import Admin
 from farebox.gateway.envoy.bootstrap import EnvoySettings
 from farebox.gateway.ext_proc.server import listening
-from farebox.gateway.interface import HeadHandler, OnAbandoned
+from farebox.gateway.interface import HeadHandler, OnAbandoned, OnRefused
 from farebox.gateway.metering.log_segments import may_be_written
 from farebox.gateway.metering.outbox import ROTATE_BYTES, OnAcknowledged, OnUsage, Outbox
 from farebox.gateway.metering.publisher import UsagePublisher
@@ -60,6 +60,7 @@ async def serve(
     on_usage: OnUsage = lambda _line, _paid: None,
     on_acknowledged: OnAcknowledged = lambda _calls, _leases, _sequence: None,
     on_abandoned: OnAbandoned = lambda _: None,
+    on_refused: OnRefused = lambda _head, _status, _code: None,
 ) -> None:
     """Serve the Envoy of `settings` until `stop` is set, then drain and end it.
 
@@ -69,6 +70,7 @@ async def serve(
         on_usage: receives each call shortly after its end.
         on_acknowledged: receives calls that the meter has acknowledged; see Outbox.
         on_abandoned: receives calls whose client left during the decision.
+        on_refused: receives calls that are refused without asking the handler.
 
     Raises:
         OSError: the socket cannot be created, or the checkpoint cannot be written.
@@ -76,7 +78,7 @@ async def serve(
     envoy = settings.envoy
     async with (
         Admin(envoy.admin_socket) as admin,
-        listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_abandoned),
+        listening(envoy.decision_socket, handler, envoy.max_body_bytes, on_abandoned, on_refused),
     ):
         events = UsagePublisher(meter)
         outbox = Outbox(envoy.log_file, settings.source, events, admin.reopen_log, on_usage, on_acknowledged)

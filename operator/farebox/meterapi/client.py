@@ -220,6 +220,12 @@ class MeterClient:
         pages = [page async for page in self._usage_pages(params, REPORT_SECONDS, _REPORT_REFUSALS)]
         return replace(pages[-1], rows=tuple(row for page in pages for row in page.rows))
 
+    async def usage_page(self, params: Mapping[str, str]) -> UsageReport:
+        """Read one page of GET /v1/usage. Raises LedgerRefused as `usage` does."""
+        return await self._call(
+            UsageReport, "GET", "/v1/usage", params=params, seconds=REPORT_SECONDS, refusals=_REPORT_REFUSALS
+        )
+
     async def calls(self, params: Mapping[str, str]) -> CallPage:
         """Read a page of GET /v1/calls, the newest call first. Raises LedgerRefused as `usage` does."""
         return await self._call(

@@ -151,6 +151,7 @@ class ModelPolicy:
     """A Model: its ceilings (0: none), its prices and what a piece of media counts."""
 
     name: str
+    currency: str = ""
     retired: bool = False
     rpm: int = 0
     tpm: int = 0

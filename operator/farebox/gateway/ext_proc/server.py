@@ -25,10 +25,11 @@ from farebox.gateway.interface import (
     HeadHandler,
     ImmediateResponse,
     OnAbandoned,
+    OnRefused,
     RequestHead,
     Route,
 )
-from farebox.gateway.request.errors import too_large
+from farebox.gateway.request.errors import TOO_LARGE, too_large
 from farebox.metrics import GATEWAY_DECISION_SECONDS
 
 PATH: Final = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -53,9 +54,12 @@ _log = structlog.get_logger(__name__)
 class Decisions:
     """Shared by all streams: the handler, the limit of bodies, and the running decisions."""
 
-    def __init__(self, handler: HeadHandler, max_body_bytes: int, on_abandoned: OnAbandoned) -> None:
+    def __init__(
+        self, handler: HeadHandler, max_body_bytes: int, on_abandoned: OnAbandoned, on_refused: OnRefused
+    ) -> None:
         self.handler = handler
         self.on_abandoned = on_abandoned
+        self.on_refused = on_refused
         self.max_body_bytes = max_body_bytes
         self.tasks: set[asyncio.Task[None]] = set()
         self.discarder = BodyDiscarder()
@@ -210,6 +214,7 @@ class ProcessingStream:
             self._task = self._decisions.begin(self, body)
 
     def _too_large(self, head: RequestHead) -> ImmediateResponse:
+        self._decisions.on_refused(head, 413, TOO_LARGE)
         return too_large(head, self._decisions.max_body_bytes)
 
     def _answer(self, decision: Route | ImmediateResponse, on_headers: bool) -> None:
@@ -249,7 +254,11 @@ def _announced(head: RequestHead, default: int = 0) -> int:
 
 @asynccontextmanager
 async def listening(
-    path: Path, handler: HeadHandler, max_body_bytes: int, on_abandoned: OnAbandoned = lambda _: None
+    path: Path,
+    handler: HeadHandler,
+    max_body_bytes: int,
+    on_abandoned: OnAbandoned = lambda _: None,
+    on_refused: OnRefused = lambda _head, _status, _code: None,
 ) -> AsyncIterator[None]:
     """Serve Envoys on this socket inside the `async with`.
 
@@ -258,11 +267,12 @@ async def listening(
 
     Args:
         on_abandoned: receives calls whose client left during the decision.
+        on_refused: receives calls that are refused here, for their size.
 
     Raises:
         OSError: the socket cannot be created.
     """
-    decisions = Decisions(handler, max_body_bytes, on_abandoned)
+    decisions = Decisions(handler, max_body_bytes, on_abandoned, on_refused)
     connections: set[Connection] = set()
     loop = asyncio.get_running_loop()
     server = await loop.create_unix_server(lambda: Connection(decisions.accept, connections), str(path))

@@ -55,7 +55,26 @@ ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
 MESSAGES_PREFIX: Final = "/v1/messages"
 """The paths of Anthropic's API, whose errors have its form."""
 
+TOO_LARGE: Final = "request_too_large"
+"""The code of a body over the limit."""
 _JSON: Final = {"content-type": "application/json"}
+
+
+class MethodNotAllowed(Denied):
+    """A path is called with another method than `allowed`."""
+
+    def __init__(self, path: str, allowed: str) -> None:
+        super().__init__(405, "method_not_allowed", f"{path} accepts only {allowed}")
+        self.allowed = allowed
+
+
+class TooManyRefused(Denied):
+    """Refused calls of a key have cost too much work (`workload.RefusedWork`). It may retry in `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        message = "Too many calls of this API key were refused. Correct the requests and retry later"
+        super().__init__(429, "too_many_refused_requests", message)
+        self.seconds = seconds
 
 
 def error_body(status: int, code: str, message: str, request_id: str) -> bytes:
@@ -85,20 +104,17 @@ def denial_response(denied: Denied, request_id: str) -> ImmediateResponse:
     headers = limit_headers(denied.limit_statuses, denied.exceeded)
     if denied.status == 401:
         headers["www-authenticate"] = 'Bearer realm="farebox"'
+    if isinstance(denied, MethodNotAllowed):
+        headers["allow"] = denied.allowed
+    if isinstance(denied, TooManyRefused):
+        headers["retry-after"] = str(max(1, math.ceil(denied.seconds)))
     return error_response(denied.status, denied.code, denied.message, request_id, headers)
 
 
 def too_large(head: RequestHead, max_body_bytes: int) -> ImmediateResponse:
     """The response to a body that exceeds the limit."""
     message = f"The request body exceeds the limit of {max_body_bytes} bytes"
-    return in_form_of(error_response(413, "request_too_large", message, head.request_id), head)
-
-
-def too_many_refused(head: RequestHead, seconds: float) -> ImmediateResponse:
-    """The response to a key whose refused calls have cost too much work (`workload.RefusedWork`)."""
-    message = "Too many calls of this API key were refused. Correct the requests and retry later"
-    headers = {"retry-after": str(max(1, math.ceil(seconds)))}
-    return error_response(429, "too_many_refused_requests", message, head.request_id, headers)
+    return in_form_of(error_response(413, TOO_LARGE, message, head.request_id), head)
 
 
 def anthropic_type(status: int) -> str:

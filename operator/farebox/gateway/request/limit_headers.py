@@ -15,7 +15,9 @@ _REQUESTS: Final = (
     "x-ratelimit-reset-requests",
 )
 _TOKENS: Final = ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens")
-REQUEST_DIMENSIONS: Final = frozenset({"rpm", "lookups"})
+LOOKUPS: Final = "lookups"
+"""The dimension of look-ups by a key (`farebox.gateway.lookups`)."""
+_REQUEST_DIMENSIONS: Final = frozenset({"rpm", LOOKUPS})
 """The dimensions that count requests; all others count tokens."""
 
 
@@ -31,7 +33,7 @@ def limit_headers(
     headers: dict[str, str] = {}
     requests = tokens = None
     for each in limit_statuses:
-        if each.request.dimension in REQUEST_DIMENSIONS:
+        if each.request.dimension in _REQUEST_DIMENSIONS:
             requests = _shown(requests, each, exceeded)
         else:
             tokens = _shown(tokens, each, exceeded)
