@@ -1,21 +1,24 @@
 """B32: every stored call is listed and can be looked up, on both databases."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from farebox.domain.billing.coverage import Coverage
 from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import charge
 from farebox.domain.keys import ObjectKey
+from farebox.ledger.booking.request_index import SEGMENT_EVENTS
 from farebox.ledger.db import tables
 from farebox.ledger.engine import Ledger
 from farebox.ledger.reports.calls import read_call, read_calls
 from farebox.meterapi.calls import Call, CallQuery
 from farebox.meterapi.types import Binding, PriceVersion, TokenPriceTier
+from tests.ledger.databases import Database
 from tests.ledger.support import (
     ACME,
     CHAT,
@@ -54,6 +57,12 @@ async def listed(
 async def call(ledger: Ledger, request_id: str, owner: ObjectKey | str = ACME) -> Call | None:
     """The look-up."""
     return await ledger.report(lambda connection: read_call(connection, owner, request_id))
+
+
+async def segments(ledger: Ledger) -> int:
+    """The number of segments in the index of request ids."""
+    count = select(func.count()).select_from(tables.request_segments)
+    return await ledger.report(lambda connection: connection.execute(count).scalar_one())
 
 
 async def test_a_call_has_what_was_metered_and_what_it_cost(ledger: Ledger) -> None:
@@ -190,17 +199,31 @@ async def test_an_empty_ledger_has_no_calls(ledger: Ledger) -> None:
 async def test_a_look_up_finds_calls_in_segments_and_after_them(ledger: Ledger) -> None:
     """A meter indexes request ids a segment at a time; here a segment has three events."""
     await ledger.record(FACTS)
-
-    def segments(connection: Connection) -> int:
-        return connection.execute(select(func.count()).select_from(tables.request_segments)).scalar_one()
-
     for number in range(8):
         name = None if number == 4 else f"r-{number}"
         await ledger.ingest([usage(str(number), request_id=name)])
         await ledger.index_requests(3)
-        assert await ledger.report(segments) == (number + 1) // 3
+        assert await segments(ledger) == (number + 1) // 3
         for earlier in {*range(number + 1)} - {4}:
             found = await call(ledger, f"r-{earlier}")
             assert found is not None
             assert found.id == str(earlier)
     assert await call(ledger, "r-4") is None
+
+
+async def test_a_running_meter_indexes_requests_by_itself(database: Database) -> None:
+    ledger = await Ledger.open(database.url, clock=Clock(), advance_seconds=0.01)
+    try:
+        await ledger.record(FACTS)
+        for start in range(0, SEGMENT_EVENTS, 5_000):
+            await ledger.ingest([usage(f"{n:06d}", request_id=f"r-{n}") for n in range(start, start + 5_000)])
+
+        async with asyncio.timeout(60):
+            while await segments(ledger) == 0:  # noqa: ASYNC110 - only the database tells
+                await asyncio.sleep(0.01)
+        found = await call(ledger, "r-7")
+        assert found is not None
+        assert await segments(ledger) == 1
+    finally:
+        await ledger.close()
+    database.check()

@@ -69,7 +69,7 @@ _TAIL = Prepared(
 )
 _INDEXED = Prepared(
     select(_requests.event)
-    .join_from(tables.request_segments, tables.requests)
+    .join_from(tables.request_segments, tables.requests, _requests.segment == _segments.last_event)
     .where(_requests.request_id == _REQUEST),
     ("request_id",),
 )

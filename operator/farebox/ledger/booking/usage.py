@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Tally:
-    fresh: list[UsageEvent] = field(default_factory=list)
+    fresh: list[tuple[UsageEvent, CallTokens]] = field(default_factory=list)
     duplicate: int = 0
     pending: int = 0
     rejected: list[Rejection] = field(default_factory=list)
@@ -76,7 +76,8 @@ def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _
     # The prices of a later time may still change.
     latest = journal.now + MAX_CLOCK_SKEW
     for index, event in enumerate(batch):
-        if (rejection := _rejection(index, event, latest)) is not None:
+        tokens = event.tokens
+        if (rejection := _rejection(index, event, tokens, latest)) is not None:
             tally.rejected.append(rejection)
             continue
         of_source = first.get(event.source)
@@ -87,24 +88,24 @@ def _taken(journal: Journal, batch: Sequence[UsageEvent], first: _BySource) -> _
             _warn_if_different(event, _payload(of_source[event.id]))
         else:
             of_source[event.id] = event
-            tally.fresh.append(event)
+            tally.fresh.append((event, tokens))
     return tally
 
 
 def _drop(tally: _Tally, stored: Mapping[tuple[str, str], tuple[Any, ...]]) -> None:
     """Drop the events that earlier transactions stored; `stored` has their payloads."""
     fresh = []
-    for event in tally.fresh:
+    for event, tokens in tally.fresh:
         payload = stored.get((event.source, event.id))
         if payload is None:
-            fresh.append(event)
+            fresh.append((event, tokens))
         else:
             tally.duplicate += 1
             _warn_if_different(event, payload)
     tally.fresh = fresh
 
 
-def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | None:
+def _rejection(index: int, event: UsageEvent, tokens: CallTokens, latest: datetime) -> Rejection | None:
     if event.time > latest:
         message = (
             f"time {event.time.isoformat()} is more than {MAX_CLOCK_SKEW.seconds // 60} minutes in the "
@@ -114,7 +115,7 @@ def _rejection(index: int, event: UsageEvent, latest: datetime) -> Rejection | N
     if event.time < _EARLIEST:
         message = f"time {event.time.isoformat()} is before 1970: set the sender's clock"
         return Rejection(index, event.id, "InvalidUsage", message)
-    fault = usage_error(event.tokens)
+    fault = usage_error(tokens)
     if fault is not None:
         return Rejection(index, event.id, "InvalidUsage", fault)
     return None
@@ -125,10 +126,9 @@ def _store(journal: Journal, tallies: Iterable[_Tally]) -> None:
     received_at = journal.recorded_at
     rows: list[tuple[Any, ...]] = []
     for tally in tallies:
-        for event in tally.fresh:
+        for event, tokens in tally.fresh:
             service = event.service
             occurred_at = to_micros(event.time)
-            tokens = event.tokens
             outcome = charging.charge((event.source, event.id), service, event.model, occurred_at, tokens)
             if not is_charged(outcome):
                 tally.pending += 1

@@ -319,15 +319,14 @@ request_segments = _table(
 requests = Table(
     "requests",
     metadata,
-    Column(
-        "segment", Int64, ForeignKey("request_segments.last_event"), primary_key=True, autoincrement=False
-    ),
+    Column("segment", Int64, primary_key=True, autoincrement=False),
     Column("request_id", Text, primary_key=True),
     Column("event", Int64, primary_key=True, autoincrement=False),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""Usage events by request id, written a segment at a time (docs/decisions/531). Derived (usage_events)."""
+"""Usage events by request id, written a segment at a time (docs/decisions/531). Derived (usage_events), and
+without foreign keys: they would cost more than the rest of a segment, and `verify` compares the tables."""
 
 refusals = _table(
     "refusals",

@@ -70,13 +70,7 @@ def _index_calls() -> None:
     )
     op.create_table(
         "requests",
-        sa.Column(
-            "segment",
-            _INT,
-            sa.ForeignKey("request_segments.last_event"),
-            primary_key=True,
-            autoincrement=False,
-        ),
+        sa.Column("segment", _INT, primary_key=True, autoincrement=False),
         sa.Column("request_id", sa.Text, primary_key=True),
         sa.Column("event", _INT, primary_key=True, autoincrement=False),
         sqlite_strict=True,
