@@ -20,6 +20,7 @@ import structlog
 from farebox.api import StreamUsage
 from farebox.clock import milliseconds, utc_now
 from farebox.domain.admission.addresses import Network
+from farebox.domain.admission.estimates import estimate_text
 from farebox.domain.admission.rate_limits import Consumption, expected_input
 from farebox.domain.admission.rules import (
     admit_known,
@@ -29,7 +30,7 @@ from farebox.domain.admission.rules import (
     look_up,
     model_served,
 )
-from farebox.domain.admission.types import Allow, Call, Denied, KeyPolicy, LimitStatus
+from farebox.domain.admission.types import NO_MEDIA, Allow, Call, Denied, KeyPolicy, LimitStatus
 from farebox.domain.billing.money import Nano
 from farebox.domain.keys import ObjectKey
 from farebox.errors import LedgerUnavailable
@@ -150,6 +151,7 @@ class Handler:
                 inputs=request.inputs,
                 text_only=request.content.text_only,
                 media=request.content.media,
+                text_tokens=estimate_text(body) if request.content.media is NO_MEDIA else None,
             )
             now = self.clock()
             # Checked again, because the key may be disabled or expire while the body arrives (B14).

@@ -1,5 +1,7 @@
 """What a call may use and cost at most: bounds are bounds (B17)."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from farebox.domain.admission.estimates import (
     bound_input,
     bound_output,
     estimate_input,
+    estimate_text,
     most_expensive,
 )
 from farebox.domain.billing.coverage import CallTokens
@@ -16,6 +19,7 @@ from farebox.domain.billing.money import Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, charge
 from farebox.meterapi.types import TokenPriceTier
 from tests.domain.strategies import BRANCHING
+from tests.gateway.envoy.test_text_counts import SAMPLES
 
 PRICES = st.integers(0, 2000).map(Nano)
 
@@ -83,3 +87,22 @@ def test_the_least_bound_on_an_answer_holds_for_each_of_them(
     asked: int | None, choices: int, most: int, context: int, bound: int | None
 ) -> None:
     assert bound_output(asked, choices, most, context) == bound
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLES) - {"identifier", "formula"}))
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_request_is_estimated_within_thirty_percent(name: str, ascii_only: bool) -> None:
+    text, tokens = SAMPLES[name]
+    messages = [{"role": "user", "content": text}] * 20
+    body = json.dumps({"messages": messages}, ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    markup = 8
+    limit = 0.3 if not ascii_only or text.isascii() else 1.0
+    assert abs(estimate_text(body) / (20 * (tokens + markup)) - 1) <= limit
+
+
+def test_a_long_request_is_estimated_by_samples() -> None:
+    text, _ = SAMPLES["code"]
+    body = json.dumps({"content": text * 4000}).encode()
+    assert estimate_text(body) == pytest.approx(
+        4000 * estimate_text(json.dumps(text).encode()[1:-1]), rel=0.1
+    )

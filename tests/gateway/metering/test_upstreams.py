@@ -187,7 +187,7 @@ def check_estimate(
     )
     assert abs(error) <= (0 if recording.continuous else TOLERANCE)
     assert abs(paid.input_tokens / INPUT - 1) <= (
-        0 if recording.continuous or recording.input_first else 0.35
+        0 if recording.continuous or recording.input_first else TOLERANCE
     )
     if recording.input_first:
         assert paid.cached_tokens == recording.reported[1], "cached input stays cached"

@@ -59,7 +59,8 @@ def effective_limit(limit: int, ceiling: int) -> int:
 
 def expected_input(call: Call, model: ModelPolicy) -> int:
     """The estimated tokens of all inputs of a call."""
-    return estimate_input(call.body_bytes, model.context_tokens * call.inputs, call.media, model.media)
+    context = model.context_tokens * call.inputs
+    return estimate_input(call.body_bytes, context, call.media, model.media, call.text_tokens)
 
 
 def expected_output(call: Call, model: ModelPolicy) -> int:

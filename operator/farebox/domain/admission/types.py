@@ -69,6 +69,8 @@ class Call(Struct, frozen=True):
         address: of the client, by the trusted-hop rule; None if it cannot be determined.
         model: the name in the request, which is that of an InferenceService in the key's namespace.
         body_bytes: of the request.
+        text_tokens: the likely tokens of a request without media (`estimates.estimate_text`); None: by its
+            bytes.
         asked_output: the caller's bound on the tokens of each answer, or None; 0 where there is no answer.
         choices: how many answers the caller wants.
         inputs: how many texts the model reads separately; its context bounds each of them.
@@ -85,6 +87,7 @@ class Call(Struct, frozen=True):
     inputs: int = 1
     text_only: bool = True
     media: MediaPieces = NO_MEDIA
+    text_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
