@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -10,8 +11,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from farebox.domain.billing.money import Nano, format_amount
 from farebox.meterapi.schema import to_json, write_records
-from tests.ledger.support import CALL_CHARGE, FACTS, topup
+from tests.ledger.support import CALL_CHARGE, FACTS, TIERS, price, topup
 from tests.meter.support import GATEWAY, OPERATOR, READER, Api, Running, cloud_event
 
 RECORDS = json.loads(write_records(FACTS))
@@ -130,6 +132,25 @@ async def test_metrics_count_events_by_result(api: Api) -> None:
     assert "farebox_ledger_head 3.0" in metrics
     assert 'farebox_meter_request_seconds_count{method="POST",route="/v1/events",status="200"} 2.0' in metrics
     assert "farebox_ledger_commit_seconds_count" in metrics
+
+
+def test_an_older_meter_takes_prices_without_cache_writes() -> None:
+    """It refuses fields that it does not know, so an unset price is absent and not null."""
+    plain = write_records([price()])
+    dear = write_records([price(tiers=[replace(tier, cache_write=Nano(1_250)) for tier in TIERS])])
+    assert b"cacheWrite" not in plain
+    assert json.loads(dear)["prices"][0]["tiers"][0]["cacheWrite"] == "1.250"
+
+
+async def test_b41_cache_writes_are_charged_at_their_price(api: Api) -> None:
+    tiers = [tier | {"cacheWrite": "1.250"} for tier in RECORDS["prices"][0]["tiers"]]
+    records = RECORDS | {"prices": [RECORDS["prices"][0] | {"tiers": tiers}]}
+    assert (await api.call("POST", "/v1/records", body=records)).body == {"refused": []}
+    data = {"inputTokens": 100, "cacheWriteInputTokens": 30, "outputTokens": 20}
+    await api.post_events([cloud_event(data=data)])
+    answer = await api.call("GET", "/v1/accounts/billing/acme", READER)
+    assert answer.body["balance"] == format_amount(-(70 * 500 + 30 * 1_250 + 20 * 1_500))
+    assert (await api.call("POST", "/v1/records", body=records)).body == {"refused": []}
 
 
 async def test_b26_metrics_say_how_much_of_a_model_is_estimated(api: Api) -> None:
