@@ -222,7 +222,7 @@ class Held:
 
 async def test_a_polling_key_reads_once_in_a_while_and_few_read_at_a_time() -> None:
     now = 0.0
-    cache, read = ReportCache(ttl=5, timeout=60, concurrency=2, clock=lambda: now), Held()
+    cache, read = ReportCache(ttl=5, patience=60, timeout=60, concurrency=2, clock=lambda: now), Held()
     same = [asyncio.create_task(cache.get("a", read)) for _ in range(10)]
     others = [asyncio.create_task(cache.get(number, read)) for number in range(10)]
     await eventually(lambda: read.running == 2)
@@ -238,12 +238,35 @@ async def test_a_polling_key_reads_once_in_a_while_and_few_read_at_a_time() -> N
     assert read.reads == 12
 
 
-async def test_a_slow_meter_is_given_up_and_not_asked_again_at_once() -> None:
-    cache, read = ReportCache(timeout=0.01), Held()
+async def test_a_caller_does_not_wait_for_a_slow_meter_and_the_next_one_gets_its_answer() -> None:
+    cache, read = ReportCache(patience=0.01), Held()
     for _ in range(3):
-        with pytest.raises(LedgerUnavailable, match="has not answered"):
+        with pytest.raises(LedgerUnavailable, match=r"has not answered within 0\.01 s"):
             await cache.get("a", read)
-    assert (read.reads, read.running) == (1, 0)
+    assert (read.reads, read.running) == (1, 1)
+    read.answer.set()
+    await eventually(lambda: read.running == 0)
+    assert await cache.get("a", read) == 1
+
+
+async def test_a_read_that_takes_too_long_is_ended() -> None:
+    cache, read = ReportCache(patience=60, timeout=0.01), Held()
+    for _ in range(3):
+        with pytest.raises(LedgerUnavailable, match=r"has not answered within 0\.01 s"):
+            await cache.get("a", read)
+    assert (read.reads, read.running) == (1, 0), "the error is remembered too"
+
+
+async def test_waiting_reads_are_bounded() -> None:
+    cache, read = ReportCache(patience=0.01), Held()
+    for number in range(64):
+        with pytest.raises(LedgerUnavailable, match="has not answered"):
+            await cache.get(number, read)
+    with pytest.raises(LedgerUnavailable, match="Too many"):
+        await cache.get(64, read)
+    assert read.running == 4
+    await cache.close()
+    assert read.running == 0
 
 
 async def test_the_cache_is_bounded() -> None:

@@ -149,7 +149,9 @@ class ProcessingStream:
         began = perf_counter()
         try:
             decision = await self._decide(body)
-            GATEWAY_DECISION_SECONDS.observe(perf_counter() - began)
+            if body is not None or isinstance(decision, Route):
+                # Without a body it is a look-up, which may wait for the meter.
+                GATEWAY_DECISION_SECONDS.observe(perf_counter() - began)
             self._answer(decision, on_headers=body is None)
         except Exception:
             self._fault()
