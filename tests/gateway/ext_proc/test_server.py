@@ -468,3 +468,30 @@ def test_a_decision_can_be_read_by_another_reader(labels: dict[str, str], body: 
     farebox = fields(fields(fields(message[8][0])[1][0])[2][0])[5][0]
     text = fields(fields(fields(farebox)[1][0])[2][0])[3][0]
     assert json.loads(text) == labels
+
+
+@pytest.mark.parametrize("size", [0, 5, 300_000])
+def test_a_long_body_is_decoded_in_place(size: int) -> None:
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    around = field(9, b"attributes") + field(11, 5)
+    message = bytearray(around + field(4, field(1, body) + field(2, 1)) + around)
+    assert messages.long_body(message) == body
+    assert messages.read_request(around + field(4, field(1, body) + field(2, 1))) == body
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        field(2, b"headers"),
+        field(4, field(2, 1)),
+        field(4, field(1, b"body"))[:-1],
+        field(4, field(1, b"body") + b"\x0a\x7f"),
+        b"\x24",
+        b"\x22",
+        b"\x22\xff",
+    ],
+)
+def test_a_long_message_that_is_no_body_is_invalid(message: bytes) -> None:
+    with pytest.raises(InvalidMessage):
+        messages.long_body(bytearray(message))

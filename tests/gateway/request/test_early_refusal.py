@@ -1,6 +1,7 @@
 """A call that its head refuses is answered before its body comes: clients read why (B14)."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -98,3 +99,13 @@ async def test_a_connection_whose_small_body_has_come_is_kept(target: Target) ->
         for _ in range(3):
             writer.write(request)
             assert (await answer(reader)).summary == "401 invalid_api_key"
+
+
+@pytest.mark.parametrize("size", [250_000, 270_000, 12_000_000])
+async def test_a_long_body_of_a_good_key_arrives_as_it_was_sent(target: Target, size: int) -> None:
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'Ab1+' * (size // 4)}"}}
+    messages: list[Any] = [{"role": "user", "content": [picture]}]
+    async with target.client as client:
+        await client.chat.completions.create(model="chat", messages=messages, max_tokens=5)
+    assert json.loads(target.upstream.requests[-1][2])["messages"] == messages
+    await target.check(1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.gateway.harness import TOKEN
-from tests.tools.bench import gateway_money
+from tests.tools.bench import gateway_hostile, gateway_money
 from tests.tools.bench.gateway_others import add_others
 from tests.tools.bench.gateway_targets import Target, targets
 from tests.tools.bench.loading import build, load, request
@@ -43,6 +43,8 @@ async def run(scale: float) -> Report:
                 await bench.throughput(kind, max(0.5, 4 * scale))
             progress("latency")
             await bench.latency(max(1.0, 6 * scale))
+            progress("one key does its worst")
+            await gateway_hostile.measure(report, made.found[1], program, max(1.0, 3 * scale))
             progress("streams")
             await bench.streams(max(20, round(STREAMS * scale)))
         progress("cutoff and overshoot")

@@ -44,7 +44,7 @@ async def claim(asked: CreditLeaseRequest) -> CreditLease:
 
 
 def opened(upstream: str) -> Handler:
-    """A gate with one service "chat", whose key and limits count, and more money than can be spent."""
+    """A gate with a service "chat" of two tenants, whose limits count, and more money than can be spent."""
     gate = assembled(
         CreditLeases("bench", claim),
         MemoryCounters(),
@@ -56,6 +56,8 @@ def opened(upstream: str) -> Handler:
     gate.snapshot.models.put(harness.model(limits=limits))
     gate.snapshot.services.put(harness.service())
     gate.snapshot.keys.put(harness.api_key())
+    gate.snapshot.services.put(harness.service("chat", "team-b"))
+    gate.snapshot.keys.put(harness.api_key("b", "team-b", harness.OTHER_TOKEN))
     gate.snapshot.accounts.put(harness.account())
     primed(gate)
     return gate

@@ -8,7 +8,7 @@ protobuf requires.
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 from msgspec import Struct
@@ -69,6 +69,48 @@ def read_request(message: bytes) -> HeadersMessage | bytes:
     if 4 in fields:  # request_body: HttpBody{body = 1}
         return _fields(fields[4]).get(1, b"")
     raise InvalidMessage("neither request headers nor a request body")
+
+
+def long_body(message: bytearray) -> bytes:
+    """Decode a ProcessingRequest with a long body (mode BUFFERED): the message becomes that body.
+
+    Nothing is copied, since a copy of some MiB would delay other calls. The result is a bytearray, which all
+    readers of a body take for bytes.
+
+    Raises:
+        InvalidMessage: it is truncated, or has no request body.
+    """
+    start, end = 0, len(message)
+    for number in (4, 1):  # request_body: HttpBody{body = 1}
+        start, end = _span(message, number, start, end)
+    del message[end:]
+    del message[:start]
+    return cast(bytes, message)
+
+
+def _span(message: bytearray, number: int, position: int, end: int) -> tuple[int, int]:
+    """Where the last length-delimited field of this number begins and ends, within a part of a message."""
+    found = None
+    try:
+        while position < end:
+            tag, position = _varint(message, position)
+            size = 0
+            if tag & 7 == 2:
+                size, position = _varint(message, position)
+                if tag >> 3 == number:
+                    found = position, position + size
+            elif tag & 7 == 0:
+                _, position = _varint(message, position)
+            elif tag & 7 in (1, 5):
+                size = 8 if tag & 7 == 1 else 4
+            else:
+                raise InvalidMessage(f"wire type {tag & 7}")
+            position += size
+    except IndexError:
+        raise InvalidMessage("truncated field") from None
+    if position > end or found is None:
+        raise InvalidMessage("no request body, or a field exceeds its message")
+    return found
 
 
 def _head(entries: list[tuple[str, str]]) -> RequestHead:
@@ -155,7 +197,7 @@ def _fields(message: bytes) -> dict[int, bytes]:
     return fields
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def _varint(message: bytes | bytearray, position: int) -> tuple[int, int]:
     """The number at a position, and the position behind it. Raises IndexError if it is truncated."""
     value = shift = 0
     while True:

@@ -48,6 +48,9 @@ _UNIMPLEMENTED: Final = literal_block(
     [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"12")]
 )
 
+_LONG: Final = 256 * 1024
+"""A message with headers is shorter (Envoy refuses more than 60 KiB of them)."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -125,6 +128,13 @@ class ProcessingStream:
                 self._check(buffer[0], size)
                 if len(buffer) < 5 + size:
                     return
+                if size > _LONG:
+                    self._buffer = buffer[5 + size :]
+                    del buffer[5 + size :]
+                    del buffer[:5]
+                    self._long_message(buffer)
+                    buffer = self._buffer
+                    continue
                 message = bytes(buffer[5 : 5 + size])
                 del buffer[: 5 + size]
                 self._message(message)
@@ -168,6 +178,13 @@ class ProcessingStream:
             self._on_headers(request)
         else:
             self._on_body(request)
+
+    def _long_message(self, message: bytearray) -> None:
+        """Handle a message that can only be a body, without a copy of it."""
+        body = messages.long_body(message)
+        if self._task is not None:
+            raise InvalidMessage("message after the last one")
+        self._on_body(body)
 
     def _on_headers(self, message: HeadersMessage) -> None:
         if self._head is not None:
