@@ -115,8 +115,28 @@ def test_b32_a_call_that_writes_a_cache_is_looked_up_with_its_price(
     assert listed[0] == found
 
 
+def refusals(caller: Caller, reader: str) -> dict[str, int]:
+    """The refused calls of a tenant in the hours around now, by code, as the meter has them."""
+    now = datetime.now(UTC)
+    times = {"from": (now - timedelta(hours=1)).isoformat(), "to": (now + timedelta(hours=1)).isoformat()}
+    query = urlencode({"namespace": caller.tenant.namespace} | times)
+    rows = caller.tenant.stack.call_meter("GET", f"/v1/refusals?{query}", token=reader)["rows"]
+    return {row["code"]: row["count"] for row in rows}
+
+
+def test_b32_a_gateway_that_ends_sends_the_counts_of_its_last_refused_calls(
+    tenant: Tenant, stack: Stack, simulator: Process, reader: str
+) -> None:
+    caller = Caller(tenant, stack.start_gateway(f"127.0.0.1:{simulator.port}"), reader)
+    ai = caller.start()
+    for _ in range(3):
+        assert refused(lambda: caller.say(ai, model="nothing"))["status"] == 404
+    caller.gateway.stop()
+    assert refusals(caller, reader)["model_not_found"] == 3
+
+
 def test_b31_a_key_can_ask_for_its_usage_and_b32_refused_calls_are_counted(
-    caller: Caller, stack: Stack, reader: str
+    caller: Caller, reader: str
 ) -> None:
     """With the rights that the manifests give to the gateway, and to its meter's clients."""
     ai = caller.start(service={"limits": {"rpm": 1000}})
@@ -145,14 +165,9 @@ def test_b31_a_key_can_ask_for_its_usage_and_b32_refused_calls_are_counted(
     (model,) = get("/models")["data"]
     assert (model["state"], model["pricing"]["prompt"]) == ("active", "0.000001")
 
-    def codes() -> dict[str, int]:
-        now = datetime.now(UTC)
-        times = {"from": (now - timedelta(hours=1)).isoformat(), "to": (now + timedelta(hours=1)).isoformat()}
-        query = urlencode({"namespace": caller.tenant.namespace} | times)
-        rows = stack.call_meter("GET", f"/v1/refusals?{query}", token=reader)["rows"]
-        return {row["code"]: row["count"] for row in rows}
-
-    wait_for("refused calls are counted", lambda: codes().get("model_not_found") == 1, SECONDS)
+    wait_for(
+        "refused calls are counted", lambda: refusals(caller, reader).get("model_not_found") == 1, SECONDS
+    )
 
 
 def test_b16_streams_are_metered_whether_the_client_asks_for_usage_or_not(caller: Caller) -> None:
