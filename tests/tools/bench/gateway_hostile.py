@@ -71,12 +71,13 @@ async def _attack(port: int, body: bytes, counts: list[int], number: int) -> Non
         "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
         f"authorization: Bearer {OTHER_TOKEN}\r\ncontent-length: {len(body)}\r\n\r\n"
     )
+    sent = head.encode() + body
     while True:
         writer = None
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             while True:
-                writer.write(head.encode() + body)
+                writer.write(sent)
                 answer = await reader.readuntil(b"\r\n\r\n")
                 assert answer[9:12] in (b"400", b"404", b"429"), answer
                 length = next(line for line in answer.split(b"\r\n") if line.startswith(b"content-length:"))

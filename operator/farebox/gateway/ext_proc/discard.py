@@ -23,7 +23,7 @@ SMALL_BYTES: Final = 32 * 1024
 """Sockets buffer a body of this size, so its client has sent it before it reads the response."""
 MAX_BODIES: Final = 32
 """The maximum of concurrent bodies. Further calls are answered immediately."""
-BYTES_BURST: Final = 64 * 2**20
+BYTES_BURST: Final = 128 * 2**20
 BYTES_PER_SECOND: Final = 8 * 2**20
 """The bytes that are discarded, in all bodies. Beyond them, calls are answered immediately."""
 QUIET_SECONDS: Final = 0.2

@@ -14,7 +14,7 @@ from farebox.domain.keys import ObjectKey
 
 REFUSED_BURST: Final = 400.0
 REFUSED_PER_SECOND: Final = 8.0
-BYTES_PER_UNIT: Final = 256 * 1024
+BYTES_PER_UNIT: Final = 128 * 1024
 """The work of refusing a request: one unit, and one for each of these bytes of its body."""
 _MAX_KEYS: Final = 10_000
 _LONG: Final = 256 * 1024
