@@ -121,6 +121,22 @@ async def test_a_request_that_is_incomplete_at_the_timeout_is_ended(
     assert impatient.envoy.lines() == []
 
 
+@pytest.mark.parametrize(
+    ("path", "form"), [("/v1/messages", {"type", "error", "request_id"}), ("/v1/responses", {"error"})]
+)
+async def test_an_error_of_envoy_itself_has_the_form_of_the_api(
+    impatient: Target, path: str, form: set[str]
+) -> None:
+    begin = f"POST {path} HTTP/1.1\r\nHost: gateway\r\n{KEY}\r\n{LENGTH}0\r\n\r\n"
+    async with impatient.connected() as (reader, writer):
+        writer.write(begin.encode())
+        document = json.loads((await answer(reader)).body)
+    assert set(document) == form
+    assert document["error"]["code"] == "request_timeout"
+    assert document["error"]["type"] == "invalid_request_error"
+    assert document.get("type", "error") == "error"
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def impatient(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
     async with running(tmp_path_factory.mktemp("slow"), head_seconds=0.2, body_seconds=0.3) as made:
