@@ -28,7 +28,8 @@ from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge, usage_error
 from farebox.errors import FareboxError
-from farebox.gateway.metering.usage import MAX_REPORTED_TOKENS, BilledTokens, UsageLine
+from farebox.gateway.metering.dialects import MAX_REPORTED_TOKENS
+from farebox.gateway.metering.usage import BilledTokens, UsageLine
 from farebox.gateway.ratelimit.base import Counters
 from farebox.gateway.request.body import RequestBody
 from farebox.gateway.snapshot import GatewaySnapshot

@@ -14,6 +14,7 @@ from lupa import luajit21
 
 from farebox.gateway.envoy.response_filter import NAMESPACE, script
 from farebox.gateway.interface import ImmediateResponse, RequestHead, Route, UsageRedaction
+from farebox.gateway.metering.dialects import MAX_REPORTED_TOKENS
 from farebox.gateway.metering.usage import BilledTokens, billed_tokens
 from tests.gateway.envoy_gateway import Simulator, by_body, chat, gateway
 from tests.gateway.metering.test_metering import CONTINUOUS, leave_after
@@ -64,6 +65,7 @@ class Answer:
         by_choice: bool = False,
         headers: dict[str, str] | None = None,
         added: str | None = None,
+        ceiling: int = MAX_REPORTED_TOKENS,
         compiled: bool = True,
     ) -> None:
         self.reported: dict[str, Any] = {}
@@ -77,12 +79,13 @@ class Answer:
             )
         sent = {":status": "200", "content-type": kind.decode(), **(headers or {})}
         seen = lua.table_from({name.encode(): value.encode() for name, value in sent.items()})
-        rules = f"{dialect} {redaction} {choices} {by_choice:d} r-1".encode()
+        rules = f"{dialect} {redaction} {choices} {by_choice:d} {ceiling} r-1".encode()
         decision = {b"rules": rules} | ({b"headers": added.encode()} if added else {})
         whole = Chunk(b"".join(pieces))
         is_error = sent[":status"] != "200"
         _handle(lua)(lua.table_from(chunks), seen, lua.table_from(decision), whole, self._keep)
-        self.text = whole.text if is_error else b"".join(chunk.text for chunk in chunks)
+        self.pieces = [chunk.text for chunk in chunks]
+        self.text = whole.text if is_error else b"".join(self.pieces)
         self.headers = {name.decode(): value.decode() for name, value in seen.items()}
 
     @property
@@ -329,7 +332,7 @@ def test_an_answer_without_usage_passes_byte_for_byte() -> None:
 
 def test_a_line_that_does_not_end_is_not_waited_for() -> None:
     pieces = [b"data: " + b"x" * (LONGEST_EVENT // 3) for _ in range(4)] + [b"\n\n" + last()]
-    assert through(UsageRedaction.ALL, pieces) == b"".join(pieces)
+    assert through(UsageRedaction.ALL, pieces) == b"".join(pieces[:-1]) + b"\n\n"
     assert through(UsageRedaction.ALL, [*pieces[:2], b"\n\n" + last()]) == b"".join(pieces[:2]) + b"\n\n"
 
 

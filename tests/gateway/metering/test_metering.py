@@ -104,7 +104,7 @@ async def test_a_client_that_leaves_midway_pays_an_estimate_otherwise(tmp_path: 
     ):
         assert await leave_after(running.url, chat(stream=True), 10) == 10
         line = await running.line()
-    estimate = estimate_tokens(TextCounts(pieces=10, millitokens=10 * (1000 + 59 * 700)))
+    estimate = estimate_tokens(TextCounts(pieces=10, millitokens=1000 + 599 * 700))
     assert billed_tokens(line) == BilledTokens(5, 0, estimate, estimated=True)
 
 

@@ -41,7 +41,8 @@ LEFT: dict[str, Any] = {
 }
 TEXT = TextCounts(pieces=20, millitokens=19_000)
 REPORTED = BilledTokens(100, 40, 20, False, 10)
-NOT_POSSIBLE = BilledTokens(11, 0, 0, True, implausible=True)
+NO_INPUT = BilledTokens(11, 0, 20, True, implausible=True)
+NO_OUTPUT = BilledTokens(100, 0, 0, True, implausible=True)
 NO_BOUNDS = {"estimate_input": "11"}
 
 
@@ -125,8 +126,8 @@ NO_BOUNDS = {"estimate_input": "11"}
             BilledTokens(11, 0, 20, True),
             id="an encoding that is not read",
         ),
-        pytest.param({"reported": TokenCounts(1001, output=20)}, NOT_POSSIBLE, id="input above its bound"),
-        pytest.param({"reported": TokenCounts(100, output=51)}, NOT_POSSIBLE, id="output above its bound"),
+        pytest.param({"reported": TokenCounts(1001, output=20)}, NO_INPUT, id="input above its bound"),
+        pytest.param({"reported": TokenCounts(100, output=51)}, NO_OUTPUT, id="output above its bound"),
         pytest.param(
             {
                 "reported": TokenCounts(100, output=51),
@@ -137,14 +138,24 @@ NO_BOUNDS = {"estimate_input": "11"}
         ),
         pytest.param(
             {"reported": TokenCounts(100, output=10**8), "labels": NO_BOUNDS},
-            NOT_POSSIBLE,
+            NO_OUTPUT,
             id="absurd output",
         ),
         pytest.param(
-            {"reported": TokenCounts(10**10, output=1), "labels": NO_BOUNDS}, NOT_POSSIBLE, id="absurd input"
+            {"reported": TokenCounts(10**10, output=20), "labels": NO_BOUNDS}, NO_INPUT, id="absurd input"
         ),
-        pytest.param({"reported": TokenCounts(100, 101, None, 1)}, NOT_POSSIBLE, id="cached above input"),
-        pytest.param({"reported": TokenCounts(100, 60, 60, 1)}, NOT_POSSIBLE, id="cache above input"),
+        pytest.param({"reported": TokenCounts(100, 101, None, 20)}, NO_INPUT, id="cached above input"),
+        pytest.param({"reported": TokenCounts(100, 60, 60, 20)}, NO_INPUT, id="cache above input"),
+        pytest.param(
+            {"impossible": True, "final": False, "reported": TokenCounts(100), "text": TEXT},
+            BilledTokens(100, 0, 20, True, implausible=True),
+            id="the text of output that cannot be",
+        ),
+        pytest.param({"impossible": True}, REPORTED, id="a later report that can be"),
+        pytest.param(
+            {"text": TEXT}, BilledTokens(100, 40, 40, True, 10), id="text after usage that seemed final"
+        ),
+        pytest.param({"failed": True, "undelivered": True}, None, id="an error before any text, with usage"),
     ],
 )
 def test_what_a_call_pays(changes: dict[str, Any], expected: BilledTokens | None) -> None:
@@ -201,6 +212,12 @@ def test_a_line_is_read() -> None:
         ('{"prompt_tokens":-7,"completion_tokens":2}', (None, None, 2)),
         ('{"input_tokens":7,"output_tokens":2,"input_tokens_details":{"cached_tokens":4}}', (7, 4, 2)),
         ('{"input_tokens":7,"output_tokens":2}', (7, None, 2)),
+        (
+            '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0,"input_tokens":7,"output_tokens":2}',
+            (7, None, 2),
+        ),
+        ('{"prompt_tokens":7,"completion_tokens":2,"input_tokens":0,"output_tokens":0}', (7, None, 2)),
+        ('{"prompt_tokens":7,"completion_tokens":0,"input_tokens":0}', (7, None, 0)),
         ('{"input_tokens":7,"cache_read_input_tokens":4,"output_tokens":2}', (11, 4, 2)),
         (
             '{"input_tokens":7,"cache_read_input_tokens":null,"cache_creation_input_tokens":3,"output_tokens":2}',
@@ -260,6 +277,7 @@ def test_text_and_times_are_read() -> None:
     read = parse(line(usage={"content": "3 2900 1"}, first=12))
     assert (read.text, read.duration_ms, read.first_byte_ms) == (TextCounts(3, 2900, 1), 5, 12)
     assert parse(line(usage={"content": ""})).text is None
+    assert parse(line(usage={"content": "0 0 0"})).text is None
 
 
 def test_a_line_after_one_that_was_cut_off_is_read() -> None:

@@ -7,9 +7,16 @@
 -- script fails, the rest of the answer passes unchanged, and its call is charged by what is known.
 --
 -- response_filter.py defines in front of it: RULES, USAGE and LOCAL_REPLY, names; ALLOWED, the headers that pass;
--- ERRORS, the texts of replaced errors; and DIALECTS of metering/dialects.py.
+-- ERRORS, the texts of replaced errors; KEYS, the beginnings of keys; and DIALECTS of metering/dialects.py.
 
 -- Removing usage.
+
+-- Whether an event, from `start` to `stop`, has an error.
+local function has_error(text, start, stop)
+  local at, behind = find_key(text, 'error"', start)
+  local value = at and at < stop and value_behind(text, behind)
+  return value and is_error(text, value)
+end
 
 -- Complete events of a stream without redacted usage. In the event without choices, which has the usage of the whole
 -- stream, the caller asked for neither.
@@ -26,10 +33,12 @@ local function redacted(text, redaction)
     local _, last = find(text, '^"usage"%s*:%s*%b{}', at)
     if last and last < stop then
       local choices = find_key(text, 'choices"', start)
-      if choices and choices < stop and find(text, '^"choices"%s*:%s*%[%s*%]', choices) then
+      if choices and choices < stop and find(text, '^"choices"%s*:%s*%[%s*%]', choices)
+        and not has_error(text, start, stop) then
         on = stop
         if redaction == "all" then
-          parts[#parts + 1] = sub(text, from, start - 1)
+          -- The second byte of the line end before it may have come late.
+          parts[#parts + 1] = sub(text, from, match(text, "^[\r\n]*()", start) - 1)
           from = stop + 1
         end
       else
@@ -50,7 +59,8 @@ end
 -- the upstream gives is not reliable: some send errors typed as streams, or JSON typed as text.
 local function shape_of(kind, text)
   local at, sign = behind_space(text, 1)
-  if sign == 239 then at, sign = behind_space(text, at + 3) end
+  -- The bytes of a byte order mark.
+  while sign == 239 or sign == 187 or sign == 191 do at, sign = behind_space(text, at + 1) end
   if not sign then return nil end
   if sign == 123 or sign == 91 then return "document" end
   if sign == 60 then return "other" end
@@ -60,32 +70,60 @@ local function shape_of(kind, text)
   return "other"
 end
 
+-- The position behind the empty lines and comments with which a text begins. Servers send them to keep a connection.
+local function behind_heartbeats(text)
+  local at = 1
+  while true do
+    local sign = byte(text, at)
+    if sign == 58 then
+      local stop = find(text, "[\r\n]", at)
+      if not stop then return at end
+      at = stop
+    elseif sign ~= 10 and sign ~= 13 then
+      return at
+    end
+    at = at + 1
+  end
+end
+
 -- Passes a stream through the reader, and its usage through the redaction. What is not yet a complete event is held
 -- back, if usage may have to be removed from it, and passes at the end of the stream.
 local function stream(set, rules)
-  local reader = events(set, rules.dialect, rules.choices, rules.by_choice)
+  local reader = events(set, rules)
   local redaction = rules.redaction
-  local held, size, long = {}, 0, nil
+  -- The pieces of an event that is not complete, and their size; the reader of a long event, and its last bytes.
+  local held, size, long, tail = {}, 0, nil, ""
+
+  -- Takes a piece of a long event; gives what passes, and the piece behind the event, if it has ended.
+  local function long_piece(bytes)
+    local text = tail .. bytes
+    local stop = event_end(text, 1, find(text, "\r", 1, true)) - #tail
+    if stop < 1 or last_event_end(sub(text, 1, stop + #tail), stop + #tail) ~= stop + #tail then
+      tail = sub(text, -3)
+      long(bytes)
+      return bytes
+    end
+    long(sub(bytes, 1, stop))
+    long = nil
+    return sub(bytes, 1, stop), sub(bytes, stop + 1)
+  end
 
   -- The bytes to send for a piece.
   local function piece(bytes)
+    local passed = ""
     if long then
-      local stop = last_event_end(bytes)
-      long(stop > 0 and sub(bytes, 1, stop) or bytes)
-      if stop == 0 then return bytes end
-      long = nil
-      held[1], size = sub(bytes, stop + 1), #bytes - stop
-      if redaction == "" then return bytes end
-      return sub(bytes, 1, stop)
+      local passes, more = long_piece(bytes)
+      if not more then return bytes end
+      passed, bytes = passes, more
     end
     held[#held + 1], size = bytes, size + #bytes
     local stop, text = 0, bytes
     if #held == 1 then
-      stop = last_event_end(text)
+      stop = last_event_end(text, 2)
     elseif find(bytes, "[\r\n]") then
       text = concat(held)
       held = { text }
-      stop = last_event_end(text)
+      stop = last_event_end(text, #text - #bytes + 1)
     end
     local out = redaction == "" and bytes or ""
     if stop > 0 then
@@ -94,14 +132,21 @@ local function stream(set, rules)
       reader.read(whole)
       if redaction ~= "" then out = redacted(whole, redaction) end
     end
+    if size > 0 and redaction ~= "" and #held == 1 then
+      local start = behind_heartbeats(held[1])
+      if start > 1 then
+        out = out .. sub(held[1], 1, start - 1)
+        held, size = { start <= size and sub(held[1], start) or nil }, size - start + 1
+      end
+    end
     if size > LONGEST_EVENT then
-      long = reader.long()
       text = concat(held)
+      long, tail = reader.long(), sub(text, -3)
       long(text)
       held, size = {}, 0
       if redaction ~= "" then out = out .. text end
     end
-    return out
+    return passed == "" and out or passed .. out
   end
 
   -- The bytes to send at the end of the stream.
@@ -126,7 +171,7 @@ local function pass_body(handle, set, kind, rules)
       if shape == "events" then
         piece, rest = stream(set, rules)
       elseif shape == "document" then
-        read = answer(set, rules.dialect)
+        read = answer(set, rules)
       elseif shape then
         set("shape", shape)
       end
@@ -155,11 +200,17 @@ local function filter_headers(headers, added)
   end
 end
 
--- A text without what may be a part of a key, or the name of an organization.
+-- A text without what may be a part of a key, or the name of an organization. Names of models have parts of letters and
+-- digits, too, but shorter ones.
 local function masked(text)
+  text = gsub(text, "([Bb][Ee][Aa][Rr][Ee][Rr] +)[%w_%-%.~+/=]+", "%1***")
   return (gsub(text, "[%w_%-%*]+", function(word)
-    if find(word, "*", 1, true) or find(word, "^sk%-") or find(word, "^org%-") or find(word, "^proj_")
-      or match(word, "%w%w%w%w%w%w%w%w%w%w%w%w%w%w%w%w%w%w%w%w") then return "***" end
+    if #word < 4 then return nil end
+    if find(word, "*", 1, true) or KEYS[match(word, "^%a+[%-_]") or ""] or find(word, "^AIza") or find(word, "^eyJ")
+      or find(word, "^%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-") then return "***" end
+    for part in string.gmatch(word, "%w+") do
+      if #part >= 20 or #part >= 12 and find(part, "%d") and find(part, "%l") and find(part, "%u") then return "***" end
+    end
   end))
 end
 
@@ -179,29 +230,36 @@ end
 -- Replaces an error that has to do with the gateway's operator or the upstream. What the upstream said goes to the log.
 local function pass_error(handle, set, status, rules)
   local body = handle:body(true)
-  local text = masked(body:getBytes(0, math.min(body:length(), LONGEST_ERROR)))
-  set("error", sub(text, 1, 512))
+  local headers = handle:headers()
+  local size, text = body:length(), ""
+  -- What is compressed here cannot be read.
+  if not headers:get("content-encoding") then
+    text = masked(body:getBytes(0, math.min(size, LONGEST_ERROR)))
+    set("error", sub(text, 1, 512))
+  end
   local name = replaced_by(status, text)
+  if not name and (text == "" or size > LONGEST_ERROR or find(text, "^%s*<")) then name = "rejected" end
   if not name then
     body:setBytes(text)
     return
   end
   local error = ERRORS[name]
   body:setBytes((gsub(error[rules.name] or error.other, "REQUEST_ID", rules.request_id)))
-  local headers = handle:headers()
+  headers:remove("content-encoding")
   headers:replace("content-type", "application/json")
   if error.status > 0 then headers:replace(":status", tostring(error.status)) end
 end
 
--- The rules of the decision: "DIALECT REDACTION CHOICES BY_CHOICE REQUEST_ID".
+-- The rules of the decision: "DIALECT REDACTION CHOICES BY_CHOICE CEILING REQUEST_ID".
 local function read_rules(text)
-  local dialect, redaction, choices, by_choice, request_id = match(text, "^(%S*) (%S*) (%d+) (%d) (.*)")
+  local dialect, redaction, choices, by_choice, ceiling, request_id = match(text, "^(%S*) (%S*) (%d+) (%d) (%d+) (.*)")
   return {
     name = dialect,
     dialect = DIALECTS[dialect] or NO_DIALECT,
     redaction = redaction,
     choices = tonumber(choices),
     by_choice = by_choice == "1",
+    ceiling = tonumber(ceiling),
     request_id = request_id,
   }
 end

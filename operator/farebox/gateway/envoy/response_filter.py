@@ -28,7 +28,8 @@ NAMESPACE: Final = "farebox.usage"
     final     the same, if it covers the whole answer
     choices   "SEEN INPUT OUTPUT": the sum of what was reported for single answers of a call
     content   "PIECES MILLITOKENS IMAGES": text after the last usage (`farebox.domain.billing.estimates`)
-    failed    "1": the answer is an error, or ends in one
+    impossible "1": usage with more output than the answer can have was left out (B30)
+    failed    the answer is an error, or ends in one: "1" after some text, "0" before any
     shape     "other": neither JSON nor a stream of events; "encoded": in an encoding that is not read
     error     the beginning of an answer that is an error by its status
 """
@@ -68,12 +69,37 @@ _ERRORS: Final = {
         *(0, "rate_limit_error", "rate_limit_error", "upstream_rate_limited"),
         "The model backend accepts no more calls at the moment. Retry later",
     ),
+    "rejected": (
+        *(0, "invalid_request_error", "invalid_request_error", "upstream_rejected"),
+        "The model backend rejected the request without a readable reason. "
+        "Check the fields of the request and the size of its content",
+    ),
     "failed": (
         *(0, "upstream_error", "api_error", "upstream_failed"),
         "The model backend failed to answer the call. Retry later",
     ),
 }
 """Errors that replace those of an upstream: status (0: unchanged), type, Anthropic's type, code, message."""
+
+
+_KEYS: Final = (
+    *("sk-", "rk-", "pk-", "key-", "org-", "proj_", "gsk_", "xai-", "pplx-", "hf_", "nvapi-", "fw_", "pa-"),
+    *(
+        "csk-",
+        "ghp_",
+        "tgp_",
+        "jina_",
+        "or-",
+        "apikey-",
+        "token-",
+        "AKIA-",
+        "dop_",
+        "glpat-",
+        "secret_",
+        "sess-",
+    ),
+)
+"""The beginnings of keys, and of the names of organizations and projects."""
 
 
 def script(allowed_headers: Sequence[str] = ()) -> str:
@@ -88,6 +114,7 @@ def script(allowed_headers: Sequence[str] = ()) -> str:
         f'RULES, USAGE, LOCAL_REPLY = "{messages.ANSWER}", "{NAMESPACE}", "{LOCAL_REPLY_HEADER}"\n'
         f"ALLOWED = {_set(name.lower() for name in (*ALLOWED_HEADERS, *allowed_headers))}\n"
         f"ERRORS = {{ {errors} }}\n"
+        f"KEYS = {_set(_KEYS)}\n"
         f"DIALECTS = {{ {dialects} }}\n"
         f"WEIGHTS = {{ {', '.join(f'{name} = {weight}' for name, weight in WEIGHTS.items())} }}\n"
         f"WITHIN = {_set(USAGE_OBJECTS)}\nANSWERS = {_set(ANSWER_FIELDS)}\n{_SCRIPT}"

@@ -15,6 +15,8 @@ local concat, tonumber = table.concat, tonumber
 -- and it passes unchanged.
 local LONGEST_EVENT = 262144
 local LONGEST_USAGE = 4096
+-- The length of a key with its colon, as far as text is counted.
+local LONGEST_KEY = 63
 -- The length of an error that is read.
 local LONGEST_ERROR = 65536
 -- An API without text, such as a list of models.
@@ -96,9 +98,9 @@ local function event_end(text, at, has_cr)
   return #text
 end
 
--- The position of the last byte of the last complete event; 0 without one.
-local function last_event_end(text)
-  for at = #text, 2, -1 do
+-- The position of the last byte of the last complete event, if it is at `from` or behind it; 0 without one.
+local function last_event_end(text, from)
+  for at = #text, math.max(from, 2), -1 do
     local sign = byte(text, at)
     if sign == 10 or sign == 13 then
       local before = byte(text, at - 1)
@@ -198,6 +200,36 @@ end
 -- Whether usage has a number of tokens that is not 0. A provider that ends with zeros takes nothing back.
 local function has_tokens(usage) return find(usage, '_tokens"%s*:%s*[1-9]') end
 
+-- Whether a value, at its position, is anything but null or an empty list.
+local function is_filled(text, value) return not match(text, "^null", value) and not match(text, "^%[%s*%]", value) end
+
+-- The output tokens in usage: a number; MANY, if it has more digits than any real count, so that it stays a whole
+-- number here; nil without one.
+local MANY = 999999999
+local function output_tokens(usage)
+  local _, last = find(usage, 'completion_tokens"', 1, true)
+  if not last then _, last = find(usage, 'output_tokens"', 1, true) end
+  local at, sign = value_behind(usage, (last or #usage) + 1)
+  if not at or not sign or sign < 48 or sign > 57 then return nil end
+  local number, size = 0, 0
+  while sign and sign >= 48 and sign <= 57 do
+    number, size = number * 10 + sign - 48, size + 1
+    if size > 9 then return MANY end
+    at = at + 1
+    sign = byte(usage, at)
+  end
+  if sign == 46 or sign == 69 or sign == 101 then
+    number = tonumber(match(usage, "^[%d.eE+-]+", at - size)) or MANY
+  end
+  if number == 0 then
+    -- Some count reasoning in the total alone.
+    local total = tonumber(match(usage, '"total_tokens"%s*:%s*(%d+)'))
+    local input = tonumber(match(usage, '"prompt_tokens"%s*:%s*(%d+)'))
+    if total and input and total > input then number = total - input end
+  end
+  return number < MANY and number or MANY
+end
+
 -- Counting text.
 
 -- The class of a byte of text: the first byte of a character decides about it. 0: a byte within a character.
@@ -226,7 +258,9 @@ end
 -- images. A word continues in the next piece.
 local function counter(words)
   local pieces, tokens, before, length, images = 0, 0, 0, 0, 0
-  local inside = false
+  -- Of a document that arrives in pieces: whether a string has begun, where the last one ends, whether there are parts,
+  -- and what is read again with the next piece.
+  local inside, counted, in_parts, rest = false, 0, false, ""
   local self = {}
   local word, part, number, gap, mark = WEIGHTS.word, WEIGHTS.part, WEIGHTS.number, WEIGHTS.gap, WEIGHTS.mark
   local blank, letter, ideograph, symbol = WEIGHTS.blank, WEIGHTS.letter, WEIGHTS.ideograph, WEIGHTS.symbol
@@ -289,11 +323,12 @@ local function counter(words)
     while at do
       local value, first = value_behind(text, behind)
       if first == 34 then
-        local stop = closing(text, value + 1)
-        add(text, value + 1, stop or #text + 1)
+        local stop, on = closing(text, value + 1)
+        add(text, value + 1, stop or on)
         found = true
+        counted = stop or #text
         if not stop then
-          inside = true
+          inside, rest = true, sub(text, on)
           return found, arrays
         end
         behind = stop + 1
@@ -305,18 +340,21 @@ local function counter(words)
     return found, arrays
   end
 
-  -- Counts the texts from `from` on. A string that does not end continues in the next text.
+  -- Counts the texts from `from` on.
   function self.count(text, from)
     local image = find(text, ";base64,", from, true)
     while image do
-      images = images + 1
-      image = find(text, ";base64,", image + 8, true)
+      images, counted = images + 1, image + 7
+      image = find(text, ";base64,", counted + 1, true)
     end
     if inside then
-      local stop = closing(text, from)
-      add(text, from, stop or #text + 1)
-      if not stop then return end
-      inside, from = false, stop + 1
+      local stop, on = closing(text, from)
+      add(text, from, stop or on)
+      if not stop then
+        rest = sub(text, on)
+        return
+      end
+      inside, from, counted = false, stop + 1, stop
     end
     local skip
     for number = 1, #words do
@@ -325,12 +363,31 @@ local function counter(words)
         local found, arrays = count_field(text, word, from)
         -- Some servers send the same text under both names, during a change from one to the other.
         if found and word == 'reasoning_content"' then skip = 'reasoning"' end
-        -- Text may be in parts: {"content": [{"type": "text", "text": ...}]}.
-        if arrays and word == 'content"' and not find(text, '"logprobs"', from, true) then
-          count_field(text, 'text"', from)
+        if word == 'content"' then
+          -- Text may be in parts: {"content": [{"type": "text", "text": ...}]}.
+          if arrays and not find(text, '"logprobs"', from, true) then in_parts = true end
+          if in_parts then count_field(text, 'text"', from) end
+        elseif found and word == 'arguments"' then
+          -- A model writes the name of a function, too.
+          count_field(text, 'name"', from)
         end
       end
     end
+  end
+
+  -- Counts the texts of an event.
+  function self.event(text, from)
+    in_parts = false
+    self.count(text, from)
+    inside = false
+  end
+
+  -- Counts the texts of a document that arrives in pieces. A key that is cut is read with the next piece.
+  function self.piece(text)
+    if rest ~= "" then text, rest = rest .. text, "" end
+    counted = 0
+    self.count(text, 1)
+    if not inside then rest = sub(text, math.max(counted + 1, #text - LONGEST_KEY)) end
   end
 
   function self.reset() pieces, tokens, images = 0, 0, 0 end
@@ -341,31 +398,41 @@ end
 
 -- The report for the access log. `set` stores a field of it. The client may leave at any time, so it is current after
 -- each piece; the counts are updated when they grow by a sixteenth, because storing costs more than counting.
-local function report(set, words)
-  local texts, reported, counted = nil, 0, false
-  local self = {}
+local function report(set, words, ceiling)
+  local texts, reported, counted, output = nil, 0, false, 0
+  -- `delivered`: whether there was text, or usage of a part of the answer.
+  local self = { delivered = false }
 
+  -- Counts the texts of events from `from` on; of a piece of a document, without `from`.
   function self.count(text, from)
     texts = texts or counter(words)
-    texts.count(text, from)
+    if from then texts.event(text, from) else texts.piece(text) end
   end
 
   -- Stores the counts if they have changed enough.
   function self.store(always)
     local size = texts.size()
     if always or size > reported + reported / 16 then
-      reported, counted = size, true
+      reported, counted, self.delivered = size, true, true
       set("content", texts.text())
     end
   end
 
-  -- Stores usage; true if what was counted before is in it. Some report the input alone.
+  -- Stores usage; true if what was counted before is in it. Some report the input alone, some end with zeros, some report
+  -- what cannot be: the text counts on.
   function self.usage(name, text)
-    if #words > 0 and not find(text, 'completion_tokens"', 1, true)
-      and not find(text, 'output_tokens"', 1, true) then
-      set("first", text)
-      return false
+    if #words > 0 then
+      local tokens = output_tokens(text)
+      if tokens and tokens > ceiling then
+        set("impossible", "1")
+        return false
+      elseif not tokens or tokens == 0 then
+        if output == 0 then set(tokens and name or "first", text) end
+        return false
+      end
+      output = tokens
     end
+    if name == "last" then self.delivered = true end
     set(name, text)
     if texts then texts.reset() end
     reported = 0
@@ -380,12 +447,13 @@ local function report(set, words)
 end
 
 -- A reader of usage that each event reports for one of several answers: it adds up the last usage of each.
-local function sums(set)
+local function sums(set, ceiling)
   local inputs, outputs, seen, input, output = {}, {}, 0, 0, 0
   return function(event, usage)
     local index = match(event, '"index"%s*:%s*(%d+)') or "0"
     local prompt = tonumber(match(usage, '"prompt_tokens"%s*:%s*(%d+)') or 0)
-    local completion = tonumber(match(usage, '"completion_tokens"%s*:%s*(%d+)') or 0)
+    local completion = output_tokens(usage) or 0
+    if completion == 0 or completion > ceiling or prompt >= MANY then return end
     if not inputs[index] then
       seen = seen + 1
       inputs[index], outputs[index] = 0, 0
@@ -396,12 +464,12 @@ local function sums(set)
   end
 end
 
--- Whether a key has a string as its value between two positions of a text.
+-- Whether a key has a string as its value, which is not empty, between two positions of a text.
 local function has_string(text, word, from, stop)
   local at, behind = find_key(text, word, from)
   while at and at < stop do
-    local _, first = value_behind(text, behind)
-    if first == 34 then return true end
+    local value, first = value_behind(text, behind)
+    if first == 34 and byte(text, value + 1) ~= 34 then return true end
     at, behind = find_key(text, word, behind)
   end
   return false
@@ -433,33 +501,42 @@ end
 -- A reader of a stream's complete events. It stores the first usage within a message, which has the input of Anthropic's
 -- streams, and the last usage; whether the latter is final; whether the stream has failed; and counts the text after the
 -- last usage. Most events are never parsed as documents.
-local function events(set, dialect, choices, by_choice)
-  local reports = report(set, dialect.text)
-  local add_up = choices > 1 and sums(set)
+local function events(set, rules)
+  local dialect, choices, by_choice = rules.dialect, rules.choices, rules.by_choice
+  local reports = report(set, dialect.text, rules.ceiling)
+  local add_up = choices > 1 and sums(set, rules.ceiling)
   local begun, failed, usage = false, false, nil
 
-  local function fail()
-    if not failed then set("failed", "1") end
+  -- An error, after this text.
+  local function fail(before)
+    if failed then return end
     failed = true
+    local delivered = reports.delivered
+    if not delivered then
+      local texts = counter(dialect.text)
+      texts.event(before, 1)
+      delivered = texts.size() > 0
+    end
+    set("failed", delivered and "1" or "0")
   end
 
-  -- Takes usage from an event, from `start` to `stop`; true if it has any tokens.
+  -- Takes usage from an event, from `start` to `stop`; true if it covers the text so far.
   local function take(text, start, stop, within, reported)
-    if not has_tokens(reported) then return false end
+    if #reported > LONGEST_USAGE or not has_tokens(reported) then return false end
     if within == "message" then
-      if not begun then reports.usage("first", reported) end
+      if begun then return true end
       begun = true
-    elseif is_final(dialect, text, start, stop, within) then
-      usage = nil
-      reports.usage("final", reported)
-    elseif add_up and (by_choice or within == "choices") then
-      add_up(sub(text, start, stop), reported)
-      reports.usage("last", reported)
-    else
-      usage = reported
-      reports.usage("last", reported)
+      return reports.usage("first", reported)
     end
-    return true
+    usage = nil
+    if is_final(dialect, text, start, stop, within) then return reports.usage("final", reported) end
+    if add_up and (by_choice or within == "choices") then
+      add_up(sub(text, start, stop), reported)
+      return reports.usage("last", reported)
+    end
+    local covers = reports.usage("last", reported)
+    if covers then usage = reported end
+    return covers
   end
 
   -- Reads usage from the event that contains the candidate at `spot`; returns the position behind it if it has any.
@@ -514,10 +591,15 @@ local function events(set, dialect, choices, by_choice)
     while at and not failed do
       local value, sign = value_behind(text, behind)
       if not value and sign or value and is_error(text, value) then
+        -- An event may be full of candidates.
+        local start = event_start(text, 1, at)
+        behind = event_end(text, at, false) + 1
         document(function(name, within, event, place)
-          if name == "error" and is_error(event, place) and within ~= "choices"
-            or name == "type" and not within and match(event, '^"error"', place) then fail() end
-        end)(sub(text, event_start(text, 1, at), event_end(text, at, false)))
+          if name == "error" and is_error(event, place)
+            or name == "type" and not within and match(event, '^"error"', place) then
+            fail(sub(text, 1, start - 1))
+          end
+        end)(sub(text, start, behind - 1))
       end
       at, behind = find_key(text, 'error"', behind)
     end
@@ -541,45 +623,55 @@ local function events(set, dialect, choices, by_choice)
     end
   end
 
-  -- A reader of an event that is too long to be buffered.
+  -- A reader of an event that is too long to be buffered, called with each piece of it.
   function self.long()
-    return document(function(name, within, text, value)
+    local covers = false
+    local read = document(function(name, within, text, value)
       if name == "usage" then
         local reported = match(text, "^%b{}", value)
         if not has_tokens(reported) then return end
         local final = dialect.final == "response" and within == "response"
-        reports.usage(final and "final" or "last", reported)
-        usage = not final and reported or nil
-      elseif name == "error" and is_error(text, value) and within ~= "choices" then
-        fail()
+        covers = reports.usage(final and "final" or "last", reported)
+        usage = covers and not final and reported or nil
+      elseif name == "error" and is_error(text, value) then
+        fail("")
       end
     end)
+    return function(text)
+      read(text)
+      if covers then return end
+      reports.count(text)
+      reports.store(false)
+    end
   end
 
   return self
 end
 
 -- A reader of an answer in one document, called with each piece of it.
-local function answer(set, dialect)
-  local reports = report(set, dialect.document_text)
+local function answer(set, rules)
+  local reports = report(set, rules.dialect.document_text, rules.ceiling)
   local reported, answers, failed = false, false, false
   local read = document(function(name, within, text, value)
     if name == "usage" then
       local usage = match(text, "^%b{}", value)
-      if has_tokens(usage) then reported = reports.usage("final", usage) end
+      if has_tokens(usage) then reported = reports.usage("final", usage) or reported end
+    elseif name == "error" and within == "choices" then
+      if is_error(text, value) then set("failed", "1") end
     elseif name == "error" and not within and is_error(text, value)
       or (name == "type" or name == "object") and not within and match(text, '^"error"', value) then
       -- Nothing was delivered, whatever usage it reports.
       if not failed then set("shape", "other") end
       failed = true
     elseif ANSWERS[name] then
-      answers = true
+      answers = answers or is_filled(text, value)
     end
   end)
   return function(text)
     read(text)
-    if not reported and not failed then
-      reports.count(text, 1)
+    if failed then return end
+    if not reported then
+      reports.count(text)
       if answers then reports.store(true) end
     end
   end

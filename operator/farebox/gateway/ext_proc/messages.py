@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from farebox.gateway.interface import ImmediateResponse, RequestHead, Route
+from farebox.gateway.metering.dialects import MAX_REPORTED_TOKENS
 
 CONTINUE: Final = b"\x0a\x00"
 """ProcessingResponse{request_headers: {}}: continue, and send the body."""
@@ -307,12 +308,15 @@ def _field(key: bytes, text: bytes) -> bytes:
 
 
 def _rules(decision: Route) -> bytes:
-    """ "DIALECT REDACTION CHOICES BY_CHOICE ", which the script reads."""
-    return b"%b %b %d %d " % (
+    """ "DIALECT REDACTION CHOICES BY_CHOICE CEILING ", which the script reads."""
+    labels = decision.labels
+    ceiling = labels.get("output_ceiling") or labels.get("max_output") or MAX_REPORTED_TOKENS
+    return b"%b %b %d %d %b " % (
         decision.dialect.encode(),
         decision.redaction.encode(),
         decision.choices,
         decision.usage_by_choice,
+        str(ceiling).encode(),
     )
 
 

@@ -32,6 +32,8 @@ class Dialect:
     final: str = "no choices"
 
 
+MAX_REPORTED_TOKENS: Final = 20_000_000
+"""No model has a longer context. A larger count is an error of the upstream (B30)."""
 _CHAT_TEXT: Final = ("content", "reasoning_content", "reasoning", "refusal", "arguments")
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "chat": Dialect(_CHAT_TEXT, _CHAT_TEXT),
@@ -110,8 +112,14 @@ class TokenCounts(Struct, frozen=True):
 
 
 def usage_names(usage: Mapping[str, Any]) -> UsageNames:
-    """The names that a usage object uses. Its dialect does not say it: providers mix them."""
-    if CHAT.input in usage or CHAT.output in usage:
+    """The names that a usage object uses. Its dialect does not say it: providers mix them.
+
+    Some send the names of both APIs, and zeros under those of the other.
+    """
+    used = usage.get(RESPONSES.input) or usage.get(RESPONSES.output)
+    if usage.get(CHAT.input) or usage.get(CHAT.output):
+        return CHAT
+    if not used and (CHAT.input in usage or CHAT.output in usage):
         return CHAT
     if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:
         return MESSAGES

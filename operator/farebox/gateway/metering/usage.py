@@ -10,15 +10,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+import msgspec
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
 
 from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.estimates import TextCounts, estimate_tokens
-from farebox.gateway.metering.dialects import TokenCounts, merged, token_counts
+from farebox.gateway.metering.dialects import MAX_REPORTED_TOKENS, TokenCounts, merged, token_counts
 
-MAX_REPORTED_TOKENS: Final = 20_000_000
-"""No model has a longer context. A larger count is an error of the upstream (B30)."""
 _ENCODED_BYTES_PER_TOKEN: Final = 4
 """For an answer in an encoding that nobody reads."""
 _LINE_START: Final = b'{"at":'
@@ -47,6 +46,8 @@ class UsageLine(Struct, frozen=True):
         text: the text after the last report, if any.
         complete: whether the upstream finished its answer.
         failed: whether the answer is an error, or ends in one, although its status is a success.
+        undelivered: whether it failed before any text.
+        impossible: whether the filter left out usage with more output than the answer can have.
         shape: "other" for an answer that is neither JSON nor a stream of events, "encoded" for one that
             nobody reads, otherwise "".
         error: the beginning of an answer that is an error by its status.
@@ -66,6 +67,8 @@ class UsageLine(Struct, frozen=True):
     text: TextCounts | None = None
     complete: bool = False
     failed: bool = False
+    undelivered: bool = False
+    impossible: bool = False
     shape: str = ""
     error: str = ""
     sent_bytes: int = 0
@@ -146,7 +149,7 @@ def billed_tokens(line: UsageLine) -> BilledTokens | None:
     - Otherwise the call pays for what was reported so far, and for the text after that, as estimated. Input
       that was not reported counts as estimated before the call.
     - A client that left before the answer pays for the input if the upstream received the request.
-    - Usage that cannot be counts as not reported.
+    - Usage that cannot be counts as not reported, input and output each on its own.
     - An Envoy that is short of memory ends calls that hold much of it, mostly those of clients that read
       slowly. An answer that had started counts as ended early, otherwise it would be free.
     """
@@ -156,43 +159,40 @@ def billed_tokens(line: UsageLine) -> BilledTokens | None:
         return None
     if line.status == 0 or (line.status == 499 and "DC" in line.flags):
         return _estimate(line, TokenCounts()) if line.upstream_bytes else None
-    if not 200 <= line.status < 300 or line.shape == "other":
+    if not 200 <= line.status < 300 or line.shape == "other" or line.undelivered:
         return None
-    reported = line.reported
+    reported = _plausible(line)
     known = reported.input is not None or reported.output is not None
     # An error may come with the usage of its input.
     delivered = line.text is not None or reported.output or line.shape == "encoded"
     if not delivered and (line.failed or (line.complete and not known)):
         return None
-    if known and not _is_plausible(line):
-        estimated = _estimate(line, TokenCounts())
-        return BilledTokens(
-            estimated.input_tokens,
-            estimated.cached_tokens,
-            estimated.output_tokens,
-            True,
-            estimated.cache_write_tokens,
-            implausible=True,
-        )
-    if line.final and reported.input is not None and reported.output is not None:
+    covered = line.final and line.text is None
+    if covered and reported.input is not None and reported.output is not None:
         return BilledTokens(
             reported.input, reported.cached or 0, reported.output, False, reported.cache_write or 0
         )
-    return _estimate(line, reported)
+    estimated = _estimate(line, reported)
+    if reported == line.reported and not (line.impossible and estimated.estimated):
+        return estimated
+    return msgspec.structs.replace(estimated, estimated=True, implausible=True)
 
 
-def _is_plausible(line: UsageLine) -> bool:
-    """Whether the reported tokens are possible: within the call's own bounds, and consistent (B30)."""
-    reported = line.reported
-    inputs, outputs = reported.input or 0, reported.output or 0
-    if inputs > _number(line.labels, "max_input", MAX_REPORTED_TOKENS):
-        return False
-    most = _number(line.labels, "max_output", MAX_REPORTED_TOKENS)
-    if outputs > _number(line.labels, "output_ceiling", most):
-        return False
-    if max(inputs, outputs) > MAX_REPORTED_TOKENS:
-        return False
-    return reported.input is None or (reported.cached or 0) + (reported.cache_write or 0) <= inputs
+def _plausible(line: UsageLine) -> TokenCounts:
+    """The reported tokens without what cannot be: above the call's own bounds, or inconsistent (B30)."""
+    reported, labels = line.reported, line.labels
+    outputs = reported.output
+    most = _number(labels, "output_ceiling", _number(labels, "max_output", MAX_REPORTED_TOKENS))
+    if outputs is not None and outputs > min(most, MAX_REPORTED_TOKENS):
+        outputs = None
+    inputs = reported.input
+    if inputs is None:
+        return TokenCounts(None, reported.cached, reported.cache_write, outputs)
+    most = _number(labels, "max_input", MAX_REPORTED_TOKENS)
+    in_cache = (reported.cached or 0) + (reported.cache_write or 0)
+    if inputs > min(most, MAX_REPORTED_TOKENS) or in_cache > inputs:
+        return TokenCounts(output=outputs)
+    return TokenCounts(inputs, reported.cached, reported.cache_write, outputs)
 
 
 def _estimate(line: UsageLine, reported: TokenCounts) -> BilledTokens:
@@ -234,6 +234,8 @@ def _usage_line(line: _Line) -> UsageLine:
         text=_text(seen.get("content", "")),
         complete=complete,
         failed="failed" in seen,
+        undelivered=seen.get("failed") == "0",
+        impossible="impossible" in seen,
         shape=seen.get("shape", ""),
         error=seen.get("error", ""),
         sent_bytes=line.sent,
@@ -285,7 +287,9 @@ def _of_choices(last: TokenCounts, text: str, prompts: int) -> TokenCounts:
 
 def _text(counts: str) -> TextCounts | None:
     numbers = [int(each) for each in counts.split()]
-    return TextCounts(*numbers) if len(numbers) == len(TextCounts.__struct_fields__) else None
+    if len(numbers) != len(TextCounts.__struct_fields__) or not any(numbers):
+        return None
+    return TextCounts(*numbers)
 
 
 def _number(labels: Mapping[str, str], name: str, absent: int) -> int:
