@@ -323,6 +323,16 @@ def documents(stream: bytes) -> list[Any]:
     return [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: {")]
 
 
+@pytest.mark.parametrize("value", ["null", "{}", "[]", '"text"', "1"])
+def test_usage_of_any_other_value_passes(value: str) -> None:
+    """Most providers send "usage": null in all events but the last."""
+    one = f'data: {{"choices":[{{"delta":{{}}}}],"usage":{value}}}\n\n'.encode()
+    stream = one * 3 + b"data: [DONE]\n\n"
+    for redaction in UsageRedaction:
+        expected = stream.replace(b'"usage":{}', b'"usage":null') if redaction else stream
+        assert through(redaction, [stream]) == expected
+
+
 def test_an_answer_without_usage_passes_byte_for_byte() -> None:
     events = b"".join(map(event, ["a", *TEXTS]))
     stream = b": hello\r\n\r\nevent: ping\ndata:\n\n" + events + b"data: [DONE]\n\n"

@@ -29,7 +29,7 @@ local function redacted(text, redaction)
       start = stop + 1
       stop = event_end(text, start, has_cr)
     end
-    local on = at + 1
+    local on = at + #'"usage"'
     local _, last = find(text, '^"usage"%s*:%s*%b{}', at)
     if last and last < stop then
       local choices = find_key(text, 'choices"', start)
