@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lupa import luajit21
 
@@ -29,6 +30,42 @@ TEXTS = ['"usage":{"a":1}', '\\"usage\\": {}', '}}}{"choices":[]', "\n\n", "é",
 
 LONGEST_EVENT, LONGEST_USAGE = 2**18, 2**12
 """Those of the script."""
+
+
+MAX_STEPS = 1000
+"""A million instructions: a hundred times what the longest answer of FRAGMENTS needs."""
+FRAGMENTS = [
+    *(
+        '"usage"',
+        '"error"',
+        '"choices"',
+        '"content"',
+        '"text"',
+        '"delta"',
+        '"type"',
+        '"index"',
+        '"finish_reason"',
+    ),
+    *('"reasoning"', '"reasoning_content"', '"stop_reason"', '"message"', '"response"', '"prompt_tokens"'),
+    *(
+        '"completion_tokens"',
+        "usage",
+        "[DONE]",
+        "null",
+        "{}",
+        "[]",
+        "5",
+        '"a"',
+        '"',
+        "\\",
+        "{",
+        "}",
+        "[",
+        "]",
+    ),
+    *(":", ",", " ", "\n", "\r", "\n\n", "\r\n\r\n", "data: ", "event: error", ";base64,", "é", "\\u00e9"),
+    *('{"usage":{"prompt_tokens":3,"completion_tokens":2}}', '"usage":null', '{"choices":[],'),
+]
 
 
 class Chunk:
@@ -67,7 +104,9 @@ class Answer:
         added: str | None = None,
         ceiling: int = MAX_REPORTED_TOKENS,
         compiled: bool = True,
+        max_steps: float = math.inf,
     ) -> None:
+        self._max_steps = max_steps
         self.reported: dict[str, Any] = {}
         self.steps = 0
         chunks = [Chunk(piece) for piece in pieces]
@@ -99,6 +138,7 @@ class Answer:
 
     def _step(self, *_: object) -> None:
         self.steps += 1
+        assert self.steps < self._max_steps, "the script does not end"
 
     def _keep(self, namespace: bytes, name: bytes, value: bytes) -> None:
         assert namespace.decode() == NAMESPACE
@@ -422,3 +462,39 @@ async def test_an_event_is_passed_on_as_soon_as_it_is_whole(tmp_path: Path) -> N
             assert documents(line) == [{**documents(event("one"))[0], "usage": None}]
             seen.set()
             assert await response.read() == b"data: [DONE]\n\n"
+
+
+@settings(max_examples=1000)
+@given(
+    fragments=st.lists(st.sampled_from(FRAGMENTS), max_size=60),
+    kind=st.sampled_from([STREAM, DOCUMENT]),
+    dialect=st.sampled_from(["chat", "completions", "messages", "responses", "embeddings", ""]),
+    redaction=st.sampled_from(list(UsageRedaction)),
+    choices=st.integers(1, 3),
+    by_choice=st.booleans(),
+    cuts=st.lists(st.integers(0, 400), max_size=8),
+)
+def test_the_script_ends_whatever_an_upstream_sends(
+    fragments: list[str],
+    kind: bytes,
+    dialect: str,
+    redaction: UsageRedaction,
+    choices: int,
+    by_choice: bool,
+    cuts: list[int],
+) -> None:
+    """It runs in Envoy's thread: if it did not end, no call of the gateway would."""
+    text = "".join(fragments).encode()
+    pieces = [*cut(text, cuts), b""]
+    answer = Answer(
+        redaction,
+        pieces,
+        kind,
+        dialect=dialect,
+        choices=choices,
+        by_choice=by_choice,
+        compiled=False,
+        max_steps=MAX_STEPS,
+    )
+    if not redaction:
+        assert answer.text == text

@@ -322,7 +322,7 @@ local function counter(words)
     local at, behind = find_key(text, word, from)
     while at do
       local value, first = value_behind(text, behind)
-      if first == 34 then
+      if value and first == 34 then
         local stop, on = closing(text, value + 1)
         add(text, value + 1, stop or on)
         found = true
@@ -469,7 +469,7 @@ local function has_string(text, word, from, stop)
   local at, behind = find_key(text, word, from)
   while at and at < stop do
     local value, first = value_behind(text, behind)
-    if first == 34 and byte(text, value + 1) ~= 34 then return true end
+    if value and first == 34 and byte(text, value + 1) ~= 34 then return true end
     at, behind = find_key(text, word, behind)
   end
   return false
@@ -483,7 +483,7 @@ local function is_final(dialect, text, start, stop, within)
   local at, behind = find_key(text, 'choices"', start)
   if not at or at > stop then return true end
   local value, first = value_behind(text, behind)
-  if first ~= 91 then return false end
+  if not value or first ~= 91 then return false end
   local _, sign = behind_space(text, value + 1)
   return sign == 93
 end
@@ -562,8 +562,8 @@ local function events(set, rules)
     -- The candidates for usage, each in an event of its own.
     local spots, at, behind = {}, find_key(text, 'usage"', 1)
     while at do
-      local _, first = value_behind(text, behind)
-      if first == 123 then
+      local value, first = value_behind(text, behind)
+      if value and first == 123 then
         spots[#spots + 1] = at
         behind = event_end(text, at, false) + 1
       end
