@@ -1,7 +1,7 @@
 """The likely number of tokens of a text whose usage nobody reported (B26). Pure.
 
 No tokenizer runs: it is the model's own, and the gateway does not keep the text. While the text passes, the
-filter of answers adds up WEIGHTS (`gateway/envoy/usage_reader.lua`). They were fitted to cl100k_base on prose
+filter of answers adds up WEIGHTS (`gateway/envoy/text_counter.lua`). They were fitted to cl100k_base on prose
 in five languages, code, JSON, YAML, tables and formulas: each sample is within 15 %, where bytes divided by
 4.2 are wrong by up to 54 %. Newer tokenizers have up to a fifth fewer tokens in languages other than English.
 """

@@ -1,4 +1,4 @@
--- Runs in Envoy (LuaJIT) on each answer of an upstream, behind usage_reader.lua:
+-- Runs in Envoy (LuaJIT) on each answer of an upstream, behind json_reader.lua, text_counter.lua and usage_reader.lua:
 --   * it removes the headers that are not allowed, and adds those of the decision;
 --   * it replaces errors that are not about the caller's request;
 --   * it reports the usage, and the text that no usage covers, in the metadata that the access log writes;

@@ -1,10 +1,10 @@
 """Envoy's filter of answers: headers, errors, usage, and text that no usage covers yet.
 
-The filter is a script in Envoy (`usage_reader.lua`, `response_filter.lua`), because answers pass through
-Envoy only. It copies usage verbatim and counts text; `metering.usage` interprets both. The gateway asks every
-stream for its usage (B16), in every event if the upstream supports it. A caller that did not ask must not see
-it: many clients read `choices[0]` of every event, which a usage event does not have. Others add up the usage
-of all events.
+The filter is a script in Envoy, because answers pass through Envoy only. It is in four files;
+`response_filter.lua` has the entry. It copies usage verbatim and counts text; `metering.usage` interprets
+both. The gateway asks every stream for its usage (B16), in every event if the upstream supports it. A caller
+that did not ask must not see it: many clients read `choices[0]` of every event, which a usage event does not
+have. Others add up the usage of all events.
 
 What is the provider's or the operator's own does not pass (B29): headers that are not in an allow list, and
 errors about credentials, money or limits of the operator, which are replaced by errors of the gateway.
@@ -53,7 +53,7 @@ ALLOWED_HEADERS: Final = (
 or redirect clients."""
 _SCRIPT: Final = "".join(
     files("farebox.gateway.envoy").joinpath(name).read_text(encoding="utf-8")
-    for name in ("usage_reader.lua", "response_filter.lua")
+    for name in ("json_reader.lua", "text_counter.lua", "usage_reader.lua", "response_filter.lua")
 )
 _REFUSED: Final = (
     "The provider of the model refused the gateway's credentials or account. "
