@@ -155,7 +155,7 @@ class ResponsesRequest(SimulatorRequest):
 class MessagesTurn(BaseModel):
     """One message of Anthropic's."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]  # Claude Code sends system messages between others
     content: str | list[TextPart]
 
     @property
