@@ -3,8 +3,8 @@
     head -> identify the key -> body -> admit (pure) -> hold money -> count limits -> route
 
 The rules are in `farebox.domain.admission.rules`; they raise Denied, which becomes a response and is counted
-in `_refuse`, and nowhere else. A call that is denied after money was held or
-limits were counted returns both. `settlement` handles the end of a call.
+in `_refuse`, and nowhere else. A call that is denied after money was held or limits were counted returns
+both. `settlement` handles the end of a call.
 """
 
 import asyncio
@@ -119,8 +119,9 @@ class Handler:
                 raise MethodNotAllowed(path, "POST")
             check_headers(head)
             caller = self._caller(head)
-            key = identify(caller, self.snapshot, self.clock()).key
-            wait = self.refused.retry_after(key, self.clock().timestamp())
+            now = self.clock()
+            key = identify(caller, self.snapshot, now).key
+            wait = self.refused.retry_after(key, now.timestamp())
             if wait:
                 raise TooManyRefused(wait)
         except Denied as denied:

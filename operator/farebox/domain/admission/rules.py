@@ -54,6 +54,26 @@ class AdmissionRequest(Struct, frozen=True, dict=True):
     free: FreeTokens | Unknown
     reserved: bool
 
+    @classmethod
+    def of_served(
+        cls, call: Call, key: KeyPolicy, service: ServicePolicy, snapshot: Snapshot, now: datetime
+    ) -> "AdmissionRequest":
+        """The request of a call of a service that serves. Raises Denied if the service does not."""
+        service_enabled(service)
+        model = model_served(service, snapshot)
+        service_active(service)
+        reservation = service.reservation
+        return cls(
+            call,
+            now,
+            key,
+            service,
+            model,
+            snapshot.funds(service.account),
+            snapshot.free_tokens(service.account, service.model),
+            reservation is not None and reservation.in_force(now),
+        )
+
     @property
     def needs_money(self) -> bool:
         """Whether money must be able to pay for the call."""
@@ -321,22 +341,8 @@ def look_up(call: Call, key: KeyPolicy, snapshot: Snapshot) -> ServicePolicy:
 
 def admit_known(call: Call, key: KeyPolicy, snapshot: Snapshot, now: datetime) -> Allow:
     """The rest of `admit`, for a call whose key is identified. Raises Denied."""
-    service = look_up(call, key, snapshot)
-    service_enabled(service)
-    model = model_served(service, snapshot)
-    service_active(service)
-    output_within_ceiling(model, call)
-    reservation = service.reservation
-    request = AdmissionRequest(
-        call,
-        now,
-        key,
-        service,
-        model,
-        snapshot.funds(service.account),
-        snapshot.free_tokens(service.account, service.model),
-        reservation is not None and reservation.in_force(now),
-    )
+    request = AdmissionRequest.of_served(call, key, look_up(call, key, snapshot), snapshot, now)
+    output_within_ceiling(request.model, call)
     _check_payment(request)
     return _allow(request)
 

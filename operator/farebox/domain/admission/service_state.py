@@ -8,11 +8,8 @@ from farebox.domain.admission.rules import (
     free_tokens_in_time,
     free_tokens_known,
     free_tokens_left,
-    model_served,
     money_known,
     not_overdue,
-    service_active,
-    service_enabled,
 )
 from farebox.domain.admission.types import (
     AvailableFunds,
@@ -40,20 +37,7 @@ _CALL: Final = Call("", None, "", 0, 1)
 def service_state(key: KeyPolicy, service: ServicePolicy, snapshot: Snapshot, now: datetime) -> ServiceState:
     """The state of a service that the key may call, by the rules of admission in their order (B13, B18)."""
     try:
-        service_enabled(service)
-        model = model_served(service, snapshot)
-        service_active(service)
-        reservation = service.reservation
-        request = AdmissionRequest(
-            _CALL,
-            now,
-            key,
-            service,
-            model,
-            snapshot.funds(service.account),
-            snapshot.free_tokens(service.account, service.model),
-            reservation is not None and reservation.in_force(now),
-        )
+        request = AdmissionRequest.of_served(_CALL, key, service, snapshot, now)
         if request.needs_money:
             money_known(request)
             not_overdue(request)
