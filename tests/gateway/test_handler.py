@@ -765,3 +765,9 @@ async def test_running_calls_reduce_the_available_balance(harness: Harness) -> N
     forward = await harness.forwarded()
     committed = int(forward.labels["estimate_input"]) * 500
     assert harness.spend.available(ACCOUNT) == Nano(5 * UNIT - committed)
+
+
+async def test_b28_the_models_setting_for_images_reaches_the_end_of_a_call(harness: Harness) -> None:
+    assert "image_tokens" not in (await harness.forwarded()).labels
+    harness.put(model(requests={"imageTokens": 700}))
+    assert (await harness.forwarded()).labels["image_tokens"] == "700"

@@ -55,8 +55,8 @@ class Route(Struct, frozen=True):
             "estimate_input", "max_input" and "max_output", for calls that end early and for usage that
             cannot be; "output_ceiling", the tokens that may be reported if they are more than "max_output";
             "inputs", the number of texts that the model reads separately, if there are several;
-            "image_tokens", those of each image in an answer; "cached_share", the thousandths of the input
-            that are likely read from a cache.
+            "image_tokens", those of each image in an answer, unless they are the usual ones; "cached_share",
+            the thousandths of the input that are likely read from a cache.
         redaction: applies to an answer that is a stream of events.
         dialect: the API of the answer (`APIEndpoint.dialect`), which says where its text and usage stand.
         choices: how many answers the caller gets.

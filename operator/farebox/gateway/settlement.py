@@ -23,7 +23,7 @@ from farebox.domain.admission.rate_limits import (
     corrections,
     refunds,
 )
-from farebox.domain.admission.types import Allow
+from farebox.domain.admission.types import DEFAULT_MEDIA_TOKENS, Allow
 from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.money import MAX_NANO
 from farebox.domain.billing.pricing import charge, usage_error
@@ -97,6 +97,8 @@ class Settlement:
             labels["output_ceiling"] = str(allow.output_ceiling or MAX_REPORTED_TOKENS)
         if request.inputs > 1:
             labels["inputs"] = str(request.inputs)
+        if allow.model.media.image != DEFAULT_MEDIA_TOKENS.image:
+            labels["image_tokens"] = str(allow.model.media.image)
         share = self._cached_shares.get((service, api_key))
         if share is not None:
             labels["cached_share"] = str(share)

@@ -106,6 +106,16 @@ NO_BOUNDS = {"estimate_input": "11"}
             id="images",
         ),
         pytest.param(
+            {**LEFT, "text": TextCounts(1, 0, 2), "labels": {**NO_BOUNDS, "image_tokens": "700"}},
+            BilledTokens(11, 0, 1400, True),
+            id="images of a model with a setting",
+        ),
+        pytest.param(
+            {**LEFT, "text": TextCounts(1, 0, 2), "labels": NO_BOUNDS},
+            BilledTokens(11, 0, 2200, True),
+            id="images of a model without a setting",
+        ),
+        pytest.param(
             {**LEFT, "status": 0, "sent_bytes": 0}, BilledTokens(11, 0, 0, True), id="left before the answer"
         ),
         pytest.param(

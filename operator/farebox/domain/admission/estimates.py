@@ -11,7 +11,7 @@ import string
 from collections.abc import Sequence
 from typing import Final
 
-from farebox.domain.admission.types import NO_MEDIA, MediaPieces, MediaTokens
+from farebox.domain.admission.types import DEFAULT_MEDIA_TOKENS, NO_MEDIA, MediaPieces, MediaTokens
 from farebox.domain.billing.money import MAX_NANO, Nano
 from farebox.domain.billing.pricing import MAX_TOKENS, Tier, highest_input_price
 
@@ -31,9 +31,6 @@ ASSUMED_OUTPUT_TOKENS: Final = 1000
 ADDED_TOKENS: Final = 1000
 """The maximum that a chat template or a provider adds to a call, such as a system prompt or instructions for
 tools. Those of Llama, Qwen, gpt-oss and Claude have between 20 and 600 tokens."""
-
-
-_DEFAULT: Final = MediaTokens()
 
 
 def estimate_text(body: bytes) -> int:
@@ -62,7 +59,7 @@ def estimate_input(
     body_bytes: int,
     context_tokens: int = 0,
     pieces: MediaPieces = NO_MEDIA,
-    per_piece: MediaTokens = _DEFAULT,
+    per_piece: MediaTokens = DEFAULT_MEDIA_TOKENS,
     text_tokens: int | None = None,
 ) -> int:
     """The likely number of input tokens, at most the model's context (0: unknown).

@@ -61,6 +61,9 @@ class MediaTokens:
     video: int = 8000
 
 
+DEFAULT_MEDIA_TOKENS: Final = MediaTokens()
+
+
 class Call(Struct, frozen=True):
     """The parts of a call that admission needs.
 
@@ -161,7 +164,7 @@ class ModelPolicy:
     context_tokens: int = 0
     max_output_tokens: int = 0
     tiers: tuple[Tier, ...] = ()
-    media: MediaTokens = MediaTokens()
+    media: MediaTokens = DEFAULT_MEDIA_TOKENS
 
 
 class AvailableFunds(Struct, frozen=True):

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
 
+from farebox.domain.admission.types import DEFAULT_MEDIA_TOKENS
 from farebox.domain.billing.coverage import CallTokens
 from farebox.domain.billing.estimates import TextCounts, estimate_tokens
 from farebox.gateway.metering.dialects import MAX_REPORTED_TOKENS, TokenCounts, merged, token_counts
@@ -210,7 +211,7 @@ def _estimate(line: UsageLine, reported: TokenCounts) -> BilledTokens:
         cached = min(reported.cached, inputs)
     more = 0
     if line.text is not None:
-        more = estimate_tokens(line.text, _number(labels, "image_tokens", 0))
+        more = estimate_tokens(line.text, _number(labels, "image_tokens", DEFAULT_MEDIA_TOKENS.image))
     elif line.shape == "encoded":
         more = line.sent_bytes // _ENCODED_BYTES_PER_TOKEN
     outputs = (reported.output or 0) + more
