@@ -47,13 +47,7 @@ def show_usage(
 
     async def show(client: MeterClient) -> None:
         answer = await client.usage(values | _times(start, end))
-        match output:
-            case "json":
-                click.echo(_json(answer))
-            case "csv":
-                click.echo(render.usage_csv(answer), nl=False)
-            case _:
-                click.echo(render.usage_table(of, answer))
+        _echo(output, answer, lambda: render.usage_csv(answer), lambda: render.usage_table(of, answer))
 
     _run(access, show)
 
@@ -72,14 +66,12 @@ def show_calls(
             page = await client.calls(params | size | ({"cursor": cursor} if cursor else {}))
             calls += page.calls
             cursor = page.next
-        match output:
-            case "json":
-                click.echo(_json(CallPage(page.start, page.end, tuple(calls), page.next)))
-            case "csv":
-                click.echo(render_calls.calls_csv(calls), nl=False)
-            case _:
-                table = render_calls.calls_table(_owner(values), calls, has_more=cursor is not None)
-                click.echo(table)
+        _echo(
+            output,
+            CallPage(page.start, page.end, tuple(calls), page.next),
+            lambda: render_calls.calls_csv(calls),
+            lambda: render_calls.calls_table(_owner(values), calls, has_more=cursor is not None),
+        )
 
     _run(access, show)
 
@@ -89,13 +81,7 @@ def show_call(request_id: str, values: dict[str, str], output: str, access: dict
 
     async def show(client: MeterClient) -> None:
         call = await client.call(request_id, values)
-        match output:
-            case "json":
-                click.echo(_json(call))
-            case "csv":
-                click.echo(render_calls.calls_csv([call]), nl=False)
-            case _:
-                click.echo(render_calls.call_text(call))
+        _echo(output, call, lambda: render_calls.calls_csv([call]), lambda: render_calls.call_text(call))
 
     _run(access, show)
 
@@ -108,15 +94,25 @@ def show_refusals(
 
     async def show(client: MeterClient) -> None:
         answer = await client.refusals(values | _times(start, end))
-        match output:
-            case "json":
-                click.echo(_json(answer))
-            case "csv":
-                click.echo(render_calls.refusals_csv(answer), nl=False)
-            case _:
-                click.echo(render_calls.refusals_table(of, answer))
+        _echo(
+            output,
+            answer,
+            lambda: render_calls.refusals_csv(answer),
+            lambda: render_calls.refusals_table(of, answer),
+        )
 
     _run(access, show)
+
+
+def _echo(output: str, answer: Any, csv: Callable[[], str], table: Callable[[], str]) -> None:
+    """Print an answer of the meter as JSON, CSV or a table."""
+    match output:
+        case "json":
+            click.echo(_json(answer))
+        case "csv":
+            click.echo(csv(), nl=False)
+        case _:
+            click.echo(table())
 
 
 def _owner(values: dict[str, str]) -> str:
